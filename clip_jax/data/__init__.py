@@ -1,0 +1,1 @@
+"""Sources of image-caption pairs, their exact order, and the batches made of them."""

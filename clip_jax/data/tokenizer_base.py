@@ -1,0 +1,103 @@
+"""What all tokenizers share: rows of ids with an end token, and how long texts are cut."""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from etils import epath
+
+TextMask = Literal["truncate", "random", "block"]
+DESCRIPTION = "description.json"
+
+
+class Tokenizer(ABC):
+    """Turns texts into rows of ids: a start token where the kind has one, the text, an end token.
+
+    Attributes:
+      context_length: ids in a row; a text that is longer loses tokens, never the end token.
+      vocab_size: ids are below it.
+      end_id: closes every row. Except for SigLIP's it is the largest id, so a model finds it.
+      pad_id: fills the row after the end token.
+    """
+
+    kind: str
+    context_length: int
+    vocab_size: int
+    end_id: int
+    pad_id: int = 0
+    start_ids: tuple[int, ...] = ()
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        rng: np.random.Generator | None = None,
+        mask: TextMask = "truncate",
+    ) -> np.ndarray:
+        """Tokenize.
+
+        Args:
+          texts: a sequence of strings, not one string.
+          rng: what `mask` draws from; None: the texts are truncated.
+          mask: which tokens of a text that is too long are kept (arXiv:2305.07017, section 3):
+            the first ones, a random subset in order, or a random block.
+
+        Returns:
+          (texts, context_length) int32.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"a tokenizer takes a list of texts, not one text: [{texts[:40]!r}]")
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        room = self.context_length - len(self.start_ids) - 1
+        keep = MASKS[mask if rng is not None else "truncate"]
+        for row, ids in zip(rows, self.encode(texts)):
+            if len(ids) > room:
+                ids = keep(ids, room, rng)
+            ids = [*self.start_ids, *ids, self.end_id]
+            row[: len(ids)] = ids
+        return rows
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        """The ids of each text, of any length, without start and end token."""
+
+    def save(self, directory: str | os.PathLike):
+        """Write all that `load_tokenizer` needs into `directory`, of a disk or a bucket."""
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        name, content = self.file()
+        if name is not None:
+            (directory / name).write_bytes(content)
+        description = {"kind": self.kind, "context_length": self.context_length, "file": name}
+        (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+
+    def file(self) -> tuple[str | None, bytes]:
+        """The name and content of the file that the tokenizer was made from, if there is one."""
+        return None, b""
+
+    def _check_context(self):
+        least = len(self.start_ids) + 2
+        if self.context_length < least:
+            raise ValueError(
+                f"context_length={self.context_length} leaves no token for the text; "
+                f"the {self.kind} tokenizer needs at least {least}"
+            )
+
+
+def _truncate(ids: Sequence[int], room: int, rng: np.random.Generator | None) -> Sequence[int]:
+    return ids[:room]
+
+
+def _random(ids: Sequence[int], room: int, rng: np.random.Generator) -> Sequence[int]:
+    kept = np.sort(rng.choice(len(ids), room, replace=False))
+    return [ids[i] for i in kept]
+
+
+def _block(ids: Sequence[int], room: int, rng: np.random.Generator) -> Sequence[int]:
+    first = int(rng.integers(len(ids) - room + 1))
+    return ids[first : first + room]
+
+
+MASKS = {"truncate": _truncate, "random": _random, "block": _block}

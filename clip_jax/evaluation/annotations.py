@@ -1,0 +1,46 @@
+"""What evaluation needs to know of a data set besides its pixels: captions, labels, groups."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+
+from clip_jax.data.samples import BadSample, Source
+from clip_jax.gathering import gather_json
+
+THREADS = 16  # reading waits for a disk or a network
+
+
+class Annotation(NamedTuple):
+    index: int  # in the source
+    captions: tuple[str, ...]  # those with something in them
+    label: int | None  # None: no class
+    group: str | None
+
+
+def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]:
+    """The annotations of some samples, in the order of `indices`, the same in every process.
+
+    Each process reads its share of the samples, without decoding an image. One that cannot be read
+    has no captions, no label and no group.
+    """
+    share = indices[jax.process_index() :: jax.process_count()]
+    with ThreadPoolExecutor(THREADS) as pool:
+        mine = list(pool.map(lambda index: _read(source, int(index)), share))
+    parts = gather_json(mine)
+    # The first entry of all parts, then the second of all, ...: the order before the sharing out.
+    count = len(parts)
+    entries = (parts[place % count][place // count] for place in range(len(indices)))
+    return [Annotation(index, tuple(texts), *rest) for index, texts, *rest in entries]
+
+
+def _read(source: Source, index: int) -> Annotation:
+    try:
+        sample = source[index]
+    except BadSample:
+        return Annotation(index, (), None, None)
+    captions = tuple(caption for caption in sample.captions if caption.strip())
+    # Some sources say "no class" with -1, as TensorFlow Datasets does.
+    label = None if sample.label is None or sample.label < 0 else int(sample.label)
+    return Annotation(index, captions, label, sample.group)

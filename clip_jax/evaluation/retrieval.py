@@ -1,0 +1,69 @@
+"""Does an image find its captions among all captions, and a caption its image among all images?"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jax.sharding import Mesh
+
+from clip_jax.evaluation.ranking import ROWS, rank
+
+KS = (1, 5, 10)
+
+
+def retrieval(
+    z_image_NE: np.ndarray,
+    z_text_ME: np.ndarray,
+    image_of_text_M: np.ndarray,
+    *,
+    mesh: Mesh,
+    rows: int = ROWS,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict[str, float]:
+    """Recall and ranks both ways, for any number of captions an image.
+
+    Recall at k is the share of queries that have a right answer among their first k. An image that
+    has several captions needs one of them; an image without a caption is no query, but can still
+    be found. Only the pairs of the data set are right: another image with the very same caption is
+    wrong. Ties are shared out, see `Ranks`.
+
+    Args:
+      z_image_NE: (images, embedding) of unit length.
+      z_text_ME: (captions, embedding) of unit length.
+      image_of_text_M: (captions,) which row of `z_image_NE` each caption belongs to.
+      mesh, rows, should_stop: see `rank`.
+
+    Returns:
+      For each direction, "text_to_image" and "image_to_text": "..._recall_at_1", "_5" and "_10",
+      each with "..._recall_at_1_chance", what guessing would reach, and "..._mean_rank" and
+      "..._median_rank", where 1 is the best.
+    """
+    N = len(z_image_NE)
+    captions_N = np.bincount(image_of_text_M, minlength=N)
+    asking_Q = np.flatnonzero(captions_N)
+    everything = {"mesh": mesh, "rows": rows, "should_stop": should_stop}
+    directions = {
+        "text_to_image": (
+            rank(z_text_ME, image_of_text_M, z_image_NE, np.arange(N), **everything),
+            lambda k: min(k / N, 1.0),
+        ),
+        "image_to_text": (
+            rank(z_image_NE[asking_Q], asking_Q, z_text_ME, image_of_text_M, **everything),
+            lambda k: _chance(captions_N[asking_Q], len(z_text_ME), k),
+        ),
+    }
+    metrics = {}
+    for name, (ranks, chance) in directions.items():
+        for k in KS:
+            metrics[f"{name}_recall_at_{k}"] = float(ranks.found(k).mean())
+            metrics[f"{name}_recall_at_{k}_chance"] = chance(k)
+        metrics[f"{name}_mean_rank"] = float(ranks.expected().mean())
+        metrics[f"{name}_median_rank"] = float(np.median(ranks.expected()))
+    return metrics
+
+
+def _chance(captions_Q: np.ndarray, M: int, k: int) -> float:
+    """How often k of M captions, drawn at random, hold one of an image's own."""
+    counts, times = np.unique(captions_Q, return_counts=True)
+    missed = [math.comb(M - int(own), k) / math.comb(M, k) if k < M else 0.0 for own in counts]
+    return float(1 - np.average(missed, weights=times))

@@ -1,0 +1,117 @@
+"""SigLIP's loss: each of all pairs of a batch is judged alone, as a match or not."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax.losses.arguments import AxisName, checked
+from clip_jax.losses.movement import Alone, gather_all, make_movement
+from clip_jax.losses.tiling import pull_back, similarity
+
+
+def dense_sigmoid_loss(
+    z_image_BE: jax.Array, z_text_BE: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array
+) -> jax.Array:
+    """Algorithm 1 of arXiv:2303.15343. The reference that faster forms must equal."""
+    B = z_image_BE.shape[0]
+    logits_BB = logit_scale * similarity(z_image_BE, z_text_BE) + logit_bias
+    label_BB = 2 * jnp.eye(B, dtype=logits_BB.dtype) - 1  # 1 for a match, -1 for all others
+    return -jax.nn.log_sigmoid(label_BB * logits_BB).sum() / B
+
+
+def sigmoid_loss(
+    z_image_BE: jax.Array,
+    z_text_BE: jax.Array,
+    logit_scale: jax.Array,
+    logit_bias: jax.Array,
+    *,
+    axis_name: AxisName = None,
+    movement: str = "gather",
+    tile: int | None = None,
+) -> jax.Array:
+    """SigLIP's binary cross-entropy over all pairs of a batch.
+
+    The sum over all pairs of -log sigmoid(label * (scale * cosine + bias)), the label 1 for a
+    match and -1 for every other pair, divided by the batch size (algorithm 1 of
+    arXiv:2303.15343), exact on every mesh. Logits and the loss are float32. Gradients reach
+    all four arrays, whether `jax.grad` is taken inside of the user's `jax.shard_map` or around
+    it; they come from the pass that computes the loss, also where it is tiled.
+
+    Args:
+      z_image_BE: image embeddings (batch, embedding) of length 1, float32 or bfloat16. With
+        `axis_name`, the device's rows of the batch.
+      z_text_BE: text embeddings, likewise; row i is the match of image i.
+      logit_scale: scalar, the multiplier of the cosines (not its logarithm).
+      logit_bias: scalar, added to every logit.
+      axis_name: as for `softmax_loss`.
+      movement: as for `softmax_loss`.
+      tile: as for `softmax_loss`.
+
+    Returns:
+      The loss of the whole batch, float32, the same on every device.
+
+    Raises:
+      ValueError: when shapes, axes, `movement` or `tile` do not fit.
+    """
+    axes, (z_image_BE, z_text_BE, logit_scale, logit_bias) = checked(
+        z_image_BE,
+        z_text_BE,
+        {"logit_scale": logit_scale, "logit_bias": logit_bias},
+        axis_name=axis_name,
+        movement=movement,
+        tile=tile,
+    )
+    if movement == "dense":
+        whole = (gather_all(z, axes) for z in (z_image_BE, z_text_BE))
+        return jax.lax.pmean(dense_sigmoid_loss(*whole, logit_scale, logit_bias), axes)
+    move = make_movement(movement, axes, tile)
+    return jax.lax.psum(_share(z_image_BE, z_text_BE, logit_scale, logit_bias, move), axes)
+
+
+def _wrongness(rows, columns, scale, bias) -> tuple[jax.Array, jax.Array]:
+    """-label * logit of each pair, and -label."""
+    (image_RE, place_R), (text_BE, place_B) = rows, columns
+    sign_RB = jnp.where(place_R[:, None] == place_B, -1, 1)
+    return sign_RB * (scale * similarity(image_RE, text_BE) + bias), sign_RB
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _share(image_BE, text_BE, scale, bias, move: Alone) -> jax.Array:
+    """The device's share of the loss: its rows."""
+
+    def block(rows, columns, _):
+        wrong_RB, _ = _wrongness(rows, columns, scale, bias)
+        return jax.nn.softplus(wrong_RB).sum(axis=1), None, None
+
+    loss_B, _, _ = move.sweep(block, move.rows(image_BE), move.columns(text_BE))
+    return loss_B.sum() / move.batch(len(loss_B))
+
+
+def _share_forward(image_BE, text_BE, scale, bias, move: Alone):
+    """The share and its gradients, from the same logits."""
+
+    def block(rows, columns, _):
+        wrong_RB, sign_RB = _wrongness(rows, columns, scale, bias)
+        # softplus and its derivative, the sigmoid, of one exponential that cannot overflow.
+        small_RB = jnp.exp(-jnp.abs(wrong_RB))
+        gradient_RB = sign_RB * jnp.where(wrong_RB < 0, small_RB, 1) / (1 + small_RB)
+        to_image_RE, to_text_BE = pull_back(gradient_RB, rows[0], columns[0])
+        loss_R = (jnp.maximum(wrong_RB, 0) + jnp.log1p(small_RB)).sum(axis=1)
+        return (loss_R, gradient_RB.sum(axis=1), to_image_RE), to_text_BE, None
+
+    rows, columns = move.rows(image_BE), move.columns(text_BE)
+    (loss_B, to_bias_B, to_image_BE), to_text_BE, _ = move.sweep(block, rows, columns)
+    weight = 1 / move.batch(len(loss_B))
+    to_scale = weight * (image_BE * to_image_BE).sum()
+    gradients = weight * scale * to_image_BE, weight * scale * to_text_BE
+    return weight * loss_B.sum(), (image_BE[:0], *gradients, to_scale, weight * to_bias_B.sum())
+
+
+def _share_backward(move: Alone, saved, cotangent):
+    like, *gradients = saved
+    to_image_BE, to_text_BE, *to_scalars = (cotangent * part for part in gradients)
+    return to_image_BE.astype(like.dtype), to_text_BE.astype(like.dtype), *to_scalars
+
+
+_share.defvjp(_share_forward, _share_backward)

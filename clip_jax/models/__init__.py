@@ -1,0 +1,1 @@
+"""The encoders as pure Linen modules, and the architectures by name."""

@@ -1,0 +1,157 @@
+"""Two towers, one shared space, and the temperature: the CLIP model of arXiv:2103.00020."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from clip_jax.config import ModelConfig, PreprocessConfig, ResNetConfig
+from clip_jax.models.architectures import model_config
+from clip_jax.models.layers import identity
+from clip_jax.models.resnet import ResNet
+from clip_jax.models.text_transformer import TextTransformer
+from clip_jax.models.vision_transformer import VisionTransformer
+
+
+class Outputs(NamedTuple):
+    """What a CLIP model says of a batch of pairs."""
+
+    image: jax.Array  # (batch, embedding) float32, unit length
+    text: jax.Array  # (batch, embedding) float32, unit length
+    logit_scale: jax.Array  # multiplier of the cosines, 1 / temperature
+    logit_bias: jax.Array | None  # added to the scaled cosines; None without a bias
+
+
+class CLIP(nn.Module):
+    """A CLIP model, a pure function of its variables.
+
+    `model.init(key, images, tokens)` makes them. `model.apply(variables, images,
+    method="encode_image")` and `method="encode_text"` embed, `model.apply(variables, images,
+    tokens)` does both and returns `Outputs`.
+
+    Attributes:
+      config: the whole architecture.
+      constrain: called on the activations (batch, ...) at every block's input; a train step over
+        a mesh passes one that pins the batch to its devices. The model knows of no mesh.
+    """
+
+    config: ModelConfig
+    constrain: Callable[[jax.Array], jax.Array] = identity
+
+    def setup(self):
+        cfg = self.config
+        dtype = jnp.dtype(cfg.dtype)
+        common = {"embed_dim": cfg.embed_dim, "dtype": dtype}
+        scanned = {
+            "remat": cfg.remat,
+            "attention": cfg.attention,
+            "unroll": cfg.unroll,
+            "constrain": self.constrain,
+        }
+        if isinstance(cfg.vision, ResNetConfig):
+            self.image = ResNet(cfg.vision, remat=cfg.remat, **common)
+        else:
+            self.image = VisionTransformer(cfg.vision, **common, **scanned)
+        self.text = TextTransformer(cfg.text, **common, **scanned)
+        self.logit_scale = self.param(
+            "logit_scale", nn.initializers.constant(cfg.init_logit_scale), ()
+        )
+        if cfg.init_logit_bias is not None:
+            self.logit_bias = self.param(
+                "logit_bias", nn.initializers.constant(cfg.init_logit_bias), ()
+            )
+
+    def __call__(
+        self,
+        images_BHWC: jax.Array,
+        tokens_BL: jax.Array,
+        *,
+        train: bool = False,
+        frozen: tuple[str, ...] = (),
+    ) -> Outputs:
+        """Both embeddings of a batch of pairs, the temperature and the bias.
+
+        A tower that `frozen` names ("image", "text") works in training as it does after it.
+        """
+        return Outputs(
+            image=self.encode_image(images_BHWC, train=train and "image" not in frozen),
+            text=self.encode_text(tokens_BL, train=train and "text" not in frozen),
+            logit_scale=jnp.exp(self.logit_scale),
+            logit_bias=None if self.config.init_logit_bias is None else self.logit_bias,
+        )
+
+    def encode_image(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        """Embed images.
+
+        Args:
+          images_BHWC: (batch, size, size, 3); uint8 pixels, which are normalised here with
+            `config.preprocess`, or floats, taken as normalised already.
+          train: use patch dropout (rng stream "dropout") and batch statistics, where there are any.
+
+        Returns:
+          (batch, embed_dim) float32 of unit length.
+        """
+        size = self.config.vision.image_size
+        chex.assert_shape(images_BHWC, (None, size, size, 3))
+        x_BHWC = normalize_pixels(images_BHWC, self.config.preprocess)
+        return unit_length(self.image(x_BHWC, train=train))
+
+    def encode_text(self, tokens_BL: jax.Array, *, train: bool = False) -> jax.Array:
+        """Embed texts.
+
+        Args:
+          tokens_BL: (batch, length) integers, padded, length at most `config.text.context_length`.
+          train: as for images.
+
+        Returns:
+          (batch, embed_dim) float32 of unit length.
+        """
+        chex.assert_rank(tokens_BL, 2)
+        chex.assert_type(tokens_BL, int)
+        longest = self.config.text.context_length
+        if tokens_BL.shape[1] > longest:
+            raise ValueError(
+                f"tokens are {tokens_BL.shape[1]} long and the model's context_length is {longest}: "
+                "tokenize with that context_length, or make the model with a longer one"
+            )
+        return unit_length(self.text(tokens_BL, train=train))
+
+
+def create_model(
+    name: str | ModelConfig,
+    *,
+    constrain: Callable[[jax.Array], jax.Array] = identity,
+    **changes,
+) -> CLIP:
+    """Make a CLIP model by its name, such as "ViT-B-32" (open_clip's) or "ViT-B/32" (OpenAI's).
+
+    Args:
+      name: a name that `clip-jax models` lists, or a `ModelConfig`.
+      constrain: see `CLIP`.
+      **changes: fields of the `ModelConfig` to change, such as dtype="bfloat16", remat="full",
+        image_size=336 or context_length=32.
+
+    Raises:
+      ValueError: for an unknown name or field, with the nearest known ones.
+    """
+    return CLIP(model_config(name, **changes), constrain=constrain)
+
+
+def normalize_pixels(images_BHWC: jax.Array, preprocess: PreprocessConfig) -> jax.Array:
+    """uint8 pixels to zero mean and unit deviation in float32; floats pass as they are."""
+    if images_BHWC.dtype != jnp.uint8:
+        return images_BHWC
+    mean_C = 255 * jnp.asarray(preprocess.mean, jnp.float32)
+    std_C = 255 * jnp.asarray(preprocess.std, jnp.float32)
+    return (images_BHWC.astype(jnp.float32) - mean_C) / std_C
+
+
+def unit_length(x_BE: jax.Array) -> jax.Array:
+    """Divide each row by its length, in float32 at least: a dot product is then a cosine."""
+    x_BE = x_BE.astype(jnp.promote_types(x_BE.dtype, jnp.float32))
+    # The floor keeps the gradient finite for a row of zeros; it changes no other row.
+    square_B1 = jnp.maximum(jnp.square(x_BE).sum(axis=-1, keepdims=True), 1e-24)
+    return x_BE * jax.lax.rsqrt(square_B1)

@@ -1,0 +1,125 @@
+"""Two ways to try a step without its devices: libtpu's verdict, and an estimate for GPUs."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from clip_jax.config import TrainConfig
+from clip_jax.planning import memory
+from clip_jax.planning.compiler import GIB, Refused, compile_step, require_libtpu
+from clip_jax.planning.hlo import Program
+from clip_jax.planning.partitioned import compile_for_text, read_partitioned, update_work
+from clip_jax.planning.steps import Step, make_step
+from clip_jax.planning.topologies import Topology
+
+MOST_CPU_DEVICES = 1024
+JAX_SHARE = 0.75  # of a GPU's memory that JAX takes where XLA_PYTHON_CLIENT_MEM_FRACTION is not set
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a step on a topology: bytes are of one device."""
+
+    step: Step
+    needed_bytes: float
+    available_bytes: float
+    estimated_bytes: float  # from shapes alone
+    program: Program | None  # None: the compiler refused it
+
+    @property
+    def fits(self) -> bool:
+        return self.needed_bytes <= self.available_bytes
+
+
+def devices_of(topology: Topology) -> Sequence[Any]:
+    """Devices that stand for those of the topology.
+
+    Raises:
+      ValueError: libtpu is not installed, or JAX has started with fewer CPU devices.
+    """
+    if topology.chip.kind == "tpu":
+        require_libtpu()
+        return topology.compile_only_devices()
+    devices = jax.devices("cpu")
+    if topology.devices > len(devices):
+        raise ValueError(
+            f"--topology {topology.name}: {topology.devices} devices are wanted and JAX was "
+            f"started with {len(devices)} CPU devices to stand for them: start anew with "
+            f"JAX_NUM_CPU_DEVICES={topology.devices}"
+        )
+    return devices[: topology.devices]
+
+
+def start(topologies: Sequence[Topology]):
+    """Let JAX have enough CPU devices and touch no accelerator; before it looks for devices."""
+    wanted = max([t.devices for t in topologies if t.chip.kind == "gpu"], default=1)
+    if wanted > MOST_CPU_DEVICES:
+        raise ValueError(f"at most {MOST_CPU_DEVICES} GPUs can be planned for, not {wanted}")
+    if any(t.chip.kind == "tpu" for t in topologies):
+        require_libtpu()
+    jax.config.update("jax_platforms", "cpu")
+    if wanted == 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:
+        return  # JAX runs already; `devices_of` sees whether it has enough
+
+
+def try_step(
+    cfg: TrainConfig, topology: Topology, *, gpu_share: float = JAX_SHARE, read: bool = True
+) -> Trial:
+    """Compile a run's step for a topology.
+
+    Args:
+      cfg: the run.
+      topology: where it is to go.
+      gpu_share: of a GPU's memory that JAX may use.
+      read: take the program too. A GPU's memory is known without it.
+
+    Raises:
+      ValueError: settings that contradict each other or the topology.
+    """
+    step = make_step(cfg, devices_of(topology))
+    if topology.chip.kind == "gpu":
+        return _estimated(step, topology, gpu_share, read)
+    estimated = memory.estimate(step).peak
+    found = compile_step(step)
+    if isinstance(found, Refused):
+        return Trial(step, found.needed_bytes, found.available_bytes, estimated, None)
+    available = available_bytes(topology)
+    return Trial(step, found.peak_bytes, available, estimated, found.program)
+
+
+def available_bytes(topology: Topology, *, gpu_share: float = JAX_SHARE) -> float:
+    """Memory of a device that a program may use."""
+    chip = topology.chip
+    return chip.usable_gib * GIB if chip.kind == "tpu" else chip.memory_bytes * gpu_share
+
+
+def estimated_bytes(step: Step, topology: Topology, *, batch_size: int | None = None) -> float:
+    """What a step would need, from shapes alone, with its own batch or another."""
+    return memory.estimate(step, batch_size=batch_size, attention=attention_of(step, topology)).peak
+
+
+def _estimated(step: Step, topology: Topology, gpu_share: float, read: bool) -> Trial:
+    needed = estimated_bytes(step, topology)
+    available = available_bytes(topology, gpu_share=gpu_share)
+    program = None
+    if read and needed <= available:
+        fused = attention_of(step, topology) == "fused"
+        program = read_partitioned(compile_for_text(step.lower()), fused_attention=fused)
+        state = memory.parameter_bytes(step), memory.optimizer_bytes(step)
+        program.work.append(update_work(*state))
+    return Trial(step, needed, available, needed, program)
+
+
+def attention_of(step: Step, topology: Topology) -> memory.Attention:
+    """As `models.attention` chooses: cuDNN's kernel for bfloat16 on a GPU, unless told otherwise."""
+    if topology.chip.kind == "tpu":
+        return "padded"
+    settings = step.cfg.model
+    return "plain" if settings.attention == "plain" or settings.dtype == "float32" else "fused"

@@ -1,0 +1,166 @@
+"""The text form of an HLO module as computations, instructions and array types."""
+
+import functools
+import math
+import re
+from collections import defaultdict
+from typing import NamedTuple
+
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) \(.*\{\s*$")
+_BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "bf16": 16}
+
+
+class Array(NamedTuple):
+    dtype: str
+    dims: tuple[int, ...]
+    in_hbm: bool
+
+    @property
+    def bytes(self) -> int:
+        bits = _BITS.get(self.dtype)
+        if bits is None:
+            bits = int(re.search(r"\d+", self.dtype).group())
+        return math.prod(self.dims) * bits // 8
+
+
+@functools.lru_cache(maxsize=65_536)
+def arrays_of(type_text: str) -> tuple[Array, ...]:
+    """The arrays of a type such as `(f32[8,4]{1,0}, s32[])`. S(1) marks a chip's own memory."""
+    return tuple(
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
+        for dtype, dims, layout in _ARRAY.findall(type_text)
+    )
+
+
+def bytes_of(type_text: str) -> int:
+    """Bytes of the arrays that lie in HBM."""
+    return sum(array.bytes for array in arrays_of(type_text) if array.in_hbm)
+
+
+class Instruction(NamedTuple):
+    name: str
+    type: str
+    opcode: str
+    operands_text: str
+    rest: str  # attributes and metadata
+    is_root: bool
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.#-]+)", self.operands_text)
+
+    @property
+    def called(self) -> list[str]:
+        """Computations of a fusion, call, loop or conditional."""
+        found = re.findall(
+            r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", self.rest
+        )
+        if branches := re.search(r"branch_computations=\{([^}]*)\}", self.rest):
+            found += re.findall(r"%?([\w.-]+)", branches.group(1))
+        return found
+
+    def attribute(self, name: str) -> str:
+        """Of a single value without commas: `body`, `condition`, `calls`, `dim_labels`."""
+        found = re.search(rf"\b{name}=%?([^,\s]+)", self.rest)
+        return found.group(1) if found else ""
+
+
+class Computation:
+    """A list of instructions with their names."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.instructions: list[Instruction] = []
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Instruction]:
+        return {each.name: each for each in self.instructions}
+
+    @functools.cached_property
+    def _users(self) -> dict[str, list[Instruction]]:
+        users = defaultdict(list)
+        for each in self.instructions:
+            for name in dict.fromkeys(each.operands):
+                users[name].append(each)
+        return users
+
+    def type_of(self, name: str) -> str:
+        """Of a value by its name, or by `name#1` of the second element of a tuple."""
+        name, _, index = name.partition("#")
+        found = self._by_name.get(name)
+        if found is None:
+            return ""
+        return _elements(found.type)[int(index)] if index else found.type
+
+    def users(self, name: str) -> list[Instruction]:
+        return self._users.get(name, [])
+
+    def same_as(self, name: str) -> list[str]:
+        """Other names of a value: its bitcasts."""
+        found = [each.name for each in self.users(name) if each.opcode in ("bitcast", "reshape")]
+        return found + [other for each in found for other in self.same_as(each)]
+
+
+class Module:
+    """All computations of a module; `entry` is the program.
+
+    Raises:
+      ValueError: when the text holds no entry computation.
+    """
+
+    def __init__(self, text: str):
+        self.computations: dict[str, Computation] = {}
+        entry, current = None, None
+        for line in text.splitlines():
+            if current is None:
+                if head := _HEAD.match(line):
+                    current = Computation(head.group(2))
+                    self.computations[current.name] = current
+                    entry = current if head.group(1) else entry
+            elif line.startswith("}"):
+                current = None
+            elif " = " in line:
+                current.instructions.append(_instruction(line))
+        if entry is None:
+            raise ValueError("this is no HLO module: it has no ENTRY computation")
+        self.entry: Computation = entry
+
+
+def _instruction(line: str) -> Instruction:
+    left, right = line.strip().split(" = ", 1)
+    right = re.sub(r"/\*index=\d+\*/", "", right)
+    end = _closing(right, 0) if right.startswith("(") else right.index(" ")
+    type_text, call = right[:end], right[end:].lstrip()
+    start = call.index("(")
+    stop = _closing(call, start)
+    return Instruction(
+        name=left.removeprefix("ROOT ").lstrip("%"),
+        type=type_text,
+        opcode=call[:start],
+        operands_text=call[start + 1 : stop - 1],
+        rest=call[stop:],
+        is_root=left.startswith("ROOT "),
+    )
+
+
+def _elements(tuple_type: str) -> list[str]:
+    """The types that stand in `(f32[8,4]{1,0}, (s32[], f32[2]))`."""
+    found, depth = [""], 0
+    for character in tuple_type[1:-1]:
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0)
+        if character == "," and depth == 0:
+            found.append("")
+        else:
+            found[-1] += character
+    return [each.strip() for each in found]
+
+
+def _closing(text: str, start: int) -> int:
+    """The place after the parenthesis that closes the one at `start`."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place + 1
+    return len(text)

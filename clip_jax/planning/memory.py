@@ -1,0 +1,167 @@
+"""How much memory a device needs for a step, worked out from shapes: no compiler is asked."""
+
+import dataclasses
+import functools
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax import sharding
+from clip_jax.config import ModelConfig, ResNetConfig
+from clip_jax.models.clip import CLIP
+from clip_jax.planning.steps import Step
+
+# Fitted to libtpu's peaks; docs/plan.md has the comparison. What a block computes and does not keep
+# is only partly there at once, the less the more of it is kept.
+SHARE_AT_WORK = {"none": 0.6, "dots": 0.35, "attention": 0.75, "full": 0.75}
+# XLA computes batch normalisation and ReLU anew rather than keeping their results.
+KEPT_OF_RESNET = 0.4
+# Gradients in float32, and some of the kernels' copies in bfloat16.
+GRADIENTS = 1.15
+Attention = Literal["fused", "plain", "padded"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device."""
+
+    parameters: int  # frozen ones, averages and batch statistics too
+    optimizer: int
+    batch: int
+    activations: float  # kept from the forward pass for the backward pass
+    working: float  # of the block that is at work, gradients, copies in bfloat16
+
+    @property
+    def peak(self) -> float:
+        return self.parameters + self.optimizer + self.batch + self.activations + self.working
+
+
+def estimate(
+    step: Step, *, batch_size: int | None = None, attention: Attention = "padded"
+) -> Memory:
+    """What a step needs.
+
+    Args:
+      step: as it will be compiled.
+      batch_size: another one than the step's, over all devices.
+      attention: how the backend keeps the attention's logits.
+    """
+    cfg, config = step.cfg, step.config
+    batch = batch_size or cfg.data.batch_size
+    rows = batch // step.mesh.size // cfg.data.accumulation
+    kept, at_work = 0.0, loss_bytes(step, batch)
+    for tower in ("image", "text"):
+        depth = getattr(config.vision if tower == "image" else config.text, "depth", 16)
+        trained = 1.0
+        if cfg.model.freeze == tower:
+            trained = cfg.model.unlocked_blocks / depth
+        if not trained:
+            continue
+        bytes_of = functools.partial(saved_bytes, tower=tower, attention=attention)
+        saved = bytes_of(config) * rows
+        everything = bytes_of(dataclasses.replace(config, remat="none")) * rows
+        resnet = tower == "image" and isinstance(config.vision, ResNetConfig)
+        kept += trained * (KEPT_OF_RESNET * saved if resnet else saved)
+        computed = (everything - saved if config.remat != "none" else everything) / depth
+        at_work = max(at_work, SHARE_AT_WORK[config.remat] * computed)
+    gradients = sharding.bytes_per_device(step.state.params)
+    return Memory(
+        parameters=parameter_bytes(step),
+        optimizer=optimizer_bytes(step),
+        batch=sharding.bytes_per_device(step.batch) * batch // cfg.data.batch_size,
+        activations=kept,
+        working=at_work
+        + GRADIENTS * gradients
+        + gathered_bytes(step)
+        + 4 * config.embed_dim * batch,
+    )
+
+
+def loss_bytes(step: Step, batch: int) -> float:
+    """Logits and their gradient, in float32: of a device's rows, or of a tile of them.
+
+    A ring without a tile keeps all logits of its rows besides, in three bytes each.
+    """
+    loss, rows = step.cfg.loss, batch // step.mesh.size
+    ring = loss.movement == "ring" and rows < batch
+    kept = 3.0 * rows * batch if ring and loss.kind == "softmax" and loss.tile is None else 0.0
+    tile = min(loss.tile or rows, rows)
+    return kept + 2.0 * 4 * tile * (rows if ring else batch)
+
+
+def gathered_bytes(step: Step) -> int:
+    """Whole parameters on one device where they are split over "fsdp".
+
+    Those of the block that is at work and of the next in bfloat16, and the gradients of one block
+    and of the largest table in float32 before they are summed and split.
+    """
+    if step.mesh.shape["fsdp"] == 1:
+        return 0
+    towers: dict[str, int] = defaultdict(int)
+    table = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(step.state.params):
+        name = sharding.path_name(path)
+        if "/blocks/" in name:
+            towers[name.split("/")[0]] += math.prod(leaf.shape[1:])
+        else:
+            table = max(table, math.prod(leaf.shape))
+    return 8 * max(towers.values(), default=0) + 4 * table
+
+
+def parameter_bytes(step: Step) -> int:
+    """Parameters, frozen ones, averages and batch statistics, on one device."""
+    state = step.state
+    return sharding.bytes_per_device((state.params, state.frozen, state.ema, state.batch_stats))
+
+
+def optimizer_bytes(step: Step) -> int:
+    return sharding.bytes_per_device(step.state.opt_state)
+
+
+@functools.lru_cache(maxsize=64)
+def saved_bytes(config: ModelConfig, *, tower: str, attention: Attention = "padded") -> int:
+    """Bytes that one sample of a tower leaves for the backward pass, as JAX differentiates it."""
+    one, two = (_saved(config, tower, batch, attention) for batch in (1, 2))
+    return two - one  # what does not grow with the batch are parameters
+
+
+def _saved(config: ModelConfig, tower: str, batch: int, attention: Attention) -> int:
+    model = CLIP(config)
+    size, length = config.vision.image_size, config.text.context_length
+    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+
+    def pull_back(variables, x):
+        rest = {name: value for name, value in variables.items() if name != "params"}
+
+        def embed(params):
+            embedded, _ = model.apply(
+                {"params": params, **rest},
+                x,
+                train=True,
+                method=f"encode_{tower}",
+                rngs={"dropout": jax.random.key(0)},
+                mutable=["batch_stats"],
+            )
+            return embedded
+
+        return jax.vjp(embed, variables["params"])[1]
+
+    variables = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
+    residuals = jax.eval_shape(pull_back, variables, images if tower == "image" else tokens)
+    return sum(_bytes(leaf, attention) for leaf in jax.tree.leaves(residuals))
+
+
+def _bytes(leaf: jax.ShapeDtypeStruct, attention: Attention) -> int:
+    size = math.prod(leaf.shape) * leaf.dtype.itemsize
+    if leaf.ndim < 4 or leaf.shape[-1] != leaf.shape[-2]:
+        return size
+    # Weights of the attention (..., L, L), which a fused kernel never stores. A TPU lays them out
+    # in tiles of 8 x 128; of other arrays it puts an axis last that is a multiple of that.
+    L = leaf.shape[-1]
+    padded = (-(-L // 8) * 8) * (-(-L // 128) * 128)
+    return {"fused": 0, "plain": size, "padded": size // L**2 * padded}[attention]

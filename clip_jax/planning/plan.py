@@ -1,0 +1,232 @@
+"""A plan: whether a run fits a topology, how fast it goes at best, and what it has to be fed."""
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from clip_jax.config import TrainConfig
+from clip_jax.models.sizes import parameter_count, training_flops
+from clip_jax.planning import memory
+from clip_jax.planning.backends import JAX_SHARE, Trial, available_bytes, devices_of, try_step
+from clip_jax.planning.compiler import GIB
+from clip_jax.planning.groups import axes_of, slices_in
+from clip_jax.planning.hlo import Program
+from clip_jax.planning.roofline import StepTime, step_time
+from clip_jax.planning.search import fitting_changes, try_with_largest
+from clip_jax.planning.steps import make_step, refusals
+from clip_jax.planning.topologies import Topology
+from clip_jax.training.state import FROZEN
+
+# Images that one core decodes, crops and resizes in a second: 512 x 384 JPEGs to 224 pixels, exactly;
+# measured by benchmarks/image_speed.py (benchmarks/RESULTS.md).
+IMAGES_PER_CORE = 1043.0
+
+
+@dataclass(frozen=True)
+class MemoryGiB:
+    """Of one JAX device."""
+
+    parameters: float
+    optimizer: float
+    batch: float
+    activations: float  # and all else that a step makes and drops
+    peak: float
+    available: float
+    estimated_peak: float  # from shapes alone, without a compiler
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Collectives of one kind in a step, of one device."""
+
+    kind: str
+    axis: str  # of the mesh, or "data+fsdp"
+    slices: int  # that it spans
+    dtype: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Speed:
+    """At best: the makers' peaks, with collectives hidden behind the rest."""
+
+    model_tflop: float  # of a step, per chip, without what is computed twice
+    executed_tflop: float
+    traffic_gb: float  # between a chip and its memory
+    compute_s: float
+    memory_s: float
+    interconnect_s: float
+    step_s: float
+    bound: str
+    images_per_second: float
+    images_per_second_per_chip: float
+    mfu: float
+    cores_per_host: int  # to read and decode the images
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A change or a batch that was tried."""
+
+    change: str
+    fits: bool
+    peak_gib: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Of one run on one topology."""
+
+    topology: str
+    chip: str
+    chips: int
+    devices: int
+    hosts: int
+    source: str  # of the figures: libtpu's compiler, or an estimate
+    model: str
+    parameters: int
+    remat: str
+    dtype: str
+    mesh: dict[str, int]
+    batch_size: int
+    accumulation: int
+    fits: bool
+    memory: MemoryGiB
+    exchanges: tuple[Exchange, ...] = ()
+    speed: Speed | None = None  # None where it does not fit
+    largest_batch: Attempt | None = None  # None: not searched, or none fits
+    suggestions: tuple[Attempt, ...] = ()  # where it does not fit
+    refusals: tuple[str, ...] = ()  # what training would refuse, though a plan need not
+
+
+def make_plan(
+    cfg: TrainConfig,
+    topology: Topology,
+    *,
+    search: bool = True,
+    images_per_core: float = IMAGES_PER_CORE,
+    gpu_share: float = JAX_SHARE,
+) -> Plan:
+    """Compile a run's step for a topology and work out the rest.
+
+    Args:
+      cfg: the run.
+      topology: where it is to go.
+      search: look for the largest batch, and for changes where the run does not fit.
+      images_per_core: that a host's core makes ready in a second.
+      gpu_share: of a GPU's memory that JAX may use.
+
+    Raises:
+      ValueError: settings that contradict each other or the topology, or libtpu is missing.
+    """
+
+    def trial_of(changed: TrainConfig) -> Trial:
+        return try_step(changed, topology, gpu_share=gpu_share, read=changed == cfg)
+
+    largest, suggestions = None, ()
+    if search:
+        step = make_step(cfg, devices_of(topology))
+        available = available_bytes(topology, gpu_share=gpu_share)
+        trial, found = try_with_largest(step, topology, trial_of, available=available)
+        largest = found and _attempt(f"--data.batch-size {_batch(found)}", found)
+        if not trial.fits:
+            changes = fitting_changes(trial, topology, trial_of)
+            suggestions = tuple(_attempt(name, tried) for name, tried in changes)
+    else:
+        trial = trial_of(cfg)
+    fitting = trial.fits and trial.program is not None
+    return Plan(
+        topology=topology.name,
+        chip=topology.chip.label,
+        chips=topology.chips,
+        devices=topology.devices,
+        hosts=topology.hosts,
+        source=_source(topology),
+        model=trial.step.config.name,
+        parameters=parameter_count(trial.step.config),
+        remat=cfg.model.remat,
+        dtype=cfg.model.dtype,
+        mesh=dict(trial.step.mesh.shape),
+        batch_size=cfg.data.batch_size,
+        accumulation=cfg.data.accumulation,
+        fits=trial.fits,
+        memory=_memory(trial),
+        exchanges=exchanges(trial.program, trial.step.mesh, topology) if fitting else (),
+        speed=_speed(trial, topology, images_per_core) if fitting else None,
+        largest_batch=largest,
+        suggestions=suggestions,
+        refusals=refusals(cfg, trial.step.mesh),
+    )
+
+
+def _source(topology: Topology) -> str:
+    if topology.chip.kind == "tpu":
+        return "compiled by libtpu for these chips"
+    return "ESTIMATE: memory from shapes, the program from a CPU's partitioner, no GPU compiler"
+
+
+def _batch(trial: Trial) -> int:
+    return trial.step.cfg.data.batch_size
+
+
+def _attempt(change: str, trial: Trial) -> Attempt:
+    return Attempt(change, trial.fits, trial.needed_bytes / GIB)
+
+
+def _memory(trial: Trial) -> MemoryGiB:
+    parts = memory.estimate(trial.step)
+    fixed = parts.parameters + parts.optimizer + parts.batch
+    return MemoryGiB(
+        parameters=parts.parameters / GIB,
+        optimizer=parts.optimizer / GIB,
+        batch=parts.batch / GIB,
+        activations=(trial.needed_bytes - fixed) / GIB,
+        peak=trial.needed_bytes / GIB,
+        available=trial.available_bytes / GIB,
+        estimated_peak=trial.estimated_bytes / GIB,
+    )
+
+
+def exchanges(program: Program, mesh: Mesh, topology: Topology) -> tuple[Exchange, ...]:
+    """A program's collectives, summed up by kind, axis and type."""
+    sums: dict[tuple, list[int]] = defaultdict(lambda: [0, 0])
+    shape = tuple(mesh.shape.values())
+    inside = topology.devices // topology.slices
+    for each in program.collectives:
+        if len(each.group) == 1:
+            continue
+        axis, slices = axes_of(each.group, shape), slices_in(each.group, inside)
+        total = sums[each.kind, axis, slices, each.dtype]
+        total[0] += each.count
+        total[1] += each.count * each.bytes
+    rows = [Exchange(*key, *total) for key, total in sums.items()]
+    return tuple(sorted(rows, key=lambda row: -row.bytes))
+
+
+def _speed(trial: Trial, topology: Topology, images_per_core: float) -> Speed:
+    cfg, program = trial.step.cfg, trial.program
+    time: StepTime = step_time(program, topology, trial.step.mesh.devices.ravel().tolist())
+    flops = training_flops(
+        trial.step.config,
+        frozen=FROZEN[cfg.model.freeze],
+        unlocked_blocks=cfg.model.unlocked_blocks,
+    )
+    model = flops * cfg.data.batch_size / topology.chips
+    images = cfg.data.batch_size / time.seconds
+    return Speed(
+        model_tflop=model / 1e12,
+        executed_tflop=program.flops * topology.chip.devices / 1e12,
+        traffic_gb=program.bytes * topology.chip.devices / 1e9,
+        compute_s=time.compute,
+        memory_s=time.memory,
+        interconnect_s=time.interconnect,
+        step_s=time.seconds,
+        bound=time.bound,
+        images_per_second=images,
+        images_per_second_per_chip=images / topology.chips,
+        mfu=model / time.seconds / (topology.chip.tflops * 1e12),
+        cores_per_host=math.ceil(images / topology.hosts / images_per_core),
+    )

@@ -1,0 +1,105 @@
+"""How long a step takes at best: what it computes, moves and sends, at the makers' speeds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clip_jax.planning.hlo import Collective, Program
+from clip_jax.planning.topologies import Topology
+
+# A factor in float32 is the sum of three in bfloat16, so an exact product takes six passes on a
+# TPU; a GPU has slower units for them (67 of 989 TFLOP/s on an H100).
+EXACT_PASSES = {"tpu": 6.0, "gpu": 15.0}
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one device. Collectives are taken to run behind the rest, as far as they can."""
+
+    compute: float  # of the operations that arithmetic limits
+    memory: float  # of those that reading and writing memory limits
+    interconnect: float  # of all collectives, one after another
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute + self.memory, self.interconnect)
+
+    @property
+    def bound(self) -> str:
+        """What takes the most time: compute, memory or interconnect."""
+        if self.interconnect > self.compute + self.memory:
+            return "interconnect"
+        return "compute" if self.compute >= self.memory else "memory"
+
+
+def step_time(program: Program, topology: Topology, devices: Sequence[Any]) -> StepTime:
+    """Of a program on these devices, which stand in the order of the mesh."""
+    chip = topology.chip
+    flops, gbps = chip.device_flops, chip.memory_gbps * 1e9 / chip.devices
+    compute = memory = 0.0
+    for work in program.work:
+        arithmetic = (work.flops + EXACT_PASSES[chip.kind] * work.float32_flops) / flops
+        traffic = work.bytes / gbps
+        if arithmetic >= traffic:
+            compute += work.count * arithmetic
+        else:
+            memory += work.count * traffic
+    places = places_of(topology, devices)
+    sent = sum(
+        collective.count * collective_seconds(collective, topology, places)
+        for collective in program.collectives
+    )
+    return StepTime(compute, memory, sent)
+
+
+def places_of(topology: Topology, devices: Sequence[Any]) -> np.ndarray:
+    """Slice and coordinates of each device: (devices, 1 + axes)."""
+    if topology.chip.kind == "gpu":
+        index = np.arange(topology.devices)
+        return np.stack([index // topology.shape[0], index % topology.shape[0]], axis=1)
+    axes = len(topology.shape)
+    return np.array(
+        [(getattr(d, "slice_index", 0) or 0, *d.coords[:axes]) for d in devices], dtype=int
+    )
+
+
+def collective_seconds(collective: Collective, topology: Topology, places: np.ndarray) -> float:
+    """Of one collective over fast links inside a slice, then over the network between slices.
+
+    A ring passes (n - 1) / n of the whole array through each device, an all-reduce twice.
+    """
+    group = places[list(collective.group)]
+    n, chip = len(group), topology.chip
+    if n == 1:
+        return 0.0
+    if collective.kind == "collective-permute":
+        slow = len(set(group[:, 0].tolist())) > 1
+        speed = chip.network_gbps if slow else chip.link_gbps
+        return collective.bytes / (speed * 1e9 / chip.devices)
+    passes = 2.0 if collective.kind == "all-reduce" else 1.0
+    slices = len(set(group[:, 0].tolist()))
+    inside = n // slices
+    seconds = 0.0
+    links = links_of(group[group[:, 0] == group[0, 0]][:, 1:], topology)
+    if inside > 1 and links:
+        speed = links * chip.link_gbps * 1e9 / chip.devices
+        seconds += passes * collective.bytes * (inside - 1) / inside / speed
+    if slices > 1:
+        share = collective.bytes / inside
+        speed = chip.network_gbps * 1e9 / chip.devices
+        seconds += passes * share * (slices - 1) / slices / speed
+    return seconds
+
+
+def links_of(coordinates: np.ndarray, topology: Topology) -> float:
+    """Links of a chip that a group inside a slice can use: two on an axis that it goes round."""
+    if topology.chip.kind == "gpu":
+        return 1.0 if len(coordinates) > 1 else 0.0
+    links = 0.0
+    for axis, (length, wraps) in enumerate(topology.wrap):
+        met = len(set(coordinates[:, axis].tolist()))
+        if met > 1:
+            links += 2.0 if wraps and met == length else 1.0
+    return links

@@ -1,0 +1,93 @@
+"""The train step of a run, ready to be compiled for devices that need not be there."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from clip_jax import sharding
+from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.models.clip import CLIP
+from clip_jax.training import setup
+from clip_jax.training.optimizer import make_schedule
+from clip_jax.training.state import TrainState, abstract_state
+from clip_jax.training.step import abstract_batch, jit_train_step
+
+
+@dataclass(frozen=True)
+class Step:
+    """A run's parts as far as they decide its program: no data is opened, no array is made."""
+
+    cfg: TrainConfig
+    mesh: Mesh
+    config: ModelConfig
+    model: CLIP
+    optimizer: optax.GradientTransformation
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        return abstract_state(
+            self.mesh,
+            model=self.model,
+            optimizer=self.optimizer,
+            freeze=self.cfg.model.freeze,
+            unlocked_blocks=self.cfg.model.unlocked_blocks,
+            ema=self.cfg.optimizer.ema_decay is not None,
+        )
+
+    @property
+    def batch(self) -> Any:
+        return abstract_batch(self.mesh, self.model, self.cfg.data.batch_size)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The program that `clip-jax train` would compile, for these devices."""
+        step = jit_train_step(
+            self.mesh, self.state, model=self.model, optimizer=self.optimizer, cfg=self.cfg
+        )
+        return step.lower(self.state, self.batch)
+
+
+def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:
+    """The step of a run on these devices.
+
+    The vocabulary is `model.vocab_size`, else the architecture's: there is no tokenizer yet.
+
+    Raises:
+      ValueError: settings that contradict each other or the devices.
+    """
+    mesh = sharding.make_mesh(cfg.mesh, list(devices))
+    plannable = _plannable(cfg)
+    setup.check(plannable, mesh)
+    config = setup.named_model(plannable)
+    model = CLIP(config, constrain=sharding.constrain_batch(mesh))
+    step = Step(cfg, mesh, config, model, setup.make_run_optimizer(plannable, config))
+    assert step.state.params  # placed on the mesh now, which refuses an fsdp that splits nothing
+    return step
+
+
+def _plannable(cfg: TrainConfig) -> TrainConfig:
+    """The run with what its step does not depend on made to fit: evaluation, length, weights."""
+    schedule = cfg.optimizer
+    steps = max(cfg.steps, schedule.warmup_steps + schedule.cooldown_steps + 1)
+    evaluation = dataclasses.replace(cfg.evaluation, batch_size=cfg.data.batch_size)
+    model = dataclasses.replace(cfg.model, init_from=cfg.model.init_from or "weights to come")
+    return dataclasses.replace(cfg, steps=steps, evaluation=evaluation, model=model)
+
+
+def refusals(cfg: TrainConfig, mesh: Mesh) -> tuple[str, ...]:
+    """What `clip-jax train` would refuse of a run, though its step can be compiled."""
+    found = []
+    for check in (
+        lambda: setup.check(cfg, mesh),
+        lambda: make_schedule(cfg.optimizer, cfg.steps),
+    ):
+        try:
+            check()
+        except ValueError as error:
+            found.append(str(error))
+    return tuple(found)

@@ -1,0 +1,58 @@
+"""A frozen tower whose last blocks train: its parameters in two parts, and whole again."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+ABOVE_BLOCKS = ("post_norm", "pool", "projection")
+
+
+def split(params: dict, towers: Iterable[str], *, unlocked: int = 0) -> tuple[dict, dict]:
+    """What trains and what does not.
+
+    Args:
+      params: of the whole model.
+      towers: that are frozen.
+      unlocked: their last blocks that train all the same, with what stands above the blocks.
+
+    Returns:
+      Two trees without a leaf in common. Of a tower that is in both, the frozen blocks are
+      `locked_blocks`, which `models.layers.Transformer` applies before the others.
+    """
+    trained, frozen = dict(params), {}
+    for tower in towers:
+        parts = trained.pop(tower)
+        if not unlocked:
+            frozen[tower] = parts
+            continue
+        blocks = parts["transformer"]["blocks"]
+        locked = jax.tree.leaves(blocks)[0].shape[0] - unlocked
+        top = {name: parts[name] for name in ABOVE_BLOCKS if name in parts}
+        rest = {name: parts[name] for name in parts if name not in (*top, "transformer")}
+        trained[tower] = top | {"transformer": {"blocks": _rows(blocks, slice(locked, None))}}
+        if locked:
+            rest["transformer"] = {"locked_blocks": _rows(blocks, slice(locked))}
+        frozen[tower] = rest
+    return trained, frozen
+
+
+def merge(trained: dict, frozen: dict) -> dict:
+    """Both parts in one tree, as the model's forward pass takes them."""
+    both = {name: merge(trained[name], frozen[name]) for name in trained.keys() & frozen.keys()}
+    return trained | frozen | both
+
+
+def join_blocks(params: dict) -> dict:
+    """The tree with each tower's blocks in one stack again; leaves are NumPy's."""
+    if "locked_blocks" in params:
+        stacks = params["locked_blocks"], params["blocks"]
+        return {"blocks": jax.tree.map(lambda *parts: np.concatenate(parts), *stacks)}
+    return {
+        name: join_blocks(part) if isinstance(part, dict) else part for name, part in params.items()
+    }
+
+
+def _rows(blocks: Any, rows: slice) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], blocks)

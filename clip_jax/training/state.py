@@ -1,0 +1,113 @@
+"""What a run is at one moment, as data: all that a checkpoint must hold."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from clip_jax import sharding
+from clip_jax.config import ModelConfig
+from clip_jax.models.clip import CLIP
+from clip_jax.training import locking
+
+FROZEN = {"none": (), "image": ("image",), "text": ("text",)}
+
+
+@flax.struct.dataclass
+class Health:
+    """How the run has fared so far, on the device, so that no step waits for the host."""
+
+    skipped: jax.Array  # () int32: steps that were left out
+    skipped_in_row: jax.Array  # () int32: how many of them were the latest ones
+    grad_norm_mean: jax.Array  # () float32: running average of the gradient norm
+    counted: jax.Array  # () int32: steps in that average
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The step number is the data's whole state too, and the random numbers' with the seed."""
+
+    step: jax.Array  # () int32: steps done
+    params: dict  # trained
+    frozen: dict  # what is not trained of a tower; no optimizer state is kept for it
+    batch_stats: dict  # of ResNets; else empty
+    opt_state: optax.OptState
+    ema: dict | None  # running average of `params`
+    ema_batch_stats: dict  # that of `batch_stats`, where there is one of `params`; else empty
+    health: Health
+
+    @property
+    def variables(self) -> dict:
+        """What `model.apply` takes."""
+        return variables_of(locking.merge(self.params, self.frozen), self.batch_stats)
+
+    @property
+    def ema_variables(self) -> dict:
+        """The averages where they are kept, else the latest ones."""
+        if self.ema is None:
+            return self.variables
+        return variables_of(locking.merge(self.ema, self.frozen), self.ema_batch_stats)
+
+
+def variables_of(params: dict, batch_stats: dict) -> dict:
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+
+
+def dummy_batch(config: ModelConfig, batch: int = 1) -> tuple[jax.Array, jax.Array]:
+    """Zeros of the shapes that the model takes, as `model.init` wants them."""
+    size = config.vision.image_size
+    images_BHWC = jnp.zeros((batch, size, size, 3), jnp.uint8)
+    return images_BHWC, jnp.zeros((batch, config.text.context_length), jnp.int32)
+
+
+def new_state(
+    key: jax.Array,
+    *,
+    model: CLIP,
+    optimizer: optax.GradientTransformation,
+    freeze: str = "none",
+    unlocked_blocks: int = 0,
+    ema: bool = False,
+    variables: dict | None = None,
+) -> TrainState:
+    """Step 0, from the architecture's initialisation or from the given variables."""
+    if variables is None:
+        variables = model.init(key, *dummy_batch(model.config))
+    params, frozen = locking.split(variables["params"], FROZEN[freeze], unlocked=unlocked_blocks)
+    batch_stats = variables.get("batch_stats", {})
+    zero, no_norm = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
+    return TrainState(
+        step=zero,
+        params=params,
+        frozen=frozen,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        ema_batch_stats=jax.tree.map(jnp.copy, batch_stats) if ema else {},
+        health=Health(skipped=zero, skipped_in_row=zero, grad_norm_mean=no_norm, counted=zero),
+    )
+
+
+def abstract_state(mesh: Mesh, **new_state_arguments: Any) -> TrainState:
+    """The state's shapes, types and places on the mesh, without one array made."""
+    shapes = jax.eval_shape(lambda: new_state(jax.random.key(0), **new_state_arguments))
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        sharding.shardings(mesh, shapes),
+    )
+
+
+def sharded_new_state(mesh: Mesh, seed: int, **new_state_arguments: Any) -> TrainState:
+    """Step 0, each device making its own part, so that no device ever holds the whole."""
+    variables = new_state_arguments.pop("variables", None)
+    abstract = abstract_state(mesh, **new_state_arguments)
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def make(key, variables):
+        return new_state(key, variables=variables, **new_state_arguments)
+
+    return jax.jit(make, out_shardings=places)(jax.random.key(seed), variables)

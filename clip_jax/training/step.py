@@ -1,0 +1,142 @@
+"""One optimizer step: a pure function of the state and a global batch."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from clip_jax import sharding
+from clip_jax.config import HealthConfig, TrainConfig
+from clip_jax.models.clip import CLIP
+from clip_jax.training.gradients import LossFn, batch_gradients, sharded_loss
+from clip_jax.training.metrics import in_batch_metrics
+from clip_jax.training.state import Health, TrainState
+
+
+def jit_train_step(
+    mesh: Mesh,
+    abstract_state: TrainState,
+    *,
+    model: CLIP,
+    optimizer: optax.GradientTransformation,
+    cfg: TrainConfig,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """`train_step` compiled for a mesh; the state that it is given is used up."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    step = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        loss_fn=sharded_loss(mesh, cfg.loss),
+        mesh=mesh,
+        cfg=cfg,
+    )
+    return jax.jit(
+        step,
+        in_shardings=(places, NamedSharding(mesh, sharding.BATCH)),
+        out_shardings=(places, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )
+
+
+def train_step(
+    state: TrainState,
+    batch: dict,
+    *,
+    model: CLIP,
+    optimizer: optax.GradientTransformation,
+    loss_fn: LossFn,
+    mesh: Mesh,
+    cfg: TrainConfig,
+) -> tuple[TrainState, dict]:
+    """Gradients of the whole batch's loss, an update if they are sound, and what to log.
+
+    Args:
+      state: before the step.
+      batch: {"image": uint8 (B, H, W, 3), "tokens": int32 (B, L)}, the global batch.
+      model: maps a micro-batch to `Outputs`.
+      optimizer: of the trained parameters.
+      loss_fn: of embeddings (B, E), multiplier and bias.
+      mesh: where it all lies.
+      cfg: accumulation, clamping, averaging and health.
+
+    Returns:
+      The state after the step, and float32 scalars by name.
+    """
+    # The step number and the seed are all the randomness there is, so a resumed step repeats it.
+    key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
+    gradients = batch_gradients(
+        state, batch, key, model=model, loss_fn=loss_fn, mesh=mesh, parts=cfg.data.accumulation
+    )
+    norms = {name: optax.tree.norm(part) for name, part in sorted(gradients.params.items())}
+    grad_norm = optax.tree.norm(norms)
+    sound, health = check_health(state.health, gradients.loss, grad_norm, cfg.health)
+
+    updates, opt_state = optimizer.update(gradients.params, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    longest = jnp.log(cfg.loss.max_logit_scale)
+    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, longest)
+    changed = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
+    if state.ema is not None:
+        decay = cfg.optimizer.ema_decay
+        changed["ema"], changed["ema_batch_stats"] = jax.tree.map(
+            lambda old, new: decay * old + (1 - decay) * new,
+            (state.ema, state.ema_batch_stats),
+            (params, gradients.batch_stats),
+        )
+    changed = jax.tree.map(
+        lambda after, before: jnp.where(sound, after, before),
+        changed,
+        {name: getattr(state, name) for name in changed},
+    )
+    metrics = {
+        "loss": gradients.loss,
+        "logit_scale": jnp.exp(state.params["logit_scale"]),
+        "grad_norm": grad_norm,
+        **{f"grad_norm_{name}": norms[name] for name in ("image", "text") if name in norms},
+        **in_batch_metrics(gradients.image_BE, gradients.text_BE, mesh),
+        "skipped_steps": health.skipped,
+        "skipped_in_row": health.skipped_in_row,
+    }
+    if "logit_bias" in state.params:
+        metrics["logit_bias"] = state.params["logit_bias"]
+    return (
+        state.replace(step=state.step + 1, health=health, **changed),
+        metrics,
+    )
+
+
+def check_health(
+    health: Health, loss: jax.Array, grad_norm: jax.Array, cfg: HealthConfig
+) -> tuple[jax.Array, Health]:
+    """Whether to take the step, and the counters after it."""
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    sound = finite if cfg.skip_nonfinite else jnp.array(True)
+    if cfg.spike_factor is not None:
+        known = health.counted >= cfg.spike_warmup_steps
+        sound &= ~(known & (grad_norm > cfg.spike_factor * health.grad_norm_mean))
+    counted = health.counted + sound
+    # A plain average at first, then one that forgets with a time constant of 100 steps.
+    weight = jnp.maximum(0.01, 1 / jnp.maximum(counted, 1))
+    mean = health.grad_norm_mean + weight * (grad_norm - health.grad_norm_mean)
+    return sound, Health(
+        skipped=health.skipped + ~sound,
+        skipped_in_row=jnp.where(sound, 0, health.skipped_in_row + 1),
+        grad_norm_mean=jnp.where(sound & finite, mean, health.grad_norm_mean),
+        counted=counted,
+    )
+
+
+def abstract_batch(mesh: Mesh, model: CLIP, batch_size: int) -> Any:
+    """Shapes, types and places of a global batch, for compiling ahead of the data."""
+    size, length = model.config.vision.image_size, model.config.text.context_length
+    place = sharding.batch_sharding(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=place),
+        "tokens": jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=place),
+    }

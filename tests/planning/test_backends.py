@@ -1,0 +1,89 @@
+"""A step is tried on TPUs by libtpu, and on GPUs by an estimate."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from clip_jax.config import DataConfig, ModelSettings, TrainConfig
+from clip_jax.config_files import read_config
+from clip_jax.planning import backends
+from clip_jax.planning.backends import attention_of, devices_of, start, try_step
+from clip_jax.planning.steps import make_step
+from clip_jax.planning.topologies import parse_topology
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+# Small enough to compile in seconds.
+CFG = TrainConfig(
+    model=ModelSettings(name="ViT-test", remat="full"), data=DataConfig(batch_size=64)
+)
+
+
+def test_gpus_are_estimated_from_shapes_and_a_partitioned_program():
+    trial = try_step(CFG, parse_topology("h100:8"))
+    assert trial.fits
+    assert trial.program.flops > 0
+    assert trial.needed_bytes == trial.estimated_bytes
+    assert trial.available_bytes == 0.75 * 80e9
+    assert {c.kind for c in trial.program.collectives} >= {"all-gather", "all-reduce"}
+
+
+def test_a_gpu_s_memory_is_known_without_its_program():
+    assert try_step(CFG, parse_topology("h100:8"), read=False).program is None
+
+
+@pytest.mark.parametrize(
+    ("config", "topology"),
+    [
+        ("datacomp_small", "h100:1"),
+        ("datacomp_large", "h100:8"),
+        ("laion400m_vit_b_32", "h100:8"),
+        ("clipa_b_16_pretrain", "h100:8"),
+        ("clipa_b_16_tune", "h100:8"),
+        ("lit_l_14", "h100:8"),
+        ("finetune_pairs", "h100:1"),
+    ],
+)
+def test_a_config_fits_the_gpus_that_it_names(config, topology):
+    cfg = read_config(CONFIGS / f"{config}.py")
+    assert try_step(cfg, parse_topology(topology), read=False).fits
+
+
+def test_one_gpu_needs_no_partitioning():
+    trial = try_step(CFG, parse_topology("h200:1"))
+    assert trial.program.flops > 0
+
+
+@pytest.mark.parametrize(
+    ("topology", "attention", "dtype", "form"),
+    [
+        ("h100:8", "auto", "bfloat16", "fused"),
+        ("h100:8", "auto", "float32", "plain"),
+        ("h100:8", "plain", "bfloat16", "plain"),
+        ("v5e:2x2", "auto", "bfloat16", "padded"),
+    ],
+)
+def test_attention_is_as_the_backend_has_it(topology, attention, dtype, form):
+    place = parse_topology(topology)
+    model = dataclasses.replace(CFG.model, attention=attention, dtype=dtype)
+    step = make_step(dataclasses.replace(CFG, model=model), devices_of(place))
+    assert attention_of(step, place) == form
+
+
+def test_too_few_devices_to_stand_for_gpus_are_refused_with_the_mend():
+    with pytest.raises(ValueError, match="JAX_NUM_CPU_DEVICES=16"):
+        devices_of(parse_topology("h100:16"))
+
+
+def test_too_many_gpus_are_refused_at_the_start():
+    with pytest.raises(ValueError, match="at most 1024 GPUs"):
+        start([parse_topology("h100:2048")])
+
+
+def test_libtpu_starts_in_silence_and_beside_others(monkeypatch):
+    for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(backends.jax.config, "update", lambda *_: None)
+    start([parse_topology("v5e:2x2")])
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] == "1"

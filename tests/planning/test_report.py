@@ -1,0 +1,65 @@
+"""A plan in words, as a row of a table and as JSON says the same."""
+
+import dataclasses
+import json
+
+import pytest
+
+from clip_jax.planning.plan import Attempt, Exchange, MemoryGiB, Plan, Speed
+from clip_jax.planning.report import to_table, to_text, write_json
+
+
+@pytest.fixture
+def plan() -> Plan:
+    return Plan(
+        topology="v5e:16x16", chip="TPU v5e", chips=256, devices=256, hosts=64,
+        source="compiled by libtpu for these chips", model="ViT-B-16", parameters=149_620_737,
+        remat="full", dtype="bfloat16", mesh={"data": 16, "fsdp": 16}, batch_size=32_768,
+        accumulation=2, fits=True,
+        memory=MemoryGiB(0.5, 1.0, 0.25, 2.25, 4.0, 15.75, 4.1),
+        exchanges=(Exchange("all-reduce", "data", 1, "f32", 12, 5_000_000),),
+        speed=Speed(10.0, 14.0, 150.0, 0.07, 0.03, 0.004, 0.1, "compute", 327_680.0, 1280.0, 0.5, 7),
+        largest_batch=Attempt("--data.batch-size 131072", True, 15.0),
+    )  # fmt: skip
+
+
+def test_the_text_says_what_was_found(plan):
+    text = to_text(plan)
+    for said in (
+        "ViT-B-16 (149.6 M parameters, bfloat16, remat full) on v5e:16x16: 256 TPU v5e",
+        "batch 32,768 (128 a device), mesh data 16 x fsdp 16, accumulation 2",
+        "FITS: peak 4.00 of 15.75 GiB",
+        "largest batch found: --data.batch-size 131072",
+        "at best 100.0 ms a step, bound by compute",
+        "327,680 images/s, 1,280 a chip, MFU 50%",
+        "7 cores a host to feed it (64 hosts)",
+    ):
+        assert said in text
+    (row,) = (line for line in text.splitlines() if "all-reduce" in line)
+    assert row.split() == ["all-reduce", "data", "f32", "12", "5.00"]
+
+
+def test_what_does_not_fit_says_what_was_tried(plan):
+    tried = (Attempt("--model.remat dots", False, 20.0), Attempt("--mesh.fsdp 8", True, 9.0))
+    text = to_text(dataclasses.replace(plan, fits=False, speed=None, suggestions=tried))
+    assert "DOES NOT FIT" in text
+    assert "tried --model.remat dots: does not fit, peak 20.00 GiB" in text
+    assert "tried --mesh.fsdp 8: fits, peak 9.00 GiB" in text
+
+
+def test_a_table_has_a_row_for_each_plan(plan):
+    smaller = dataclasses.replace(
+        plan, topology="h100:8", fits=False, speed=None, largest_batch=None
+    )
+    lines = to_table([plan, smaller]).splitlines()
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells[:5] == ["v5e:16x16", "ViT-B-16", "32,768", "16x16", "full"]
+    assert cells[-4:] == ["327,680", "1,280", "50%", "7"]
+
+
+def test_json_holds_all_of_it(plan, tmp_path):
+    write_json([plan], tmp_path / "plan.json")
+    (read,) = json.loads((tmp_path / "plan.json").read_text())
+    assert read == json.loads(json.dumps(dataclasses.asdict(plan)))

@@ -1,0 +1,76 @@
+"""The search ends at a batch that was compiled, and tries changes from the cheapest on."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from clip_jax.config import DataConfig, LossConfig, ModelSettings, TrainConfig
+from clip_jax.planning import search
+from clip_jax.planning.backends import Trial
+from clip_jax.planning.steps import make_step
+from clip_jax.planning.topologies import parse_topology
+
+TOPOLOGY = parse_topology("h100:8")
+# With a tile, memory grows in a straight line with the batch, as the stand-in below has it.
+CFG = TrainConfig(
+    model=ModelSettings(name="ViT-test"),
+    data=DataConfig(batch_size=256),
+    loss=LossConfig(movement="ring", tile=8),
+)
+
+
+def compiler(step, *, fixed: float, a_row: float, available: float):
+    """A compiler by whose verdict memory is fixed + a_row times the rows of a device."""
+    asked = []
+
+    def trial_of(cfg: TrainConfig) -> Trial:
+        rows = cfg.data.batch_size // step.mesh.size // cfg.data.accumulation
+        if cfg.model.remat != "none":
+            rows /= 4
+        asked.append(cfg)
+        changed = dataclasses.replace(step, cfg=cfg)
+        return Trial(changed, fixed + a_row * rows, available, 0.0, None)
+
+    return trial_of, asked
+
+
+@pytest.fixture(scope="module")
+def step():
+    return make_step(CFG, jax.devices())
+
+
+@pytest.mark.parametrize("a_row", [3e4, 1e5, 4e5])
+def test_the_largest_batch_comes_near_the_limit_and_fits(step, a_row):
+    """Whatever the estimate thinks of a row, verdicts move it."""
+    trial_of, asked = compiler(step, fixed=1e8, a_row=a_row, available=1e9)
+    first, best = search.try_with_largest(step, TOPOLOGY, trial_of, available=1e9)
+    assert first.fits
+    assert best.fits
+    assert best.needed_bytes >= 0.85 * best.available_bytes
+    assert best.step.cfg.data.batch_size % 64 == 0
+    assert len(asked) <= 4
+
+
+def test_a_batch_that_is_refused_leads_to_a_smaller_one(step):
+    trial_of, _ = compiler(step, fixed=1e8, a_row=1e8, available=1e9)
+    first, best = search.try_with_largest(step, TOPOLOGY, trial_of, available=1e9)
+    assert not first.fits
+    assert best.fits
+    assert best.step.cfg.data.batch_size < 256
+
+
+def test_there_is_no_largest_batch_where_the_state_alone_is_too_large(step):
+    trial_of, _ = compiler(step, fixed=2e9, a_row=1e6, available=1e9)
+    first, best = search.try_with_largest(step, TOPOLOGY, trial_of, available=1e9)
+    assert (first.fits, best) == (False, None)
+
+
+def test_changes_of_each_kind_are_tried_from_the_cheapest(step):
+    trial_of, _ = compiler(step, fixed=1e8, a_row=1e8, available=1e9)
+    tried = search.fitting_changes(trial_of(CFG), TOPOLOGY, trial_of)
+    names = [name for name, _ in tried]
+    assert names[0] == "--model.remat dots"
+    assert names[1:3] == ["--mesh.fsdp 2", "--mesh.fsdp 4"]
+    assert names[3:] == ["--data.accumulation 2", "--data.accumulation 4"]
+    assert [trial.fits for _, trial in tried] == [True, False, False, False, True]

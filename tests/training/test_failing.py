@@ -1,0 +1,110 @@
+"""Two real processes that train together: what the one says and does when the other is in trouble."""
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
+from command import Command
+
+RETRY = 75
+pytestmark = pytest.mark.xdist_group("processes")  # one after the other: they are pairs already
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs():
+    """What is compiled is shared with other tests, and with earlier sessions."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clip_jax" / "tests"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIP_JAX_TEST_CACHE", str(cache))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> Path:
+    """A list of captions of one image."""
+    from PIL import Image
+
+    place = tmp_path_factory.mktemp("pairs")
+    Image.new("RGB", (20, 20), (200, 10, 10)).save(place / "red.png")
+    lines = [f"red.png,thing number {number} of {number % 5}" for number in range(48)]
+    (place / "captions.csv").write_text("\n".join(["image,caption", *lines]))
+    return place / "captions.csv"
+
+
+@pytest.fixture
+def start(pairs, tmp_path):
+    """`start(*of each process (arguments, fault))` trains in that many processes of one run."""
+
+    @contextlib.contextmanager
+    def started(*each: tuple[list[str], str | None], processes: int | None = None):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        arguments = [
+            "train",
+            *("--workdir", str(tmp_path / "run"), "--steps", "6"),
+            *("--model.name", "ViT-test", "--model.dtype", "float32"),
+            *("--data.source", f"pairs:{pairs}", "--data.batch-size", "8", "--data.threads", "1"),
+            *("--optimizer.warmup-steps", "2", "--evaluation.batch-size", "8"),
+            *("--checkpoint.every-steps", "2", "--logging.every-steps", "1"),
+            *("--logging.no-tensorboard", "--logging.no-report"),
+            *("--distributed.coordinator", address),
+            *("--distributed.processes", str(processes or len(each))),
+        ]
+        with contextlib.ExitStack() as stack:
+            yield [
+                stack.enter_context(
+                    Command(
+                        *arguments,
+                        *("--distributed.process-index", str(index), *more),
+                        output=tmp_path / f"{index}.txt",
+                        fault=fault,
+                    )
+                )
+                for index, (more, fault) in enumerate(each)
+            ]
+
+    return started
+
+
+def test_processes_with_other_settings_are_told_in_what_they_differ(start):
+    with start(([], None), (["--optimizer.b1", "0.8"], None)) as both:
+        for command in both:
+            assert command.end() == 2, command.text
+            assert "process 1 on" in command.text
+            assert "setting optimizer.b1 (0.8, where process 0 has 0.9)" in command.text
+
+
+def test_a_process_that_never_comes_is_named(start):
+    with start((["--distributed.timeout-seconds", "1"], None), processes=3) as (command,):
+        assert command.end() == RETRY, command.text
+        assert "process 1, 2 of 3 did not come within 1 s" in command.text
+
+
+def test_the_failure_of_one_process_is_told_by_all(start, tmp_path):
+    with start(([], None), ([], "fail_in_step=3")) as (first, second):
+        assert second.end() == 2, second.text
+        failed = time.monotonic()
+        assert first.end() == 2, first.text
+        assert time.monotonic() - failed < 90  # JAX's own way takes 300 s
+        assert "the disk of this machine is upside down" in second.text
+        assert "process 1 failed" in first.text and "upside down" in first.text
+    logs = tmp_path / "run" / "logs"
+    assert "upside down" in (logs / "process-00.log").read_text()
+    assert "Traceback" in (logs / "process-01.log").read_text()
+
+
+def test_the_survivor_of_a_killed_process_asks_to_be_started_again(start):
+    with start(([], None), ([], "kill_in_step=3")) as (first, second):
+        assert second.end() == -signal.SIGKILL
+        killed = time.monotonic()
+        assert first.end() == RETRY, first.text
+        assert time.monotonic() - killed < 90  # JAX's own way takes 100 s
+        assert "another process is gone" in first.text

@@ -1,0 +1,142 @@
+"""Whatever the mesh, the movement, the tiles and the micro-batches: the gradient of the whole batch."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from clip_jax import sharding
+from clip_jax.config import LossConfig
+from clip_jax.losses import dense_sigmoid_loss, dense_softmax_loss
+from clip_jax.models.clip import CLIP, Outputs, create_model, unit_length
+from clip_jax.training.gradients import batch_gradients, sharded_loss
+from clip_jax.training.state import new_state, sharded_new_state
+
+B = 32
+MESHES = [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)]
+LOSSES = [
+    LossConfig(kind=kind, movement=movement, tile=tile)
+    for kind in ("softmax", "sigmoid")
+    for movement, tile in (("dense", None), *itertools.product(("gather", "ring"), (None, 2)))
+]
+CONFIG = dataclasses.replace(create_model("ViT-test").config, init_logit_bias=-3.0)
+# Programs this small run in no time; what takes time is to make them fast.
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+class Projection(nn.Module):
+    """A tower of one matrix."""
+
+    @nn.compact
+    def __call__(self, x_BD):
+        return unit_length(nn.Dense(16, use_bias=False, name="projection")(x_BD))
+
+
+class Linear(nn.Module):
+    """The least that is a CLIP model: it compiles quickly enough for every combination."""
+
+    config = CONFIG
+
+    @nn.compact
+    def __call__(self, images_BHWC, tokens_BL, *, train=False, frozen=()):
+        del train, frozen
+        words_BV = jax.nn.one_hot(tokens_BL, 64).sum(axis=1)
+        scale = self.param("logit_scale", nn.initializers.constant(2.7), ())
+        bias = self.param("logit_bias", nn.initializers.constant(-3.0), ())
+        return Outputs(
+            image=Projection(name="image")(images_BHWC.reshape(len(images_BHWC), -1) / 255 - 0.5),
+            text=Projection(name="text")(words_BV),
+            logit_scale=jnp.exp(scale),
+            logit_bias=bias,
+        )
+
+
+def make_batch() -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        "image": rng.integers(0, 256, (B, 16, 16, 3), np.uint8),
+        "tokens": rng.integers(1, 64, (B, 8), np.int32),
+    }
+
+
+def sharded_gradients(model, mesh, losses, parts, *, batch=None):
+    """(loss, gradients) of each loss, all computed on the mesh in one program."""
+    state = sharded_new_state(mesh, 0, model=model, optimizer=optax.identity())
+    batch = jax.device_put(batch or make_batch(), sharding.batch_sharding(mesh))
+    of_loss = functools.partial(batch_gradients, model=model, mesh=mesh, parts=parts)
+
+    def all_losses(state, batch, key):
+        found = [of_loss(state, batch, key, loss_fn=sharded_loss(mesh, cfg)) for cfg in losses]
+        return [(gradients.loss, gradients.params) for gradients in found]
+
+    program = jax.jit(all_losses, compiler_options=QUICKLY)
+    return jax.device_get(program(state, batch, jax.random.key(0)))
+
+
+@functools.cache
+def exact_gradients(model, kind):
+    """The same on one device from the definition of the loss, in float64."""
+    state = new_state(jax.random.key(0), model=model, optimizer=optax.identity())
+    batch, params = make_batch(), jax.device_get(state.params)
+    with jax.enable_x64(True):
+        if isinstance(model, CLIP):
+            model = CLIP(dataclasses.replace(model.config, dtype="float64"))
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
+
+        def loss_of(params):
+            image_BE, text_BE, *scale_and_bias = model.apply({"params": params}, *batch.values())
+            if kind == "softmax":
+                return dense_softmax_loss(image_BE, text_BE, scale_and_bias[0])
+            return dense_sigmoid_loss(image_BE, text_BE, *scale_and_bias)
+
+        return jax.device_get(jax.jit(jax.value_and_grad(loss_of))(params))
+
+
+def assert_exact(found, model, cfg):
+    """Each parameter's gradient is off by at most 1e-5 of its length."""
+    (loss, grads), (exact_loss, exact) = found, exact_gradients(model, cfg.kind)
+    assert exact_loss.dtype == np.float64 and loss.dtype == np.float32
+    assert loss == pytest.approx(exact_loss, rel=1e-5)
+
+    def compare(path, grad, right):
+        # Softmax gives a bias no gradient, and the bias of keys has none under a softmax.
+        length = max(np.linalg.norm(right), 1e-2 if "bias" in str(path) else 0)
+        error = np.linalg.norm(grad - right) / length
+        assert error < 1e-5, f"{cfg} {sharding.path_name(path)}: {error:.1e}"
+
+    jax.tree_util.tree_map_with_path(compare, grads, exact)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_every_loss_on_every_mesh_has_the_gradient_of_the_dense_float64_one(mesh, shape, parts):
+    model = Linear()
+    found = sharded_gradients(model, mesh(*shape), LOSSES, parts)
+    for cfg, gradients in zip(LOSSES, found, strict=True):
+        assert_exact(gradients, model, cfg)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parts", "cfg"),
+    [
+        ((1, 1), 4, LossConfig(kind="softmax", movement="dense")),
+        ((8, 1), 2, LossConfig(kind="sigmoid", movement="gather")),
+        ((4, 2), 4, LossConfig(kind="softmax", movement="ring", tile=2)),
+        ((2, 4), 1, LossConfig(kind="sigmoid", movement="ring")),
+        ((1, 8), 2, LossConfig(kind="softmax", movement="gather", tile=2)),
+    ],
+    ids=str,
+)
+def test_transformers_on_a_mesh_have_the_gradient_of_the_dense_float64_ones(
+    mesh, shape, parts, cfg
+):
+    on = mesh(*shape)
+    model = CLIP(CONFIG, constrain=sharding.constrain_batch(on))
+    (found,) = sharded_gradients(model, on, [cfg], parts)
+    assert_exact(found, CLIP(CONFIG), cfg)

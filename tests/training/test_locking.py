@@ -1,0 +1,117 @@
+"""A frozen tower whose last blocks train."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from clip_jax.config import CheckpointConfig, LossConfig, ModelSettings, OptimizerConfig
+from clip_jax.models.clip import create_model
+from clip_jax.sharding import path_name
+from clip_jax.training.checkpoints import Checkpoints
+from clip_jax.training.gradients import batch_gradients, sharded_loss
+from clip_jax.training.locking import join_blocks, merge, split
+from clip_jax.training.state import new_state
+from clip_jax.training.trained_variables import read_variables
+
+SETTINGS = ModelSettings(name="ViT-test", freeze="image", unlocked_blocks=1)
+
+
+def names(tree) -> set[str]:
+    return {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("towers", [("image",), ("text",), ("image", "text"), ()])
+@pytest.mark.parametrize("unlocked", [0, 1, 2])
+def test_the_parts_are_the_whole_tree(towers, unlocked):
+    params = {
+        tower: {
+            "position_embedding": np.arange(3),
+            "pre_norm": {"scale": np.arange(4)},
+            "transformer": {"blocks": {"mlp": {"kernel": np.arange(6).reshape(3, 2)}}},
+            "post_norm": {"scale": np.arange(5)},
+            "projection": {"kernel": np.arange(7)},
+        }
+        for tower in ("image", "text")
+    } | {"logit_scale": np.float32(2)}
+    trained, frozen = split(params, towers, unlocked=unlocked)
+    assert not names(trained) & names(frozen)
+    for tower in towers:
+        assert "position_embedding" in frozen[tower]
+        assert (tower in trained) == (unlocked > 0)
+        if unlocked:
+            assert trained[tower].keys() == {"transformer", "post_norm", "projection"}
+            assert len(trained[tower]["transformer"]["blocks"]["mlp"]["kernel"]) == unlocked
+    joined = join_blocks(merge(trained, frozen))
+    assert jax.tree.structure(joined) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, joined, params)
+
+
+def test_a_tower_with_all_blocks_unlocked_has_none_that_is_locked():
+    blocks = {"kernel": np.ones((2, 3))}
+    params = {"image": {"transformer": {"blocks": blocks}, "class_embedding": np.ones(3)}}
+    trained, frozen = split(params, ("image",), unlocked=2)
+    assert frozen == {"image": {"class_embedding": params["image"]["class_embedding"]}}
+    assert trained["image"]["transformer"]["blocks"]["kernel"].shape == (2, 3)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return create_model("ViT-test")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_gradient_is_the_whole_ones_of_what_trains(model, draw, batch, mesh, parts):
+    on, key = mesh(1), jax.random.key(0)
+    loss_fn = sharded_loss(on, LossConfig())
+    common = {"model": model, "optimizer": optax.identity(), "variables": draw(model)}
+    states = [new_state(key, freeze="image", unlocked_blocks=1, **common), new_state(key, **common)]
+
+    @jax.jit
+    def gradients(state, batch):
+        found = batch_gradients(
+            state, batch, key, model=model, loss_fn=loss_fn, mesh=on, parts=parts
+        )
+        return found.params
+
+    found, whole = (gradients(state, batch(on)) for state in states)
+    expected, _ = split(whole, ("image",), unlocked=1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+    )
+
+
+def test_a_step_leaves_what_is_locked_and_a_checkpoint_is_whole(
+    model, compiled, batch, mesh, tmp_path
+):
+    on = mesh(4, 2)
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_steps=2, layer_decay=0.5, ema_decay=0.5)
+    run = compiled(on, model, model=SETTINGS, optimizer=optimizer)
+    state, before = run.state(), run.first.variables
+    for seed in range(2):
+        state, _ = run.step(state, batch(on, seed))
+    for moments in (state.opt_state, state.ema):
+        assert not [name for name in names(moments) if "locked_blocks" in name]
+        assert [name for name in names(moments) if "image/transformer/blocks" in name]
+        assert not [name for name in names(moments) if "image/position_embedding" in name]
+    with Checkpoints(tmp_path, CheckpointConfig(every_steps=1)) as checkpoints:
+        checkpoints.save(2, state, metadata={})
+    read, _ = read_variables(tmp_path, average=False)
+    before = join_blocks(before)
+    assert jax.tree.structure(read) == jax.tree.structure(before)
+    same = jax.tree.map(np.array_equal, read["params"]["image"], before["params"]["image"])
+    for name in ("patch_embedding", "class_embedding", "position_embedding", "pre_norm"):
+        assert all(jax.tree.leaves(same[name]))
+    assert not any(jax.tree.leaves((same["post_norm"], same["projection"])))
+    kernel, old = (
+        tree["params"]["image"]["transformer"]["blocks"]["mlp"]["up"]["kernel"]
+        for tree in (read, before)
+    )
+    np.testing.assert_array_equal(kernel[0], old[0])
+    assert not np.allclose(kernel[1], old[1])
+    images_BHWC = np.asarray(batch(on)["image"])
+    split_BE, whole_BE = (
+        model.apply(jax.device_get(variables), images_BHWC, method="encode_image")
+        for variables in (state.variables, read)
+    )
+    np.testing.assert_allclose(split_BE, whole_BE, atol=1e-6)

@@ -1,0 +1,194 @@
+"""The schedule, the update rules, and which parameters are decayed, slowed down or clipped."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from clip_jax.config import OptimizerConfig
+from clip_jax.losses import softmax_loss
+from clip_jax.models.clip import create_model
+from clip_jax.sharding import path_name
+from clip_jax.training.optimizer import (
+    UPDATE_RULES,
+    decay_mask,
+    make_optimizer,
+    make_schedule,
+    scale_by_layer,
+)
+from clip_jax.training.state import dummy_batch
+
+PLAIN = {"warmup_steps": 0, "schedule": "constant"}
+
+
+def shapes_of(name: str, **changes) -> dict:
+    model = create_model(name, **changes)
+    return jax.eval_shape(model.init, jax.random.key(0), *dummy_batch(model.config))["params"]
+
+
+def named(tree) -> dict:
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+# ---------------------------------------------------------------------------- the schedule
+
+
+def rates(steps: int = 100, **settings) -> np.ndarray:
+    cfg = OptimizerConfig(**{"learning_rate": 2.0, "warmup_steps": 10} | settings)
+    return np.asarray(jax.vmap(make_schedule(cfg, steps))(jnp.arange(steps)))
+
+
+def test_warm_up_and_cosine_have_open_clips_figures():
+    expected = [
+        2.0 * (k + 1) / 10 if k < 10 else 2.0 * 0.5 * (1 + np.cos(np.pi * (k - 10) / 90))
+        for k in range(100)
+    ]
+    np.testing.assert_allclose(rates(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_other_schedules_go_their_ways():
+    assert (rates(schedule="constant")[9:] == 2).all()
+    linear = rates(schedule="linear", final_learning_rate=0.2)
+    np.testing.assert_allclose(linear[10:], 2 - 1.8 * np.arange(90) / 90, rtol=1e-5)
+    rsqrt = rates(schedule="rsqrt")
+    np.testing.assert_allclose(rsqrt[39] / rsqrt[9], 0.5, rtol=1e-6)  # four times as far
+
+
+@pytest.mark.parametrize("schedule", ["constant", "rsqrt"])
+def test_a_cooldown_is_a_straight_line_to_the_final_rate_without_a_jump(schedule):
+    found = rates(schedule=schedule, cooldown_steps=20, final_learning_rate=0.1)
+    down = np.diff(found[80:])
+    np.testing.assert_allclose(down, down[0], atol=1e-6)
+    assert found[99] + down[0] == pytest.approx(0.1, abs=1e-5)
+    assert abs(np.diff(found[9:])).max() < 0.2
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_that_ends_at_the_final_rate_leaves_a_cooldown_nothing_to_cool(schedule):
+    cfg = OptimizerConfig(schedule=schedule, warmup_steps=10, cooldown_steps=20)
+    with pytest.raises(ValueError, match=rf"cooldown_steps=20 .* as optimizer.schedule={schedule}"):
+        make_schedule(cfg, 100)
+
+
+def test_a_run_shorter_than_its_warm_up_is_refused():
+    cfg = OptimizerConfig(schedule="constant", warmup_steps=80, cooldown_steps=30)
+    with pytest.raises(ValueError, match=r"warmup_steps=80.*cooldown_steps=30.*steps=100"):
+        make_schedule(cfg, 100)
+
+
+# --------------------------------------------------------------------- which parameters, how
+
+
+@pytest.mark.parametrize("name", ["ViT-test", "RN-test", "ViT-B-16-SigLIP"])
+def test_decayed_are_matrices_and_token_embeddings_alone(name):
+    mask = named(decay_mask(shapes_of(name)))
+    for parameter, decayed in mask.items():
+        last = parameter.split("/")[-1]
+        spared = last in ("scale", "bias", "logit_scale", "logit_bias", "class_embedding", "probe")
+        assert decayed == (not spared and last != "position_embedding"), parameter
+
+
+@pytest.mark.parametrize("name", UPDATE_RULES)
+def test_decay_shrinks_by_the_rate_times_its_weight_and_spares_the_rest(name):
+    cfg = OptimizerConfig(name=name, learning_rate=0.1, weight_decay=0.2, **PLAIN)
+    params = {"blocks": {"kernel": jnp.full((2, 4, 4), 3.0), "bias": jnp.full((2, 4), 3.0)}}
+    optimizer = make_optimizer(cfg, 10)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["blocks"]["kernel"], -0.1 * 0.2 * 3, rtol=1e-6)
+    np.testing.assert_array_equal(updates["blocks"]["bias"], 0)
+
+
+def test_a_layer_learns_slower_by_a_factor_than_the_one_above_it():
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes_of("ViT-test"))
+    optimizer = scale_by_layer(0.5, {"image": 2, "text": 2})
+    found = named(optimizer.update(params, optimizer.init(params))[0])
+    for tower in ("image", "text"):
+        assert (found[f"{tower}/projection/kernel"] == 1).all()
+        assert (found[f"{tower}/post_norm/scale"] == 1).all()
+        for part in ("attention/qkv/kernel", "mlp/down/bias", "mlp_norm/scale"):
+            block = found[f"{tower}/transformer/blocks/{part}"]
+            assert (block[1] == 0.5).all() and (block[0] == 0.25).all()
+        assert (found[f"{tower}/position_embedding"] == 0.125).all()
+    for below in ("patch_embedding/kernel", "class_embedding", "pre_norm/scale"):
+        assert (found[f"image/{below}"] == 0.125).all(), below
+    assert (found["text/token_embedding"] == 0.125).all()
+    assert found["logit_scale"] == 1
+
+
+def test_gradients_are_clipped_before_they_reach_the_moments():
+    cfg = OptimizerConfig(clip_norm=1.0, weight_decay=0.0, **PLAIN)
+    params = {"kernel": jnp.zeros(4), "bias": jnp.zeros(4)}
+    optimizer = make_optimizer(cfg, 10)
+    large = {"kernel": jnp.full(4, 30.0), "bias": jnp.full(4, 40.0)}
+    _, state = optimizer.update(large, optimizer.init(params), params)
+    moments = optax.tree.get(state, "mu")
+    np.testing.assert_allclose(moments["kernel"], 0.1 * 0.3, rtol=1e-6)
+    np.testing.assert_allclose(moments["bias"], 0.1 * 0.4, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", UPDATE_RULES)
+def test_the_first_moment_may_be_kept_in_half_the_memory(name):
+    params = {"blocks": {"kernel": jnp.zeros((2, 8, 8)), "bias": jnp.zeros((2, 8))}}
+
+    def moments(dtype: str) -> list:
+        cfg = OptimizerConfig(name=name, moment_dtype=dtype, **PLAIN)
+        state = make_optimizer(cfg, 10).init(params)
+        return [leaf for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.dtype(dtype)]
+
+    full = [leaf for leaf in moments("float32") if leaf.size > 1]
+    half = [leaf for leaf in moments("bfloat16") if leaf.size > 1]
+    assert len(full) >= len(half) == 2  # one for each parameter
+
+
+def test_muon_moves_matrices_as_far_as_adam_would():
+    cfg = OptimizerConfig(name="muon", weight_decay=0.0, learning_rate=1.0, **PLAIN)
+    rng = np.random.default_rng(0)
+    grads = {
+        "blocks": {
+            "mlp": {"up": {"kernel": rng.normal(size=(2, 16, 48))}},
+            "attention": {"out": {"kernel": rng.normal(size=(2, 4, 4, 16))}},
+        }
+    }
+    grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads)
+    optimizer = make_optimizer(cfg, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
+    for name, update in named(updates).items():
+        matrix = np.asarray(update).reshape(2, 16, -1)
+        size = np.sqrt(np.square(matrix).mean())
+        assert 0.05 < size < 0.3, name
+        singular = np.linalg.svd(matrix, compute_uv=False)
+        assert singular.max() / singular.min() < 3, name
+
+
+@pytest.mark.parametrize("name", UPDATE_RULES)
+def test_every_rule_trains_a_model(name, descend):
+    value_and_gradient, params = descend
+    cfg = OptimizerConfig(name=name, learning_rate=3e-3, weight_decay=0.01, **PLAIN)
+    optimizer = make_optimizer(cfg, 12)
+    update, state = jax.jit(optimizer.update), optimizer.init(params)
+    losses = []
+    for _ in range(12):
+        loss, gradient = value_and_gradient(params)
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        losses.append(float(loss))
+    assert losses[-1] < 0.75 * losses[0]
+
+
+@pytest.fixture(scope="module")
+def descend(draw):
+    """The loss of a batch and its gradient at some parameters, and the parameters to begin with."""
+    model = create_model("ViT-test")
+    rng = np.random.default_rng(0)
+    images_BHWC = rng.integers(0, 256, (16, 16, 16, 3), np.uint8)
+    tokens_BL = rng.integers(1, 60, (16, 8), np.int32)
+
+    def loss(params):
+        z_image_BE, z_text_BE, scale, _ = model.apply({"params": params}, images_BHWC, tokens_BL)
+        return softmax_loss(z_image_BE, z_text_BE, scale)
+
+    params = draw(model)["params"]
+    program = jax.jit(jax.value_and_grad(loss)).lower(params)
+    return program.compile(compiler_options={"xla_backend_optimization_level": 0}), params

@@ -1,0 +1,85 @@
+"""Which checkpoints stay, in folders that real saves have filled."""
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from etils import epath
+
+from clip_jax.config import CheckpointConfig
+from clip_jax.training import retention
+from clip_jax.training.checkpoints import Checkpoints
+
+
+def save(directory, steps, cfg, metrics=None):
+    with Checkpoints(directory, cfg) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, {"x": jnp.zeros(1)}, metadata={}, metrics=metrics)
+
+
+def steps_in(directory) -> list[int]:
+    return sorted(int(path.name) for path in Path(directory).iterdir() if path.name.isdigit())
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "every", "left"),
+    [(1, None, [10]), (3, None, [8, 9, 10]), (2, 4, [4, 8, 9, 10]), (1, 5, [5, 10])],
+)
+def test_the_last_ones_and_every_kth_are_kept(tmp_path, keep_last, every, left):
+    cfg = CheckpointConfig(
+        every_steps=1, every_minutes=None, keep_last=keep_last, keep_every_steps=every
+    )
+    save(tmp_path, range(1, 6), cfg)
+    save(tmp_path, range(6, 11), cfg)  # the rules hold across a restart
+    assert steps_in(tmp_path) == left
+
+
+@pytest.mark.parametrize(
+    ("name", "best"), [("eval/top1", 3), ("eval/loss", 2), ("eval/text_to_image_mean_rank", 2)]
+)
+def test_the_best_one_is_kept_across_restarts(tmp_path, name, best):
+    values = {1: 0.5, 2: 0.3, 3: 0.9, 4: 0.6, 5: 0.7, 6: 0.9}
+    cfg = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=1, keep_best_by=name)
+    for step, value in values.items():
+        save(tmp_path, [step], cfg, {name: value})
+    save(tmp_path, [7, 8], cfg)  # without an evaluation
+    assert steps_in(tmp_path) == [best, 8]
+    assert retention.best_step(epath.Path(tmp_path), [best, 8], name) == best
+
+
+def test_metadata_that_cannot_be_read_counts_as_none(tmp_path):
+    cfg = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=2, keep_best_by="top1")
+    save(tmp_path, [1, 2], cfg, {"top1": 0.5})
+    (tmp_path / "1" / "metadata" / "metadata").write_text("{")
+    assert retention.read_metadata(epath.Path(tmp_path / "1")) == {}
+    assert retention.best(epath.Path(tmp_path), [1, 2], "top1") == 0.5
+    assert retention.best(epath.Path(tmp_path), [1], "top1") is None
+    save(tmp_path, [3, 4], cfg, {"top1": 0.4})
+    assert steps_in(tmp_path) == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eval/loss",
+        "eval/text_to_image_recall_at_1",
+        "eval/zero_shot_held_out_top1",
+        "eval/imagenet/zero_shot_top1",
+    ],
+)
+def test_what_an_evaluation_measures_may_decide(name):
+    retention.check_name(name, ["imagenet"])
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("eval/zero_shot_top_1", "eval/zero_shot_top1"),
+        ("zero_shot_top1", "eval/zero_shot_top1"),
+        ("eval/other/loss", "eval/loss"),
+        ("loss", "eval/loss"),
+    ],
+)
+def test_a_mistyped_metric_is_answered_with_the_nearest(name, nearest):
+    with pytest.raises(ValueError, match=f"keep_best_by={name} is no metric .*{nearest}"):
+        retention.check_name(name, ["imagenet"])

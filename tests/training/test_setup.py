@@ -1,0 +1,254 @@
+"""What a run is made of, and the settings that are refused before anything is compiled."""
+
+import dataclasses
+import logging
+import math
+import types
+
+import jax
+import pytest
+
+from clip_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LoggingConfig,
+    LossConfig,
+    MeshConfig,
+    ModelSettings,
+    OptimizerConfig,
+    PreprocessConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from clip_jax.data.samples import BadSample, Sample
+from clip_jax.models.architectures import model_config
+from clip_jax.models.clip import CLIP, create_model
+from clip_jax.training import setup
+from clip_jax.training.run_directory import RunDirectory
+from clip_jax.training.setup import (
+    captions,
+    check,
+    make_run_optimizer,
+    named_model,
+    prepare,
+    resolve_model,
+)
+from clip_jax.weights.load import Loaded
+
+SMALL = TrainConfig(
+    steps=4,
+    model=ModelSettings(name="ViT-test", dtype="float32"),
+    data=DataConfig(batch_size=16),
+    evaluation=EvaluationConfig(batch_size=16),
+    optimizer=OptimizerConfig(warmup_steps=1),
+)
+
+
+def changed(**changes) -> TrainConfig:
+    return dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"steps": 0}, "steps=0"),
+        ({"data": DataConfig(batch_size=12)}, r"data.batch_size=12 .* 8 devices"),
+        ({"data": DataConfig(batch_size=8, accumulation=2)}, r"batch_size=8 .* 2 micro-batches"),
+        ({"data": DataConfig(batch_size=16, accumulation=0)}, "data.accumulation=0"),
+        ({"evaluation": EvaluationConfig(batch_size=4)}, "evaluation.batch_size=4"),
+        ({"logging": LoggingConfig(every_steps=0)}, "logging.every_steps=0"),
+        ({"evaluation": EvaluationConfig(every_steps=-1)}, "evaluation.every_steps=-1"),
+        ({"checkpoint": CheckpointConfig(every_steps=0)}, "checkpoint.every_steps=0"),
+        ({"checkpoint": CheckpointConfig(every_minutes=0)}, "checkpoint.every_minutes=0"),
+        ({"checkpoint": CheckpointConfig(keep_every_steps=0)}, "checkpoint.keep_every_steps=0"),
+        ({"loss": LossConfig(tile=0)}, "loss.tile=0"),
+        ({"loss": LossConfig(movement="dense", tile=2)}, r"loss.tile=2 .* loss.movement"),
+        ({"loss": LossConfig(max_logit_scale=0.5)}, "loss.max_logit_scale=0.5"),
+        ({"model": ModelSettings(unlocked_blocks=-1)}, "model.unlocked_blocks=-1"),
+        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs a GPU"),
+        ({"model": ModelSettings(freeze="text")}, r"model.freeze=text .* model.init_from"),
+        ({"optimizer": OptimizerConfig(ema_decay=1.0)}, "optimizer.ema_decay=1.0"),
+        ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "optimizer.clip_norm=0.0"),
+        ({"optimizer": OptimizerConfig(learning_rate=-1.0)}, "optimizer.learning_rate=-1.0"),
+        ({"optimizer": OptimizerConfig(layer_decay=0.0)}, "optimizer.layer_decay=0.0"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused_by_name(mesh, changes, named):
+    check(SMALL, mesh(8))
+    with pytest.raises(ValueError, match=named):
+        check(changed(**changes), mesh(8))
+
+
+def test_the_defaults_make_a_run(mesh):
+    check(TrainConfig(), mesh(8))
+    assert make_run_optimizer(TrainConfig(), named_model(TrainConfig()))
+
+
+def test_a_tower_that_is_not_loaded_is_not_frozen(mesh):
+    settings = ModelSettings(freeze="text", init_from="x", init_towers="image")
+    with pytest.raises(ValueError, match=r"model.freeze=text .* model.init_towers=image"):
+        check(changed(model=settings), mesh(8))
+
+
+@pytest.mark.parametrize(
+    ("name", "tower", "has"),
+    [("ViT-test", "image", 2), ("ViT-test", "text", 2), ("RN-test", "image", 0)],
+)
+def test_no_more_blocks_are_unlocked_than_the_frozen_tower_has(mesh, name, tower, has):
+    frozen = {"name": name, "freeze": tower, "init_from": "x"}
+    check(changed(model=ModelSettings(**frozen, unlocked_blocks=has)), mesh(8))
+    with pytest.raises(
+        ValueError, match=f"unlocked_blocks={has + 1} must be at most {has}, .*{tower}"
+    ):
+        check(changed(model=ModelSettings(**frozen, unlocked_blocks=has + 1)), mesh(8))
+
+
+def test_layer_decay_needs_layers():
+    cfg = changed(optimizer=OptimizerConfig(layer_decay=0.7, warmup_steps=0))
+    assert make_run_optimizer(cfg, create_model("ViT-test").config)
+    with pytest.raises(ValueError, match=r"optimizer.layer_decay=0.7 .* ResNet"):
+        make_run_optimizer(cfg, create_model("RN-test").config)
+
+
+# ------------------------------------------------------------------------------- the model
+
+
+def test_the_run_changes_what_it_says_and_nothing_else():
+    settings = ModelSettings(name="ViT-B-32", image_size=256, patch_dropout=0.5, remat="dots")
+    config = named_model(changed(model=settings))
+    plain = create_model("ViT-B-32").config
+    assert (config.vision.image_size, config.vision.patch_dropout) == (256, 0.5)
+    assert (config.remat, config.dtype) == ("dots", "bfloat16")
+    assert config.text == plain.text and config.embed_dim == plain.embed_dim
+
+
+def test_the_loss_decides_whether_there_is_a_bias(caplog):
+    config = named_model(changed(loss=LossConfig(kind="sigmoid")))
+    assert (config.init_logit_scale, config.init_logit_bias) == (math.log(10), -10)
+    with caplog.at_level(logging.WARNING):
+        config = named_model(changed(model=ModelSettings(name="ViT-B-16-SigLIP")))
+    assert config.init_logit_bias is None
+    assert config.init_logit_scale == pytest.approx(math.log(1 / 0.07))
+    assert "its bias is left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "wanted", "found"),
+    [
+        ("sentencepiece", 300, None, 300),  # one of the run's own
+        ("clip", 49_408, None, 49_408),
+        ("sentencepiece", 300, 512, 512),
+    ],
+)
+def test_the_vocabulary_is_the_tokenizers_unless_it_is_told(kind, size, wanted, found):
+    tokenizer = types.SimpleNamespace(kind=kind, vocab_size=size)
+    cfg = changed(model=ModelSettings(name="ViT-test", vocab_size=wanted))
+    assert resolve_model(cfg, named_model(cfg), tokenizer).text.vocab_size == found
+
+
+def test_a_vocabulary_too_small_for_its_tokenizer_is_refused():
+    cfg = changed(model=ModelSettings(name="ViT-test", vocab_size=100))
+    tokenizer = types.SimpleNamespace(kind="sentencepiece", vocab_size=300)
+    with pytest.raises(ValueError, match=r"model.vocab_size=100 is below the 300 ids"):
+        resolve_model(cfg, named_model(cfg), tokenizer)
+
+
+# -------------------------------------------------------------------------------- the data
+
+
+def source(*texts: tuple[str, ...] | None):
+    def get(index: int) -> Sample:
+        if texts[index] is None:
+            raise BadSample("torn", key=str(index), shard="s")
+        return Sample(image=b"", captions=texts[index], key=str(index), shard="s")
+
+    class Texts:
+        __len__ = lambda self: len(texts)  # noqa: E731
+        __getitem__ = lambda self, index: get(index)  # noqa: E731
+
+    return Texts()
+
+
+def test_captions_of_all_sources_take_turns_and_bad_ones_are_passed_over():
+    one, other = source(("a", "b"), None, ("c",)), source(("x",))
+    assert list(captions([one, other])) == ["a", "b", "x", "c"]
+
+
+def test_a_run_is_prepared_whole_and_without_an_array(tmp_path, monkeypatch):
+    tiny = source(*[(f"picture {index}",) for index in range(20)])
+    monkeypatch.setattr(setup.sources, "open_sources", lambda cfg, split: [tiny])
+    monkeypatch.setattr(setup.sources, "open_eval_source", lambda cfg: None)
+    cfg = changed(mesh=MeshConfig(fsdp=2), tokenizer=TokenizerConfig(vocab_size=290))
+    with RunDirectory(tmp_path / "run") as run:
+        made = prepare(cfg, run)
+        assert made.mesh.devices.shape == (4, 2)
+        assert made.model.config.text.vocab_size == made.tokenizer.vocab_size
+        assert isinstance(made.model, CLIP) and made.initial is None
+        state = made.abstract_state
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(state))
+        made.tokenizer.save(str(run.tokenizer))
+        again = prepare(cfg, run)  # the run has its tokenizer now, whatever the data say
+        assert again.tokenizer.vocab_size == made.tokenizer.vocab_size
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """`prepared(**changes)`: the parts of a small run whose data are lists of captions."""
+    tiny = source(*[(f"picture {index}",) for index in range(20)])
+    monkeypatch.setattr(setup.sources, "open_sources", lambda cfg, split: [tiny])
+    monkeypatch.setattr(setup.sources, "open_eval_source", lambda cfg: tiny)
+
+    def make(**changes):
+        with RunDirectory(tmp_path / "run") as run:
+            return prepare(changed(tokenizer=TokenizerConfig(vocab_size=290), **changes), run)
+
+    return make
+
+
+def test_a_run_that_never_evaluates_opens_nothing_to_evaluate_on(prepared):
+    assert prepared().eval_source is not None
+    assert prepared(evaluation=EvaluationConfig(batch_size=16, every_steps=0)).eval_source is None
+
+
+def test_the_best_by_a_metric_needs_an_evaluation(prepared):
+    with pytest.raises(ValueError, match=r"keep_best_by=eval/loss .* evaluation.every_steps=0"):
+        prepared(
+            evaluation=EvaluationConfig(batch_size=16, every_steps=0),
+            checkpoint=CheckpointConfig(keep_best_by="eval/loss"),
+        )
+
+
+@pytest.mark.parametrize("towers", ["both", "text"])
+def test_the_preprocessing_comes_with_the_image_tower_and_stays(
+    towers, tmp_path, monkeypatch, draw
+):
+    tiny = source(*[(f"picture {index}",) for index in range(20)])
+    monkeypatch.setattr(setup.sources, "open_sources", lambda cfg, split: [tiny])
+    monkeypatch.setattr(setup, "_open_eval_source", lambda cfg: None)
+    grey = PreprocessConfig(mean=(0.5,) * 3, std=(0.5,) * 3)
+    stored = create_model(model_config("ViT-test", preprocess=grey))
+    weights = Loaded(model=stored, variables=draw(stored), tokenizer=None, preprocess=None)
+    monkeypatch.setattr(setup, "load_to_host", lambda path: weights)
+    model = ModelSettings(name="ViT-test", init_from="weights", init_towers=towers)
+    cfg = changed(model=model, tokenizer=TokenizerConfig(vocab_size=290))
+    with RunDirectory(tmp_path / "run") as run:
+        made = prepare(cfg, run)
+        assert (made.model.config.preprocess == grey) == (towers == "both")
+        run.save_config(cfg, made.model.config)
+        (run.checkpoints / "1").mkdir(parents=True)
+        assert prepare(cfg, run).model.config == made.model.config  # without the weights
+
+
+@pytest.mark.parametrize("kind", ["siglip", "clipa"])
+def test_a_tokenizer_whose_end_a_model_would_not_find_is_refused(kind):
+    tokenizer = types.SimpleNamespace(kind=kind, vocab_size=32)
+    with pytest.raises(ValueError, match=f"ViT-test reads .* kind {kind} .*tokenizer.kind"):
+        resolve_model(SMALL, named_model(SMALL), tokenizer)
+
+
+def test_released_clipa_keeps_its_vocabulary_which_is_larger_than_its_tokenizers():
+    cfg = changed(model=ModelSettings(name="ViT-L-14-CLIPA"))
+    tokenizer = types.SimpleNamespace(kind="clipa", vocab_size=30_522)
+    config = resolve_model(cfg, named_model(cfg), tokenizer)
+    assert (config.text.vocab_size, config.tokenizer) == (32_000, "huggingface")

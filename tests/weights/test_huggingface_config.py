@@ -1,0 +1,64 @@
+"""Tests of Hugging Face's config files."""
+
+import dataclasses
+import json
+
+import pytest
+
+from clip_jax.models.architectures import model_config
+from clip_jax.weights.huggingface_config import (
+    read_config,
+    read_preprocess,
+    write_config,
+    write_preprocess,
+)
+
+NAMES = ["ViT-B-32-quickgelu", "ViT-L-14-336", "ViT-H-14", "ViT-B-16-SigLIP2",
+         "ViT-gopt-16-SigLIP2-384"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_architecture_is_read_back_as_it_was_written(name):
+    config = model_config(name)
+    content = json.loads(json.dumps(write_config(config)))
+    read = read_config(content, source="a file", name=name)
+    pixels = json.loads(json.dumps(write_preprocess(config)))
+    read = dataclasses.replace(read, preprocess=read_preprocess(pixels, read.preprocess))
+    assert dataclasses.replace(read, init_logit_scale=config.init_logit_scale) == config
+
+
+def test_what_a_config_leaves_out_is_the_librarys_default():
+    config = read_config({"model_type": "clip"}, source="a file", name="x")
+    known = model_config("ViT-B-32-quickgelu")
+    assert (config.vision, config.text) == (known.vision, known.text)
+    config = read_config({"model_type": "siglip"}, source="a file", name="x")
+    assert config.vision.patch_size == 16
+    assert config.text.activation == "gelu_tanh"
+
+
+def test_old_files_keep_their_differences_elsewhere():
+    content = {"model_type": "clip", "vision_config_dict": {"patch_size": 16}}
+    assert read_config(content, source="a file", name="x").vision.patch_size == 16
+
+
+@pytest.mark.parametrize(
+    "content,word",
+    [
+        ({"model_type": "blip"}, "blip"),
+        ({"model_type": "clip", "text_config": {"eos_token_id": 7}}, "token 7"),
+        ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "relu"),
+        ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "pooling"),
+    ],
+)
+def test_what_this_package_has_not_is_named(content, word):
+    with pytest.raises(ValueError, match=word):
+        read_config(content, source="a file", name="x")
+
+
+@pytest.mark.parametrize("name", ["RN50", "ViT-L-14-CLIPA"])
+def test_what_transformers_has_not_is_sent_to_open_clip(name):
+    with pytest.raises(ValueError, match="export to open_clip"):
+        write_config(model_config(name))
+    bias = dataclasses.replace(model_config("ViT-B-32"), init_logit_bias=-10.0)
+    with pytest.raises(ValueError, match="bias"):
+        write_config(bias)

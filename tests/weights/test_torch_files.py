@@ -1,0 +1,143 @@
+"""Tests of reading .pt files without torch: the files are made here, byte by byte."""
+
+import io
+import pickle
+import sys
+import types
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from clip_jax.weights.torch_files import TorchFile
+
+
+class Storage:
+    """Stands for a torch storage: the pickler writes its id, and its bytes go beside it."""
+
+    def __init__(self, array, kind):
+        self.array, self.kind = array, kind
+
+
+@pytest.fixture
+def torch_names(monkeypatch):
+    """Functions and classes under torch's names, so that pickles can name them."""
+    torch = types.ModuleType("torch")
+    utils = types.ModuleType("torch._utils")
+
+    def _rebuild_tensor_v2(*arguments):
+        raise AssertionError("called while a file is written")
+
+    _rebuild_tensor_v2.__module__ = "torch._utils"
+    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
+    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
+    for kind in ("FloatStorage", "HalfStorage"):
+        setattr(torch, kind, type(kind, (), {"__module__": "torch", "__qualname__": kind}))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+    return torch
+
+
+def save(path, content, torch, compression=zipfile.ZIP_STORED):
+    storages = []
+
+    class Tensor:
+        def __init__(self, array):
+            self.array = array
+
+        def __reduce__(self):
+            kind = "HalfStorage" if self.array.dtype == np.float16 else "FloatStorage"
+            strides = tuple(stride // self.array.itemsize for stride in self.array.strides)
+            storage = Storage(self.array, getattr(torch, kind))
+            rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
+            return rebuild, (storage, 0, self.array.shape, strides, False, OrderedDict())
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj):
+            if not isinstance(obj, Storage):
+                return None
+            storages.append(obj.array)
+            key = str(len(storages) - 1)
+            return ("storage", obj.kind, key, "cpu", obj.array.size)
+
+        def reducer_override(self, obj):
+            return Tensor(obj).__reduce__() if isinstance(obj, np.ndarray) else NotImplemented
+
+    file = io.BytesIO()
+    Pickler(file, protocol=2).dump(content)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", file.getvalue())
+        for key, array in enumerate(storages):
+            archive.writestr(f"archive/data/{key}", array.tobytes())
+
+
+TENSORS = {
+    "a": np.arange(12, dtype=np.float32).reshape(3, 4),
+    "b.c": np.arange(4, dtype=np.float16),
+    "scale": np.array(2.5, np.float32),
+}
+
+
+def check(file):
+    assert file.shapes() == {"a": (3, 4), "b.c": (4,), "scale": ()}
+    for name, expected in TENSORS.items():
+        np.testing.assert_array_equal(file.read(name), expected)
+        assert file.read(name).dtype == expected.dtype
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_state_dict_is_read(compression, torch_names, tmp_path):
+    save(tmp_path / "a.pt", OrderedDict(TENSORS), torch_names, compression)
+    check(TorchFile(tmp_path / "a.pt"))
+
+
+def test_a_training_checkpoint_gives_its_state_dict(torch_names, tmp_path):
+    inner = {f"module.{name}": tensor for name, tensor in TENSORS.items()}
+    save(tmp_path / "a.pt", {"epoch": 3, "name": "run", "state_dict": inner}, torch_names)
+    check(TorchFile(tmp_path / "a.pt"))
+
+
+class Malice:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle was run')",))
+
+
+def test_a_pickle_that_would_run_code_is_refused_before_it_runs(torch_names, tmp_path):
+    save(tmp_path / "a.pt", {"state_dict": TENSORS, "extra": Malice()}, torch_names)
+    with pytest.raises(ValueError, match=r"builtin.*\.exec.*refused"):
+        TorchFile(tmp_path / "a.pt")
+
+
+def test_an_unknown_class_is_refused(torch_names, tmp_path):
+    save(tmp_path / "a.pt", {"state_dict": TENSORS, "where": tmp_path}, torch_names)
+    with pytest.raises(ValueError, match="pathlib"):
+        TorchFile(tmp_path / "a.pt")
+
+
+def test_a_tensor_beyond_its_storage_is_refused(torch_names, tmp_path):
+    wide = np.lib.stride_tricks.as_strided(np.zeros(4, np.float32), (4, 4), (16, 4))
+    save(tmp_path / "a.pt", {"a": wide}, torch_names)
+    with zipfile.ZipFile(tmp_path / "a.pt") as archive:
+        content = archive.read("archive/data.pkl")
+    with zipfile.ZipFile(tmp_path / "b.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/data/0", b"\x00" * 16)
+    with pytest.raises(ValueError, match="beyond its storage"):
+        TorchFile(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_file_is_damaged(share, torch_names, tmp_path):
+    save(tmp_path / "a.pt", TENSORS, torch_names)
+    data = (tmp_path / "a.pt").read_bytes()
+    (tmp_path / "b.pt").write_bytes(data[: int(share * len(data))])
+    with pytest.raises(ValueError, match=r"b\.pt"):
+        TorchFile(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}])
+def test_a_file_without_tensors_is_no_state_dict(content, torch_names, tmp_path):
+    save(tmp_path / "a.pt", content, torch_names)
+    with pytest.raises(ValueError, match="no state dict"):
+        TorchFile(tmp_path / "a.pt")
