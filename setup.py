@@ -30,7 +30,6 @@ TEST = [
     "psutil>=7.0",
     "pyarrow>=21",
     "pytest>=8.4",
-    "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "requests>=2.32",

@@ -1,7 +1,10 @@
-"""Eight CPU devices, and meshes of them. JAX reads these settings when it is imported."""
+"""Eight CPU devices, meshes of them, and an end for what hangs."""
 
+import faulthandler
 import os
+import threading
 
+# JAX reads these settings when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight devices on two cores that others use too may come to a collective very late: XLA's own limit
 # of 40 s then ends the process.
@@ -10,8 +13,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600",
-        "--xla_cpu_collective_timeout_seconds=600",
+        "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
+        "--xla_cpu_collective_timeout_seconds=3600",
     )
 )
 os.environ["NPROC"] = "64"  # as clip_jax.chips.let_cpu_devices_wait does, before JAX is imported
@@ -19,6 +22,8 @@ os.environ["NPROC"] = "64"  # as clip_jax.chips.let_cpu_devices_wait does, befor
 import jax
 import pytest
 from jax.sharding import AxisType
+
+LIMIT_S = 600  # the slowest test takes a minute and a half on two busy cores
 
 
 @pytest.fixture
@@ -32,3 +37,28 @@ def mesh():
         )
 
     return make
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """End this process, with all its stacks, when a test hangs.
+
+    A limit by the clock would also end what was well when the whole machine stood still for a while.
+    So seconds are counted one by one, and a pause counts as one of them.
+    """
+    done = threading.Event()
+
+    def watch():
+        for _ in range(LIMIT_S):
+            if done.wait(1):
+                return
+        item.config.pluginmanager.getplugin("capturemanager").suspend_global_capture()
+        os.write(2, f"\n{item.nodeid} hangs:\n".encode())
+        faulthandler.dump_traceback(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
+    try:
+        return (yield)
+    finally:
+        done.set()

@@ -14,7 +14,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from command import Command
 
 RETRY = 75
-pytestmark = pytest.mark.xdist_group("processes")  # one after the other: they are pairs already
 
 
 @pytest.fixture(scope="module", autouse=True)
