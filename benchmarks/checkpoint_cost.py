@@ -22,7 +22,7 @@ import numpy as np
 from clip_jax import sharding
 from clip_jax.config import CheckpointConfig, MeshConfig, OptimizerConfig
 from clip_jax.models.clip import create_model
-from clip_jax.training.checkpoints import Checkpoints
+from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.training.optimizer import make_optimizer
 from clip_jax.training.state import TrainState, abstract_state
 

@@ -23,9 +23,9 @@ from clip_jax.loading import Step, load_to_host
 from clip_jax.masking import mask_logs, mask_secrets
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.sizes import forward_flops, parameter_count
+from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.save_retries import SaveFailed
 from clip_jax.training.loop import TooManySkipped, train
-from clip_jax.training.run_directory import RunDirectory
-from clip_jax.training.save_retries import SaveFailed
 from clip_jax.weights.export import export as export_weights
 from clip_jax.weights.portable import export_portable
 

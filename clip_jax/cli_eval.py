@@ -12,7 +12,7 @@ from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig, TrainConfi
 from clip_jax.data import sources
 from clip_jax.evaluation.several import Evaluators, open_others
 from clip_jax.loading import Step, load_to_host
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs.run_directory import RunDirectory
 
 EVAL_HELP = """Measure a trained model: zero-shot accuracy and retrieval.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.config import TrainConfig
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs.run_directory import RunDirectory
 
 
 def read_config(path: str | os.PathLike) -> TrainConfig:

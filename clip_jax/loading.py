@@ -10,8 +10,8 @@ from clip_jax.config import ModelConfig
 from clip_jax.data.tokenizers import load_tokenizer
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
-from clip_jax.training import retention
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs import retention
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training.trained_variables import list_steps, read_variables
 from clip_jax.weights import positions
 from clip_jax.weights.load import Loaded, load_released, preprocess_of

@@ -10,8 +10,8 @@ from PIL import Image
 from clip_jax import cli
 from clip_jax.cli import main
 from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training.loop import TooManySkipped
-from clip_jax.training.run_directory import RunDirectory
 
 FREE_TO_CHANGE = {"run.lock", "goodput.json"}  # who holds the folder, and where its time goes
 QUICK = ("--model.name", "ViT-test", "--tokenizer.kind", "clip", "--data.batch-size", "8")

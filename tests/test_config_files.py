@@ -6,7 +6,7 @@ import pytest
 
 from clip_jax.config import AugmentConfig, ModelConfig, TrainConfig
 from clip_jax.config_files import read_config
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs.run_directory import RunDirectory
 
 HEAD = "from clip_jax.config import *\n"
 

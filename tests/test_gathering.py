@@ -14,7 +14,7 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 rank = int(sys.argv[2])
 jax.distributed.initialize(sys.argv[1], 2, rank)
 from clip_jax.gathering import gather_json
-from clip_jax.training.accounts import take_account
+from clip_jax.runs.accounts import take_account
 gathered = gather_json({"seen": 10 + rank, "shards": ["long name"] * rank})
 assert gathered == [{"seen": 10, "shards": []}, {"seen": 11, "shards": ["long name"]}], gathered
 assert take_account(gathered)["seen"] == 10 + rank

@@ -18,7 +18,10 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     ("config", "chips", "files", "gathering", "masking", "varying"),
     ("models", "losses", "data", "sharding"),
-    ("evaluation", "training", "weights"),
+    ("evaluation", "weights"),
+    ("runs",),
+    ("processes",),
+    ("training",),
     ("loading",),
     ("training.setup", "training.run_record"),
     ("training.loop",),

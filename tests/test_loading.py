@@ -14,8 +14,8 @@ from clip_jax.config import CheckpointConfig, TrainConfig
 from clip_jax.data.tokenizers import train_sentencepiece
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
-from clip_jax.training.checkpoints import Checkpoints
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training.state import dummy_batch, new_state
 from clip_jax.weights.export import export
 

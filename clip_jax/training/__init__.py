@@ -1,1 +1,1 @@
-"""The run: state, step, loop, checkpoints."""
+"""From settings to a trained model: state, step, optimizer, loop."""

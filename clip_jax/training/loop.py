@@ -19,21 +19,23 @@ from clip_jax.evaluation.several import Evaluators
 from clip_jax.gathering import gather_json
 from clip_jax.masking import mask_secrets
 from clip_jax.models.sizes import training_flops
-from clip_jax.training import distributed, provenance, run_record
-from clip_jax.training.accounts import take_account
-from clip_jax.training.checkpoints import Checkpoints
-from clip_jax.training.failing import failing_together, together
-from clip_jax.training.goodput import Goodput
-from clip_jax.training.preemption import Preemption
+from clip_jax.processes import distributed
+from clip_jax.processes.failing import failing_together, together
+from clip_jax.processes.preemption import Preemption
+from clip_jax.processes.process_logs import process_logs
+from clip_jax.processes.watchdog import Watchdog
+from clip_jax.runs import provenance
+from clip_jax.runs.accounts import take_account
+from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.goodput import Goodput
+from clip_jax.runs.progress import Progress
+from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.training import run_record
 from clip_jax.training.prefetch import Prefetch
-from clip_jax.training.process_logs import process_logs
 from clip_jax.training.profiling import Profile
-from clip_jax.training.progress import Progress
-from clip_jax.training.run_directory import RunDirectory
 from clip_jax.training.setup import Setup, prepare
 from clip_jax.training.state import FROZEN, TrainState
 from clip_jax.training.step import abstract_batch, jit_train_step
-from clip_jax.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ import jax
 
 from clip_jax.data import sources
 from clip_jax.data.tokenizer_base import DESCRIPTION
-from clip_jax.training import provenance
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs import provenance
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training.setup import Setup
 
 log = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from clip_jax.loading import load_to_host
 from clip_jax.models import attention
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
-from clip_jax.training import retention
+from clip_jax.runs import retention
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training.ignored_settings import refuse_ignored
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
 from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.run_directory import RunDirectory
 from clip_jax.training.state import TrainState, abstract_state, sharded_new_state
 from clip_jax.weights.load import Loaded
 

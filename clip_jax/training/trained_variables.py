@@ -7,7 +7,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from clip_jax.training import locking, manifest
+from clip_jax.runs import manifest
+from clip_jax.training import locking
 from clip_jax.training.state import variables_of
 
 PARTS = ("params", "frozen", "batch_stats", "ema", "ema_batch_stats")

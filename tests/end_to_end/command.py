@@ -144,7 +144,7 @@ def _save_for_ever(directory: str):
     import jax.numpy as jnp
 
     from clip_jax.config import CheckpointConfig
-    from clip_jax.training.checkpoints import Checkpoints
+    from clip_jax.runs.checkpoints import Checkpoints
 
     cfg = CheckpointConfig(every_steps=1, every_minutes=None)
     with Checkpoints(directory, cfg) as checkpoints:
@@ -193,7 +193,7 @@ def kill_in_step(step: int):
 
 def kill_in_save(milliseconds: int):
     """So long after the third save of this process began."""
-    from clip_jax.training.checkpoints import Checkpoints
+    from clip_jax.runs.checkpoints import Checkpoints
 
     begin, count = Checkpoints._begin, [0]
 

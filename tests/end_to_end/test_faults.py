@@ -213,7 +213,7 @@ def test_killed_between_a_checkpoint_and_the_next_batch(place, reference, run):
 
 def test_killed_at_twenty_moments_of_saving(tmp_path):
     from clip_jax.config import CheckpointConfig
-    from clip_jax.training.checkpoints import Checkpoints
+    from clip_jax.runs.checkpoints import Checkpoints
 
     rng, newest = np.random.default_rng(0), 0
     for _ in range(20):

@@ -13,7 +13,7 @@ from clip_jax.data.images import eval_image
 from clip_jax.data.ledger import Ledger
 from clip_jax.evaluation.evaluate import Evaluator, evaluate
 from clip_jax.models.clip import create_model
-from clip_jax.training import retention
+from clip_jax.runs import retention
 
 DATA = DataConfig(threads=1)
 

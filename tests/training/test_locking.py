@@ -7,8 +7,8 @@ import pytest
 
 from clip_jax.config import CheckpointConfig, LossConfig, ModelSettings, OptimizerConfig
 from clip_jax.models.clip import create_model
+from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.sharding import path_name
-from clip_jax.training.checkpoints import Checkpoints
 from clip_jax.training.gradients import batch_gradients, sharded_loss
 from clip_jax.training.locking import join_blocks, merge, split
 from clip_jax.training.state import new_state

@@ -11,11 +11,11 @@ import pytest
 
 from clip_jax.config import EvaluationConfig, HealthConfig, LoggingConfig, TrainConfig
 from clip_jax.data.ledger import Ledger
+from clip_jax.runs.progress import Progress
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training import loop
 from clip_jax.training.loop import TooManySkipped, Trainer
 from clip_jax.training.profiling import Profile
-from clip_jax.training.progress import Progress
-from clip_jax.training.run_directory import RunDirectory
 
 CFG = TrainConfig(
     steps=6,

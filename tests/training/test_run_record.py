@@ -7,8 +7,8 @@ import types
 import pytest
 
 from clip_jax.config import LoggingConfig, ModelConfig, OptimizerConfig, TrainConfig
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training import run_record
-from clip_jax.training.run_directory import RunDirectory
 
 
 class Tokenizer:

@@ -24,8 +24,8 @@ from clip_jax.config import (
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP, create_model
+from clip_jax.runs.run_directory import RunDirectory
 from clip_jax.training import setup
-from clip_jax.training.run_directory import RunDirectory
 from clip_jax.training.setup import (
     captions,
     check,

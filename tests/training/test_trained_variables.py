@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.training.checkpoints import Checkpoints
+from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.training.state import Health, TrainState
 from clip_jax.training.trained_variables import read_variables
 

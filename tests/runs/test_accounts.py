@@ -5,8 +5,8 @@ import pytest
 from clip_jax.data.ledger import Ledger
 from clip_jax.data.samples import BadSample
 from clip_jax.gathering import gather_json
-from clip_jax.training import accounts
-from clip_jax.training.accounts import take_account
+from clip_jax.runs import accounts
+from clip_jax.runs.accounts import take_account
 
 
 def account(process: int) -> dict:

@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.training import checkpoints as checkpoints_lib
-from clip_jax.training import manifest, save_retries
-from clip_jax.training.checkpoints import Checkpoints
-from clip_jax.training.save_retries import SaveFailed
+from clip_jax.runs import checkpoints as checkpoints_lib
+from clip_jax.runs import manifest, save_retries
+from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.save_retries import SaveFailed
 
 EVERY_STEP = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=3)
 

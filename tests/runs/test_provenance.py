@@ -15,7 +15,7 @@ from clip_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from clip_jax.training.provenance import check_resume, environment, from_json, to_json
+from clip_jax.runs.provenance import check_resume, environment, from_json, to_json
 
 RUN = TrainConfig()
 

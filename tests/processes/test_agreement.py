@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 
 from clip_jax.config import DataConfig, DistributedConfig, TrainConfig
-from clip_jax.training.agreement import describe, differences
+from clip_jax.processes.agreement import describe, differences
 
 
 @pytest.fixture(scope="module")

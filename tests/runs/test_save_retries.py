@@ -8,8 +8,8 @@ import types
 import pytest
 from etils import epath
 
-from clip_jax.training import save_retries
-from clip_jax.training.save_retries import SaveRetries, hide_echoes
+from clip_jax.runs import save_retries
+from clip_jax.runs.save_retries import SaveRetries, hide_echoes
 
 
 class Clock:

@@ -20,9 +20,9 @@ import jax
 
 from clip_jax.config import TrainConfig
 from clip_jax.masking import mask_secrets
-from clip_jax.training import agreement, distributed
-from clip_jax.training.preemption import RETRY_EXIT_CODE
-from clip_jax.training.roll_call import ProcessesMissing
+from clip_jax.processes import agreement, distributed
+from clip_jax.processes.preemption import RETRY_EXIT_CODE
+from clip_jax.processes.roll_call import ProcessesMissing
 
 log = logging.getLogger(__name__)
 

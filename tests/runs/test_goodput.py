@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from clip_jax.training import goodput as goodput_lib
-from clip_jax.training.goodput import PHASES, Goodput
+from clip_jax.runs import goodput as goodput_lib
+from clip_jax.runs.goodput import PHASES, Goodput
 
 
 class Clock:

@@ -4,8 +4,8 @@ import logging
 
 import pytest
 
-from clip_jax.training import distributed
-from clip_jax.training.process_logs import process_logs
+from clip_jax.processes import distributed
+from clip_jax.processes.process_logs import process_logs
 
 
 @pytest.fixture

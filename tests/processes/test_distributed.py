@@ -5,8 +5,8 @@ from jax._src import cloud_tpu_init
 from jax._src.clusters import cloud_tpu_cluster, cluster
 
 from clip_jax.config import DistributedConfig
-from clip_jax.training import distributed
-from clip_jax.training.distributed import Place, find_cluster, find_place
+from clip_jax.processes import distributed
+from clip_jax.processes.distributed import Place, find_cluster, find_place
 
 SLURM = {
     "SLURM_JOB_ID": "4097",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import jax
 
-from clip_jax.training.preemption import RETRY_EXIT_CODE
+from clip_jax.processes.preemption import RETRY_EXIT_CODE
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import time
 
 import pytest
 
-from clip_jax.training.preemption import INTERRUPT_EXIT_CODE, RETRY_EXIT_CODE, Preemption
+from clip_jax.processes.preemption import INTERRUPT_EXIT_CODE, RETRY_EXIT_CODE, Preemption
 
 STEPS = """
 import sys, time
-from clip_jax.training.preemption import Preemption
+from clip_jax.processes.preemption import Preemption
 with Preemption() as preemption:
     for step in range(1, 2000):
         time.sleep(0.01)
@@ -33,8 +33,8 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 rank = int(sys.argv[2])
 jax.distributed.initialize(sys.argv[1], 2, rank)
 from clip_jax.config import CheckpointConfig
-from clip_jax.training.checkpoints import Checkpoints
-from clip_jax.training.preemption import Preemption
+from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.processes.preemption import Preemption
 import jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 place = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), P("data"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from clip_jax.masking import mask_secrets
-from clip_jax.training import distributed
+from clip_jax.processes import distributed
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from jax._src import distributed as jax_distributed
 
 from clip_jax.chips import let_cpu_devices_wait
 from clip_jax.config import DistributedConfig
-from clip_jax.training.roll_call import ProcessesMissing, call_roll
+from clip_jax.processes.roll_call import ProcessesMissing, call_roll
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ import pytest
 from etils import epath
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.training import retention
-from clip_jax.training.checkpoints import Checkpoints
+from clip_jax.runs import retention
+from clip_jax.runs.checkpoints import Checkpoints
 
 
 def save(directory, steps, cfg, metrics=None):

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from clip_jax.chips import chip_of
 from clip_jax.config import LoggingConfig
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs.run_directory import RunDirectory
 
 
 class Progress:

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 
-from clip_jax.training.roll_call import ProcessesMissing, call_roll
+from clip_jax.processes.roll_call import ProcessesMissing, call_roll
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from clip_jax.config import CheckpointConfig
+from clip_jax.runs import manifest, retention
+from clip_jax.runs.save_retries import SaveRetries, hide_echoes
 from clip_jax.sharding import path_name
-from clip_jax.training import manifest, retention
-from clip_jax.training.save_retries import SaveRetries, hide_echoes
 
 log = logging.getLogger(__name__)
 # Orbax logs each failure three times with its stack; here it is one line, or an exception.

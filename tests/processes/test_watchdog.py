@@ -8,12 +8,12 @@ import time
 
 import pytest
 
-from clip_jax.training.preemption import RETRY_EXIT_CODE
-from clip_jax.training.watchdog import Watchdog
+from clip_jax.processes.preemption import RETRY_EXIT_CODE
+from clip_jax.processes.watchdog import Watchdog
 
 SCRIPT = """
 import sys, threading, time
-from clip_jax.training import watchdog as lib
+from clip_jax.processes import watchdog as lib
 lib.TICK_S = 0.05
 def wait_for_data_that_never_comes():
     threading.Event().wait(20)

@@ -16,7 +16,7 @@ from etils import epath
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.files import write_whole
 from clip_jax.masking import mask_secrets
-from clip_jax.training import provenance
+from clip_jax.runs import provenance
 
 log = logging.getLogger(__name__)
 

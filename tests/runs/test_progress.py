@@ -8,9 +8,9 @@ import pytest
 
 from clip_jax.chips import CHIPS
 from clip_jax.config import LoggingConfig
-from clip_jax.training import progress
-from clip_jax.training.progress import Progress, memory, utilisation
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs import progress
+from clip_jax.runs.progress import Progress, memory, utilisation
+from clip_jax.runs.run_directory import RunDirectory
 
 
 class Device:

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from clip_jax.config import DataConfig, ModelConfig, ResNetConfig, TrainConfig
-from clip_jax.training import run_directory
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs import run_directory
+from clip_jax.runs.run_directory import RunDirectory
 
 HOLD = """
 import sys, os, time
-from clip_jax.training.run_directory import RunDirectory
+from clip_jax.runs.run_directory import RunDirectory
 with RunDirectory(sys.argv[1]):
     # A child says it itself, when it has come to life.
     if sys.argv[2] == "plain" or os.fork() == 0:

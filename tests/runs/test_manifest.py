@@ -7,7 +7,7 @@ import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 
-from clip_jax.training import manifest
+from clip_jax.runs import manifest
 
 
 @pytest.fixture

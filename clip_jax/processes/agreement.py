@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clip_jax.config import TrainConfig
 from clip_jax.masking import mask_secrets
-from clip_jax.training import provenance
+from clip_jax.runs import provenance
 
 PACKAGE = Path(__file__).parents[1]
 # Besides what a checkpoint names: what decodes images and reads tokens.

@@ -1,0 +1,1 @@
+"""Several processes as one: how they find each other, agree, and end together."""
