@@ -2,7 +2,6 @@
 
 import difflib
 import logging
-import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from clip_jax.cli_plan import plan
 from clip_jax.config import TrainConfig
 from clip_jax.config_files import take_config
 from clip_jax.evaluation.report import write_report
+from clip_jax.files import user_cache
 from clip_jax.loading import Step, load_to_host
 from clip_jax.masking import mask_logs, mask_secrets
 from clip_jax.models.architectures import ARCHITECTURES
@@ -188,8 +188,7 @@ def _usage() -> str:
 def _cache_compiled_programs():
     """A second start of the same run takes its programs from disk."""
     if not jax.config.jax_compilation_cache_dir:
-        home = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(home / "clip_jax" / "programs"))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache() / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

@@ -138,7 +138,7 @@ class ModelSettings:
     context_length: int | None = None  # tokens; None: the architecture's
     vocab_size: int | None = None  # None: the tokenizer's
     patch_dropout: float | None = None  # None: the architecture's
-    init_from: str | None = None  # a run directory or released weights to start from
+    init_from: str | None = None  # a run directory or released weights (or their URL) to start from
     init_towers: Literal["both", "image", "text"] = "both"  # which towers init_from fills
     freeze: Literal["none", "image", "text"] = "none"  # tower that is not trained (LiT)
     unlocked_blocks: int = 0  # last blocks of the frozen tower that train, with its head

@@ -1,6 +1,7 @@
-"""Files that are there in full or not at all, on a disk or in a bucket."""
+"""Files that are there in full or not at all, on a disk or in a bucket; and where caches lie."""
 
 import os
+from pathlib import Path
 
 from etils import epath
 
@@ -22,3 +23,8 @@ def write_whole(path: str | os.PathLike, content: bytes | str):
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
+
+
+def user_cache() -> Path:
+    """The folder for what can be made again: $XDG_CACHE_HOME/clip_jax, or ~/.cache/clip_jax."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clip_jax"

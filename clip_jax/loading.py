@@ -2,19 +2,22 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import Literal
 
 import jax
 
 from clip_jax.config import ModelConfig
+from clip_jax.data import storage
 from clip_jax.data.tokenizers import load_tokenizer
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.runs import retention
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.run_directory import RunDirectory, can_hold_runs
 from clip_jax.training.trained_variables import list_steps, read_variables
 from clip_jax.weights import positions
-from clip_jax.weights.load import Loaded, load_released, preprocess_of
+from clip_jax.weights.load import WEIGHTS, Loaded, load_released, preprocess_of
+from clip_jax.weights.remote import local_copy
 
 Step = int | Literal["best"] | None
 log = logging.getLogger(__name__)
@@ -28,7 +31,8 @@ def load(
     Args:
       path: a run directory of `clip-jax train`, also in a bucket (gs://); a directory of Hugging
         Face (config.json) or of open_clip (open_clip_config.json); or one file: OpenAI's or
-        open_clip's .pt, .safetensors, or big_vision's .npz for SigLIP.
+        open_clip's .pt, .safetensors, or big_vision's .npz for SigLIP. Both may be URLs (gs://,
+        s3://, hf://; a file also at https://), of which a copy is kept in the user's cache.
       model: the architecture, where the files do not tell it or another image size, context
         length or activation is wanted. Position embeddings are resized to it.
       step: which checkpoint of a run; None: the newest intact one; "best": the one with the best
@@ -52,19 +56,19 @@ def load_to_host(
     path: str | os.PathLike, model: str | ModelConfig | None = None, *, step: Step = None
 ) -> Loaded:
     """The same with NumPy's arrays, for who places them over several devices; see `load`."""
-    run = RunDirectory(path, main=False)
-    if run.holds_run:
-        return load_run(run, model, step=step)
-    if not run.path.exists():
-        raise FileNotFoundError(f"there is no file or directory {path}")
+    path = os.fspath(path)
+    if can_hold_runs(path):
+        run = RunDirectory(path, main=False)
+        if run.holds_run:
+            return load_run(run, model, step=step)
     if step is not None:
         raise ValueError(f"step={step} is of runs, and {path} is none: it has no model.json")
-    if not run.is_local:
-        raise ValueError(
-            f"{path} is no run directory (no model.json), and released weights are read from a "
-            "disk: copy them there first"
-        )
-    return load_released(run.path, model)
+    if storage.is_url(path):
+        return load_released(local_copy(path, WEIGHTS), model)
+    released = Path(path).expanduser()
+    if not released.exists():
+        raise FileNotFoundError(f"there is no file or directory {path}")
+    return load_released(released, model)
 
 
 def load_run(

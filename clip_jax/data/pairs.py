@@ -1,10 +1,12 @@
 """Your own images: a CSV, TSV or JSONL file with an image path and a caption in each row."""
 
 import csv
+import functools
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
 
 import xxhash
 
@@ -13,6 +15,8 @@ from clip_jax.data import columns, labels, storage
 from clip_jax.data.image_files import read_image
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.data.texts import Texts
+
+Opener = Callable[[], BinaryIO]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 LINES = (".jsonl", ".ndjson")
@@ -36,12 +40,13 @@ class PairsSource:
         self._training = training
         self._folder, _, self._file = path.rpartition("/")
         self.name = f"pairs:{path}"
+        opened = _opener(path)
         digest = xxhash.xxh3_64()
-        with _open(path) as file:
+        with opened() as file:
             while block := file.read(1 << 24):
                 digest.update(block)
         self.fingerprint = digest.hexdigest()
-        rows = _read(path)
+        rows = _read(path, opened)
         names = next(rows)
         image = columns.find_column("image", image_column, columns.IMAGE_NAMES, names, where=path)
         label = columns.find_label(label_column, names, where=path)
@@ -151,34 +156,36 @@ def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _open(path: str):
-    """The caption file, in bytes. One behind a URL is small beside its images: it is read whole."""
-    return io.BytesIO(storage.read_whole(path)) if storage.is_url(path) else open(path, "rb")
+def _opener(path: str) -> Opener:
+    """Opens the caption file, in bytes. One behind a URL is small beside its images: it is read once."""
+    if not storage.is_url(path):
+        return functools.partial(open, path, "rb")
+    return functools.partial(io.BytesIO, storage.read_whole(path))
 
 
-def _text(path: str, *, newline: str | None = None):
-    return io.TextIOWrapper(_open(path), encoding="utf-8-sig", newline=newline)
+def _text(opened: Opener, *, newline: str | None = None):
+    return io.TextIOWrapper(opened(), encoding="utf-8-sig", newline=newline)
 
 
-def _read(path: str) -> Iterator:
+def _read(path: str, opened: Opener) -> Iterator:
     """The names of the columns, then each row as a dictionary."""
-    with _open(path) as file:
+    with opened() as file:
         if not file.read(1):
             raise ValueError(
                 f"{path} is empty; it must hold an image path and a caption in each row"
             )
     try:
         if _suffix(path) in LINES:
-            yield from _read_json_lines(path)
+            yield from _read_json_lines(path, opened)
         else:
-            yield from _read_delimited(path, DELIMITERS[_suffix(path)])
+            yield from _read_delimited(path, opened, DELIMITERS[_suffix(path)])
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
 
 
-def _read_delimited(path: str, delimiter: str) -> Iterator:
+def _read_delimited(path: str, opened: Opener, delimiter: str) -> Iterator:
     csv.field_size_limit(1 << 27)  # the default of 128 kB is refused with a riddle
-    with _text(path, newline="") as file:
+    with _text(opened, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         try:
             names = [name.strip() for name in next(reader)]
@@ -188,9 +195,9 @@ def _read_delimited(path: str, delimiter: str) -> Iterator:
             raise ValueError(f"{path} line {reader.line_num}: {error}") from error
 
 
-def _read_json_lines(path: str) -> Iterator:
+def _read_json_lines(path: str, opened: Opener) -> Iterator:
     names = None
-    with _text(path) as file:
+    with _text(opened) as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

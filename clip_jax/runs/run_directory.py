@@ -22,6 +22,14 @@ log = logging.getLogger(__name__)
 
 UPLOAD_EVERY_S = 60.0  # of metrics.jsonl to a bucket, whose objects cannot be appended to
 
+BUCKETS = ("gs", "s3", "az", "hf")  # that epath reads and writes
+
+
+def can_hold_runs(path: str) -> bool:
+    """Whether a path or a URL is a place that runs may live in."""
+    scheme, found, _ = path.partition("://")
+    return not found or scheme in BUCKETS
+
 
 class RunDirectory:
     """A context manager: inside it the folder exists, is writable and belongs to this run.
@@ -30,12 +38,16 @@ class RunDirectory:
       path: a local folder or a bucket's URL.
       main: whether this is the process that writes (process 0); the others only read.
 
-    Raises, on entering:
-      ValueError: when the folder cannot be written, or another process trains in it.
+    Raises:
+      ValueError: the URL is of no bucket; on entering, when the folder cannot be written, or
+        another process trains in it.
     """
 
     def __init__(self, path: str | os.PathLike, *, main: bool = True):
         path = self._named = os.fspath(path)
+        if not can_hold_runs(path):
+            known = ", ".join(f"{name}://" for name in BUCKETS)
+            raise ValueError(f"{mask_secrets(path)}: a run lives in a folder or at {known}")
         # Orbax takes no relative path, and a `cd` later on must not move the run.
         self.path = epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
         self._main = main
