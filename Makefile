@@ -31,7 +31,7 @@ lint: $(VENV)/installed-test  ## format and lint, without changing a file
 	$(BIN)/ruff check .
 
 test: lint  ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart 0
 
 .venv-parity/installed: setup.py benchmarks/install_peers.py
 	$(PYTHON) -m venv --clear .venv-parity

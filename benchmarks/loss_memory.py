@@ -68,7 +68,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16_384, help="pairs")
     parser.add_argument("--width", type=int, default=512, help="numbers of an embedding")
-    parser.add_argument("--tile", type=int, default=192, help="rows held at once")
+    parser.add_argument("--tile", type=int, default=192, help="rows' worth held at once")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS))
     parser.add_argument("--rounds", type=int, default=3)

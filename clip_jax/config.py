@@ -150,7 +150,7 @@ class LossConfig:
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
     movement: Literal["dense", "gather", "ring"] = "gather"  # between the devices
-    tile: int | None = None  # rows of similarities held at once in a device; None: all
+    tile: int | None = None  # rows' worth of similarities held at once in a device; None: all
     max_logit_scale: float = 100.0  # the multiplier is clamped to [1, this] after each step
 
 

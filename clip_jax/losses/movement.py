@@ -13,7 +13,7 @@ from clip_jax.losses.tiling import Block, LogSumExp, is_log_sum_exp, merge, swee
 class Alone:
     """One device has the whole batch."""
 
-    tile: int | None  # rows of similarities that are held at once; None: all
+    tile: int | None  # rows' worth of similarities that are held at once; None: all
     axes: tuple[str, ...] = ()  # of the mesh, over which the batch is split
 
     def rows(self, image_BE: jax.Array) -> tuple[jax.Array, jax.Array]:

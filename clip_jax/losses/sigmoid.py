@@ -96,9 +96,9 @@ def _share_forward(image_BE, text_BE, scale, bias, move: Alone):
         # softplus and its derivative, the sigmoid, of one exponential that cannot overflow.
         small_RB = jnp.exp(-jnp.abs(wrong_RB))
         gradient_RB = sign_RB * jnp.where(wrong_RB < 0, small_RB, 1) / (1 + small_RB)
-        to_image_RE, to_text_BE = pull_back(gradient_RB, rows[0], columns[0])
+        to_image_RE, to_text_EB = pull_back(gradient_RB, rows[0], columns[0])
         loss_R = (jnp.maximum(wrong_RB, 0) + jnp.log1p(small_RB)).sum(axis=1)
-        return (loss_R, gradient_RB.sum(axis=1), to_image_RE), to_text_BE, None
+        return (loss_R, gradient_RB.sum(axis=1), to_image_RE), to_text_EB, None
 
     rows, columns = move.rows(image_BE), move.columns(text_BE)
     (loss_B, to_bias_B, to_image_BE), to_text_BE, _ = move.sweep(block, rows, columns)

@@ -49,7 +49,7 @@ def softmax_loss(
         gathered, each device holds one block of logits, column sums are reduced. "ring": texts
         travel round the devices while these compute; a device never holds more than two
         devices' texts. "dense": every device gathers everything and does the same; for tests.
-      tile: rows of similarities that a device holds at once, so that memory grows with
+      tile: rows' worth of similarities that a device holds at once, so that memory grows with
         batch x tile; a gradient then computes them twice. None: all of its rows, which a ring
         keeps for the gradient in three bytes a pair (as exact as float32 products are).
 

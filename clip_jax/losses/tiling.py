@@ -1,10 +1,13 @@
-"""Similarities a tile of rows at a time: memory grows with batch x tile, not with batch squared."""
+"""Similarities a tile at a time: memory grows with batch x tile, not with batch squared."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from clip_jax.varying import vary_alike
 
 # For some rows (images) and some columns (texts) of the similarity matrix, given as trees of
 # arrays whose first axis counts them: what there is to know of each row, and of each column, and
@@ -50,31 +53,107 @@ def is_log_sum_exp(part: Any) -> bool:
     return isinstance(part, LogSumExp)
 
 
+class Turned(NamedTuple):
+    """A matrix with a row for each row or column of similarities, held as its transpose.
+
+    What a product gives most easily; it is turned over once, when all tiles are done.
+    """
+
+    x_EB: jax.Array
+
+
+def is_turned(part: Any) -> bool:
+    return isinstance(part, Turned)
+
+
 def sweep_tiles(
     block: Block, rows: Any, columns: Any, tile: int | None, kept: Any = None
 ) -> tuple[Any, Any, Any]:
-    """`block` over all rows, `tile` of them at a time, of which nothing is kept (None: all at once)."""
-    count = jax.tree.leaves(rows)[0].shape[0]
-    if tile is None or tile >= count:
-        return block(rows, columns, kept)
+    """`block` over the whole matrix, in blocks that hold `tile` rows' worth of it (None: at once).
 
-    def of_tile(rows):
-        return block(rows, columns, None)[:2]
+    Whole rows would do, but each visit to a column reads and writes its gradient: blocks are as
+    nearly square as their size allows. Of tiles nothing is kept.
+    """
+    height, width = _count(rows), _count(columns)
+    if tile is None or tile >= height:
+        *found, kept = block(rows, columns, kept)
+        return *(_joined(_stacked(part)) for part in found), kept
+    tall = _divide(height, math.isqrt(tile * width))
+    wide = _divide(width, tile * width // tall)
 
-    # The first tile takes what does not divide, and starts what the others add to.
-    first = count % tile or tile
-    for_first, for_columns = of_tile(jax.tree.map(lambda a: a[:first], rows))
-    tiles = jax.tree.map(lambda a: a[first:].reshape(-1, tile, *a.shape[1:]), rows)
+    def of_rows(rows):
+        def of_columns(columns):
+            for_rows, for_columns, _ = block(rows, columns, None)
+            return for_columns, for_rows
 
-    def step(for_columns, rows_of_tile):
-        for_rows, more = of_tile(rows_of_tile)
-        return merge(for_columns, more), for_rows
+        for_columns, for_rows = _by_parts(of_columns, columns, wide)
+        return for_rows, for_columns
 
-    for_columns, for_others = jax.lax.scan(step, for_columns, tiles)
-    for_rows = jax.tree.map(
-        lambda a, b: jnp.concatenate([a, b.reshape(-1, *b.shape[2:])]), for_first, for_others
-    )
-    return for_rows, for_columns, None
+    for_rows, for_columns = _by_parts(of_rows, rows, tall)
+    return _joined(for_rows), _joined(for_columns), None
+
+
+def _by_parts(of_part: Callable[[Any], tuple[Any, Any]], whole: Any, size: int) -> tuple[list, Any]:
+    """`of_part` over parts of the first axis: what belongs to each, and what to all, merged.
+
+    The first is a list: what belongs to the parts of `size`, stacked, then to a last smaller one.
+    """
+    count = _count(whole)
+    if size >= count:
+        own, for_all = of_part(whole)
+        return _stacked(own), for_all
+    end = count - count % size
+    parts = jax.tree.map(lambda a: a[:end].reshape(-1, size, *a.shape[1:]), whole)
+
+    def step(for_all, part):
+        own, more = of_part(part)
+        return merge(for_all, more), own
+
+    one = jax.tree.map(lambda a: a[:size], whole)
+    start = _nothing(jax.eval_shape(lambda part: of_part(part)[1], one), like=one)
+    for_all, own = jax.lax.scan(step, start, parts)
+    if end == count:
+        return [own], for_all
+    last, more = of_part(jax.tree.map(lambda a: a[end:], whole))
+    return [own, *_stacked(last)], merge(for_all, more)
+
+
+def _stacked(own: Any) -> list:
+    """A stack of one."""
+    return [jax.tree.map(lambda a: a[None], own)]
+
+
+def _joined(stacks: list) -> Any:
+    """What belongs to all parts, in a row."""
+
+    def flat(part):
+        stack = jnp.swapaxes(part.x_EB, 1, 2) if isinstance(part, Turned) else part
+        return stack.reshape(-1, *stack.shape[2:])
+
+    found = [jax.tree.map(flat, stack, is_leaf=is_turned) for stack in stacks]
+    return found[0] if len(found) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *found)
+
+
+def _nothing(shapes: Any, *, like: Any) -> Any:
+    """What `merge` adds to without a change: sums of nothing, varying over a mesh as `like` does."""
+
+    def make(shape):
+        if isinstance(shape, LogSumExp):
+            return LogSumExp(jnp.full_like(shape.max, -jnp.inf), jnp.zeros_like(shape.sum))
+        return jnp.zeros_like(shape)
+
+    leaves, tree = jax.tree.flatten(jax.tree.map(make, shapes, is_leaf=is_log_sum_exp))
+    return jax.tree.unflatten(tree, vary_alike(*leaves, *jax.tree.leaves(like))[: len(leaves)])
+
+
+def _count(tree: Any) -> int:
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def _divide(count: int, most: int) -> int:
+    """The size of parts of at most `most`: one that divides `count`, if there is any near."""
+    best = max(size for size in range(1, min(most, count) + 1) if count % size == 0)
+    return best if 2 * best >= most or best == count else most
 
 
 def similarity(z_image_IE: jax.Array, z_text_TE: jax.Array) -> jax.Array:
@@ -116,12 +195,12 @@ def matmul(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Arra
 
 def pull_back(
     gradient_RB: jax.Array, image_RE: jax.Array, text_BE: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Turned]:
     """A gradient by the similarities of rows and columns, as one by the rows and the columns."""
     gradient_RB = gradient_RB.astype(image_RE.dtype)
     to_image_RE = matmul(gradient_RB, text_BE, contract=(1, 0))
-    to_text_BE = matmul(gradient_RB, image_RE, contract=(0, 0))
-    return to_image_RE, to_text_BE
+    to_text_EB = matmul(image_RE, gradient_RB, contract=(0, 0))
+    return to_image_RE, Turned(to_text_EB)
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:

@@ -91,9 +91,9 @@ def test_a_ring_forms_its_logits_once_unless_it_is_to_hold_little(tile, mesh):
         traced = jax.jit(jax.grad(fn, (0, 1))).trace(z_BE, z_BE, scale)
         return str(traced.jaxpr).count("dot_general[")
 
-    # Once before the ring's loop and once in it, and likewise in the tiles' loop where there is one:
-    # logits, then their gradient's two products.
-    assert products(tile) == (2 * (1 + 2) if tile is None else 4 * (1 + 1 + 2))
+    # Once before the ring's loop and once in it: logits, of tiles twice, then their gradient's two
+    # products.
+    assert products(tile) == (2 * (1 + 2) if tile is None else 2 * (1 + 1 + 2))
 
 
 def test_a_ring_of_embeddings_that_are_not_finite_has_no_finite_gradient(
