@@ -14,7 +14,7 @@ from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.runs import retention
 from clip_jax.runs.run_directory import RunDirectory, can_hold_runs
-from clip_jax.training.trained_variables import list_steps, read_variables
+from clip_jax.runs.trained_variables import list_steps, read_variables
 from clip_jax.weights import positions
 from clip_jax.weights.load import WEIGHTS, Loaded, load_released, preprocess_of
 from clip_jax.weights.remote import local_copy

@@ -13,8 +13,8 @@ from clip_jax import sharding
 from clip_jax.config import LossConfig
 from clip_jax.losses import sigmoid_loss, softmax_loss
 from clip_jax.models.clip import CLIP, Outputs
-from clip_jax.training.locking import merge
-from clip_jax.training.state import TrainState, variables_of
+from clip_jax.models.locking import merge, variables_of
+from clip_jax.training.state import TrainState
 
 LossFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 

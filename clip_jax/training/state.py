@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from clip_jax import sharding
 from clip_jax.config import ModelConfig
 from clip_jax.models.clip import CLIP
-from clip_jax.training import locking
+from clip_jax.models.locking import merge, split, variables_of
 
 FROZEN = {"none": (), "image": ("image",), "text": ("text",)}
 
@@ -42,18 +42,14 @@ class TrainState:
     @property
     def variables(self) -> dict:
         """What `model.apply` takes."""
-        return variables_of(locking.merge(self.params, self.frozen), self.batch_stats)
+        return variables_of(merge(self.params, self.frozen), self.batch_stats)
 
     @property
     def ema_variables(self) -> dict:
         """The averages where they are kept, else the latest ones."""
         if self.ema is None:
             return self.variables
-        return variables_of(locking.merge(self.ema, self.frozen), self.ema_batch_stats)
-
-
-def variables_of(params: dict, batch_stats: dict) -> dict:
-    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+        return variables_of(merge(self.ema, self.frozen), self.ema_batch_stats)
 
 
 def dummy_batch(config: ModelConfig, batch: int = 1) -> tuple[jax.Array, jax.Array]:
@@ -76,7 +72,7 @@ def new_state(
     """Step 0, from the architecture's initialisation or from the given variables."""
     if variables is None:
         variables = model.init(key, *dummy_batch(model.config))
-    params, frozen = locking.split(variables["params"], FROZEN[freeze], unlocked=unlocked_blocks)
+    params, frozen = split(variables["params"], FROZEN[freeze], unlocked=unlocked_blocks)
     batch_stats = variables.get("batch_stats", {})
     zero, no_norm = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
     return TrainState(

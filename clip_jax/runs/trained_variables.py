@@ -7,9 +7,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from clip_jax.models.locking import join_blocks, merge, variables_of
 from clip_jax.runs import manifest
-from clip_jax.training import locking
-from clip_jax.training.state import variables_of
 
 PARTS = ("params", "frozen", "batch_stats", "ema", "ema_batch_stats")
 ATTEMPTS = 3  # the run may delete a step while it is being read
@@ -90,5 +89,5 @@ def _read(path: epath.Path, average: bool) -> dict:
         )
     params = read.get("ema") or read["params"]
     batch_stats = read.get("ema_batch_stats") or read.get("batch_stats", {})
-    params = locking.join_blocks(locking.merge(params, read.get("frozen", {})))
+    params = join_blocks(merge(params, read.get("frozen", {})))
     return variables_of(params, batch_stats)

@@ -8,8 +8,8 @@ import pytest
 
 from clip_jax.config import CheckpointConfig
 from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.trained_variables import read_variables
 from clip_jax.training.state import Health, TrainState
-from clip_jax.training.trained_variables import read_variables
 
 CFG = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=3)
 

@@ -54,5 +54,10 @@ def join_blocks(params: dict) -> dict:
     }
 
 
+def variables_of(params: dict, batch_stats: dict) -> dict:
+    """What `model.apply` takes."""
+    return {"params": params, "batch_stats": batch_stats} if batch_stats else {"params": params}
+
+
 def _rows(blocks: Any, rows: slice) -> Any:
     return jax.tree.map(lambda leaf: leaf[rows], blocks)
