@@ -20,7 +20,7 @@ from clip_jax.config import (
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/shapes_tiny",
-        steps=900,
+        steps=750,
         model=ModelSettings(name="RN-tiny-64", dtype="float32"),
         data=DataConfig(
             source=("shapes",), batch_size=128, augment=AugmentConfig(crop_scale=(0.8, 1.0))
@@ -28,5 +28,5 @@ def get_config() -> TrainConfig:
         tokenizer=TokenizerConfig(vocab_size=512, train_captions=20_000),
         optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, clip_norm=1.0),
         checkpoint=CheckpointConfig(every_minutes=1.0),
-        evaluation=EvaluationConfig(every_steps=300),
+        evaluation=EvaluationConfig(every_steps=250),
     )
