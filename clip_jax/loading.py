@@ -61,14 +61,12 @@ def load_to_host(
         run = RunDirectory(path, main=False)
         if run.holds_run:
             return load_run(run, model, step=step)
+    remote, local = storage.is_url(path), Path(path).expanduser()
+    if not remote and not local.exists():
+        raise FileNotFoundError(f"there is no file or directory {path}")
     if step is not None:
         raise ValueError(f"step={step} is of runs, and {path} is none: it has no model.json")
-    if storage.is_url(path):
-        return load_released(local_copy(path, WEIGHTS), model)
-    released = Path(path).expanduser()
-    if not released.exists():
-        raise FileNotFoundError(f"there is no file or directory {path}")
-    return load_released(released, model)
+    return load_released(local_copy(path, WEIGHTS) if remote else local, model)
 
 
 def load_run(

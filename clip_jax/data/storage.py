@@ -41,12 +41,17 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def is_web(path: str) -> bool:
+    """Whether a URL is of a web server, which has no folders that could be listed."""
+    return path.startswith(("http://", "https://"))
+
+
 def is_folder(path: str) -> bool:
     """Whether a path or a URL is a folder, as far as a bucket has any."""
     if not is_url(path):
         return os.path.isdir(os.path.expanduser(path))
     # Of a web server fsspec would read the whole file, in search of links.
-    if path.startswith(("http://", "https://")) or any(letter in path for letter in "*?[{"):
+    if is_web(path) or any(letter in path for letter in "*?[{"):
         return path.endswith("/")
     filesystem, name = fsspec.core.url_to_fs(path)
     return bool(retry(lambda: filesystem.isdir(name), path))

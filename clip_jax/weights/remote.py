@@ -15,11 +15,10 @@ from clip_jax.masking import mask_secrets
 log = logging.getLogger(__name__)
 
 BESIDE = {".json", ".txt", ".model", ".jinja"}  # configs and tokenizers
-LISTED = ("gs", "s3", "abfs", "az", "hf", "file", "memory")  # a web server's folders cannot be
 
 
-def local_copy(url: str, weights: tuple[str, ...], *, cache: Path | None = None) -> Path:
-    """The file or the folder at `url`, on this machine's disk.
+def local_copy(url: str, weights: tuple[str, ...]) -> Path:
+    """The file or the folder at `url`, in clip_jax/weights in the user's cache folder.
 
     Of a folder, which may hold the same weights in several formats, the first of `weights` that it
     has is copied, its shards with it; configs and tokenizers come along, also with a single file.
@@ -27,7 +26,6 @@ def local_copy(url: str, weights: tuple[str, ...], *, cache: Path | None = None)
     Args:
       url: any of fsspec's (gs://, s3://, hf://, https://); of a web server one file only.
       weights: names of files of weights, the preferred one first.
-      cache: where copies lie; None: clip_jax/weights in the user's cache folder.
 
     Raises:
       FileNotFoundError: there is nothing, or a folder without any of `weights`.
@@ -37,7 +35,7 @@ def local_copy(url: str, weights: tuple[str, ...], *, cache: Path | None = None)
     wanted, chosen = _wanted(url, weights, shown)
     states = storage.stat(wanted)
     digest = xxhash.xxh3_64_hexdigest(repr([url, wanted, states]).encode())
-    folder = (cache or user_cache() / "weights") / digest
+    folder = user_cache() / "weights" / digest
     with storage.exclusive(folder.with_suffix(".lock")):  # several processes may start together
         if not folder.exists():
             size = sum(state.size for state in states)
@@ -48,7 +46,7 @@ def local_copy(url: str, weights: tuple[str, ...], *, cache: Path | None = None)
 
 def _wanted(url: str, weights: tuple[str, ...], shown: str) -> tuple[list[str], str | None]:
     """The files to copy, and which of them `url` names (None: their folder)."""
-    if url.partition("://")[0] not in LISTED:
+    if storage.is_web(url):
         return [url], PurePosixPath(url.partition("?")[0]).name
     filesystem, path = fsspec.core.url_to_fs(url)
     one = storage.is_file(url)

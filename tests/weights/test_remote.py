@@ -64,6 +64,12 @@ def test_shards_come_with_their_index(bucket):
     assert names(found) == ["other-1-of-2.bin", "other-2-of-2.bin", "other.index.json"]
 
 
+def test_any_storage_but_a_web_server_has_folders(tmp_path):
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip" / "other.bin").write_bytes(b"x")
+    assert names(local_copy(f"local://{tmp_path}/clip", WEIGHTS)) == ["other.bin"]
+
+
 def test_a_file_is_copied_once_and_again_when_it_has_changed(bucket, caplog):
     caplog.set_level("INFO", "clip_jax")
     url = bucket({"other.bin": b"old", "config.json": b"{}"}) + "/other.bin"
