@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import threading
+from pathlib import Path
 
 # JAX reads these settings when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -24,6 +25,8 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
+from clip_jax.files import user_cache
+
 LIMIT_S = 600  # the slowest test takes a minute and a half on two busy cores
 
 
@@ -38,6 +41,20 @@ def mesh():
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def program_cache() -> Path:
+    """Where processes that tests start keep what they compile, for other tests and later sessions."""
+    return user_cache() / "tests"
+
+
+@pytest.fixture(scope="module")
+def programs(program_cache):
+    """All commands of a module share it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIP_JAX_TEST_CACHE", str(program_cache))
+        yield
 
 
 @pytest.hookimpl(wrapper=True)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -21,6 +20,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from command import Command, save_for_ever
 
+pytestmark = pytest.mark.usefixtures("programs")
 RETRY = 75
 STEPS, SAVE_EVERY = 8, 2
 TIMES = {
@@ -41,15 +41,6 @@ def place(tmp_path_factory) -> Path:
         lines.append(f"{number}.png,thing number {number} of {number % 5}")
     (place / "captions.csv").write_text("\n".join(lines))
     return place
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs():
-    """All runs share what they compile, with those of earlier sessions too."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clip_jax" / "tests"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIP_JAX_TEST_CACHE", str(cache))
-        yield
 
 
 def arguments(place: Path, run: Path, *more: str) -> list[str]:

@@ -18,7 +18,7 @@ LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
+def train(tmp_path_factory, program_cache):
     """`train(processes, *arguments)` trains a tiny model, and gives its run directory."""
     place = tmp_path_factory.mktemp("local")
     rng = np.random.default_rng(0)
@@ -28,11 +28,10 @@ def train(tmp_path_factory):
         Image.fromarray(pixels_HWC).save(place / f"{number}.png")
         lines.append(f"{number}.png,thing number {number} of {number % 5}")
     (place / "captions.csv").write_text("\n".join(lines))
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clip_jax" / "tests"
     environment = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
     environment |= {
         "CLIP_JAX": str(Path(sysconfig.get_path("scripts")) / "clip-jax"),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_COMPILATION_CACHE_DIR": str(program_cache),
         "JAX_PLATFORMS": "cpu",
     }
 

@@ -1,7 +1,6 @@
 """Two real processes that train together: what the one says and does when the other is in trouble."""
 
 import contextlib
-import os
 import signal
 import socket
 import sys
@@ -14,15 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "end_to_end"))
 from command import Command
 
 RETRY = 75
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs():
-    """What is compiled is shared with other tests, and with earlier sessions."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "clip_jax" / "tests"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIP_JAX_TEST_CACHE", str(cache))
-        yield
+pytestmark = pytest.mark.usefixtures("programs")
 
 
 @pytest.fixture(scope="module")
