@@ -45,7 +45,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax.evaluation": ["*.jinja"], "clip_jax.data": ["*.xz"]},
+    package_data={"clip_jax.runs.report": ["*.jinja"], "clip_jax.data.tokenizers": ["*.xz"]},
     python_requires=">=3.11,<3.14",
     install_requires=[
         "array_record>=0.8.1",
@@ -87,5 +87,5 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },
-    entry_points={"console_scripts": ["clip-jax = clip_jax.cli:main"]},
+    entry_points={"console_scripts": ["clip-jax = clip_jax.cli.main:main"]},
 )

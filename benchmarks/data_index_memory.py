@@ -24,7 +24,8 @@ def make(folder: Path):
     """One shard, links to it, and the index of all of them."""
     from PIL import Image
 
-    from clip_jax.data import storage, tar_index
+    from clip_jax import storage
+    from clip_jax.data.sources import tar_index
 
     folder.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
@@ -63,9 +64,9 @@ def resident() -> dict[str, int]:
 def read(folder: Path):
     """What a training process does at its start."""
     from clip_jax.config import DataConfig, PreprocessConfig
-    from clip_jax.data.pipeline import train_batches
-    from clip_jax.data.sources import open_source
-    from clip_jax.data.tokenizers import ClipTokenizer
+    from clip_jax.data.loader import train_batches
+    from clip_jax.data.sources.registry import open_source
+    from clip_jax.data.tokenizers.registry import ClipTokenizer
 
     tokenizer = ClipTokenizer()
     before = resident()

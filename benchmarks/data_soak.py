@@ -22,11 +22,11 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.config import DataConfig, PreprocessConfig
-from clip_jax.data.ledger import Ledger
-from clip_jax.data.order import Mixture
-from clip_jax.data.pipeline import Batches, train_batches
-from clip_jax.data.sources import open_source
-from clip_jax.data.tokenizers import ClipTokenizer
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.loader import Batches, train_batches
+from clip_jax.data.shuffle import Mixture
+from clip_jax.data.sources.registry import open_source
+from clip_jax.data.tokenizers.registry import ClipTokenizer
 
 SHARDS, SAMPLES, BATCH = 4, 2_500, 125  # an epoch is 80 batches
 WARM_UP = 0.2  # share of the time before memory must be flat
@@ -119,7 +119,12 @@ def main():
     make(args.folder)
     cfg = DataConfig(batch_size=BATCH, workers=args.workers, max_bad_share=0.02)
     source = open_source(f"tar:{args.folder}/*.tar", "train", cfg)
-    reading = {"image_size": 32, "preprocess": PreprocessConfig(), "seed": 0, "ledger": Ledger()}
+    reading = {
+        "image_size": 32,
+        "preprocess": PreprocessConfig(),
+        "seed": 0,
+        "ledger": BadSamples(),
+    }
     with train_batches(source, ClipTokenizer(), cfg, **reading) as batches:
         soak(batches, args.minutes * 60, args.workers)
 

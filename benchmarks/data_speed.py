@@ -94,9 +94,9 @@ def make_shards(folder: Path):
 def ours(folder: str, resize: str, seconds: float) -> dict:
     """Our batches, one thread."""
     from clip_jax.config import AugmentConfig, DataConfig
-    from clip_jax.data.bench import bench
-    from clip_jax.data.sources import open_source
-    from clip_jax.data.tokenizers import ClipTokenizer
+    from clip_jax.data.sources.registry import open_source
+    from clip_jax.data.tokenizers.registry import ClipTokenizer
+    from clip_jax.data.tools.bench import bench
 
     cfg = DataConfig(threads=1, batch_size=BATCH, augment=AugmentConfig(resize=resize))
     source = open_source(f"tar:{folder}/*.tar", "train", cfg)

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from clip_jax.config import AugmentConfig, PreprocessConfig
-from clip_jax.data.images import decode, train_image
-from clip_jax.data.pixels import random_box
+from clip_jax.data.images.pixels import random_box
+from clip_jax.data.images.transforms import decode, train_image
 
 SIZE, MAX_PIXELS = 224, 50_000_000
 PREPROCESS = PreprocessConfig()

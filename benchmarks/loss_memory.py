@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from clip_jax.losses import dense_sigmoid_loss, sigmoid_loss, softmax_loss
+from clip_jax.losses import replicated_sigmoid_loss, sigmoid_loss, softmax_loss
 
 
 def naive_softmax_loss(image_BE, text_BE, scale):
@@ -33,7 +33,7 @@ def naive_softmax_loss(image_BE, text_BE, scale):
 
 KINDS = {
     "softmax": (naive_softmax_loss, softmax_loss, (jnp.float32(20.0),)),
-    "sigmoid": (dense_sigmoid_loss, sigmoid_loss, (jnp.float32(20.0), jnp.float32(-10.0))),
+    "sigmoid": (replicated_sigmoid_loss, sigmoid_loss, (jnp.float32(20.0), jnp.float32(-10.0))),
 }
 
 

@@ -29,12 +29,12 @@ from PIL import Image
 import clip_jax.weights.huggingface as huggingface_names
 import clip_jax.weights.open_clip as open_clip_names
 from clip_jax.config import AugmentConfig, ModelConfig, PreprocessConfig
-from clip_jax.data.images import eval_image, train_image
-from clip_jax.data.tokenizers import ClipTokenizer
+from clip_jax.data.images.transforms import eval_image, train_image
+from clip_jax.data.tokenizers.registry import ClipTokenizer
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.weights import huggingface_config, open_clip_config
-from clip_jax.weights.table import export_tensors, import_variables
+from clip_jax.weights.mapping import export_tensors, import_variables
 
 FAMILIES = (
     "RN50", "RN50-quickgelu", "RN101", "RN50x4", "RN50x16", "ViT-S-32", "ViT-M-16",

@@ -53,8 +53,8 @@ def local_loss(z_image_BE, z_text_BE, scale):
     return jax.lax.pmean(total / 2, AXES)
 
 
-def ours(movement: str, tile: int | None = None):
-    return lambda i, t, s: softmax_loss(i, t, s, axis_name=AXES, movement=movement, tile=tile)
+def ours(distributed: str, tile: int | None = None):
+    return lambda i, t, s: softmax_loss(i, t, s, axis_name=AXES, distributed=distributed, tile=tile)
 
 
 FORMS = {

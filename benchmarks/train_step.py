@@ -106,8 +106,8 @@ for line in sys.stdin:
 """
 
 ABOUT = """
-from clip_jax.chips import chip_of
-from clip_jax.models.sizes import forward_flops
+from clip_jax.hardware import chip_of
+from clip_jax.models.flops import forward_flops
 device = jax.devices()[0]
 peak = getattr(device.memory_stats() or {}, "get", lambda _: None)("peak_bytes_in_use")
 chip = chip_of(device.device_kind)

@@ -18,7 +18,7 @@ import numpy as np
 
 from clip_jax.models.architectures import model_config
 from clip_jax.weights.export import export
-from clip_jax.weights.table import abstract_variables
+from clip_jax.weights.mapping import abstract_variables
 
 IMPORT = """
 import json, pathlib, sys, time

@@ -96,7 +96,7 @@ class PreprocessConfig:
     std: tuple[float, float, float] = OPENAI_STD
     interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    fill: int = 0  # grey level of the padding that `longest` adds
+    fill: int = 0  # grey level of the padding that `max_norm` adds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ class LossConfig:
     """The contrastive loss and how its similarity matrix is moved and held."""
 
     kind: Literal["softmax", "sigmoid"] = "softmax"
-    movement: Literal["dense", "gather", "ring"] = "gather"  # between the devices
+    distributed: Literal["replicated", "gather", "ring"] = "gather"  # between the devices
     tile: int | None = None  # rows' worth of similarities held at once in a device; None: all
     max_logit_scale: float = 100.0  # the multiplier is clamped to [1, this] after each step
 

@@ -29,7 +29,7 @@ def get_config() -> TrainConfig:
         workdir="runs/siglip_b_16",
         steps=397_000,
         model=ModelSettings(name="ViT-B-16-SigLIP", remat="attention"),
-        loss=LossConfig(kind="sigmoid", movement="ring", tile=1024),
+        loss=LossConfig(kind="sigmoid", distributed="ring", tile=1024),
         data=DataConfig(source=("tar:data/laion400m/{00000..41407}.tar",), batch_size=32_768),
         tokenizer=TokenizerConfig(kind="siglip", path="spiece.model"),
         optimizer=OptimizerConfig(

@@ -18,14 +18,14 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_collective_timeout_seconds=3600",
     )
 )
-# As clip_jax.chips.let_cpu_devices_wait does, but for ten losses in one program on eight devices.
+# As clip_jax.hardware.let_cpu_devices_wait does, but for ten losses in one program on eight devices.
 os.environ["NPROC"] = "256"
 
 import jax
 import pytest
 from jax.sharding import AxisType
 
-from clip_jax.files import user_cache
+from clip_jax.storage import user_cache
 
 LIMIT_S = 600  # the slowest test takes a minute and a half on two busy cores
 

@@ -73,7 +73,7 @@ def test_settings_need_the_standard_library_alone():
 
 
 def test_the_help_of_the_command_says_what_each_setting_means():
-    code = "from clip_jax.cli import main; main(['train', '--help'])"
+    code = "from clip_jax.cli.main import main; main(['train', '--help'])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     for words in ("--optimizer.warmup-steps", "not on gains, biases", "pairs, over all devices"):
         assert words in " ".join(shown.stdout.replace("│", " ").split())

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from clip_jax.masking import mask_secrets
+from clip_jax.redaction import redact
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class BadSample(Exception):
     """
 
     def __init__(self, reason: str, *, key: str, shard: str):
-        key, shard = mask_secrets(key), mask_secrets(shard)
+        key, shard = redact(key), redact(shard)
         super().__init__(reason, key, shard)  # all of them, so that it survives pickling
         self.reason, self.key, self.shard = reason, key, shard
 

@@ -18,8 +18,8 @@ import cloudpickle
 import numpy as np
 from absl import logging
 
-from clip_jax.data.rows import TrainRows
-from clip_jax.masking import mask_logs, masks_logs
+from clip_jax.data.dataset import TrainDataset
+from clip_jax.redaction import masks_logs, redact_logs
 
 DEPTH = 2  # batches that each process has in work or ready
 STALL_SECONDS = 300.0  # without a batch; then a process is taken for hung and replaced
@@ -35,7 +35,7 @@ class WorkerBatches:
     nothing for STALL_SECONDS, is replaced and gets the same steps again: the order is the same.
     """
 
-    def __init__(self, rows: TrainRows, step: int, *, workers: int, threads: int):
+    def __init__(self, rows: TrainDataset, step: int, *, workers: int, threads: int):
         self._step = self._first = step
         pickled = cloudpickle.dumps((rows, threads))
         self._workers = [_Worker(pickled, rows.spec, number) for number in range(workers)]
@@ -161,7 +161,7 @@ def _work(pipe: Connection, pickled: bytes, spec: Spec, names: list[str], masked
     # Ctrl-C reaches the whole group; the training process alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if masked:  # before anything can be logged
-        mask_logs()
+        redact_logs()
     rows, threads = cloudpickle.loads(pickled)
     memory = [SharedMemory(name=name) for name in names]
     with ThreadPoolExecutor(threads) as pool, contextlib.suppress(EOFError, OSError):
@@ -174,7 +174,7 @@ def _work(pipe: Connection, pickled: bytes, spec: Spec, names: list[str], masked
             pipe.send((step, bad, error))
 
 
-def _fill(arrays: dict[str, np.ndarray], rows: TrainRows, step: int, pool) -> list:
+def _fill(arrays: dict[str, np.ndarray], rows: TrainDataset, step: int, pool) -> list:
     bad = []
     numbers = range(step * rows.rows, (step + 1) * rows.rows)
     for place, row in enumerate(pool.map(rows.__getitem__, numbers)):

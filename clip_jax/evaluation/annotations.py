@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from clip_jax.data.samples import BadSample, Source
-from clip_jax.gathering import gather_json
+from clip_jax.distributed.multihost import allgather_json
 
 THREADS = 16  # reading waits for a disk or a network
 
@@ -28,7 +28,7 @@ def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]
     share = indices[jax.process_index() :: jax.process_count()]
     with ThreadPoolExecutor(THREADS) as pool:
         mine = list(pool.map(lambda index: _read(source, int(index)), share))
-    parts = gather_json(mine)
+    parts = allgather_json(mine)
     # The first entry of all parts, then the second of all, ...: the order before the sharing out.
     count = len(parts)
     entries = (parts[place % count][place // count] for place in range(len(indices)))

@@ -11,15 +11,13 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
 from clip_jax.config import DataConfig, EvaluationConfig
-from clip_jax.data.ledger import Ledger
-from clip_jax.data.pipeline import eval_batches
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.loader import eval_batches
 from clip_jax.data.samples import Source
 from clip_jax.evaluation.annotations import Annotation, read_annotations
 from clip_jax.evaluation.encode import Encoder, Stopped, put
-from clip_jax.evaluation.examples import choose_examples
-from clip_jax.evaluation.records import ClassResult, Evaluation
-from clip_jax.evaluation.retrieval import retrieval
-from clip_jax.evaluation.zero_shot import (
+from clip_jax.evaluation.evaluators.retrieval import retrieval
+from clip_jax.evaluation.evaluators.zero_shot import (
     SIMPLE_TEMPLATES,
     class_accuracy,
     class_embeddings,
@@ -28,6 +26,8 @@ from clip_jax.evaluation.zero_shot import (
     zero_shot,
     zero_shot_ranks,
 )
+from clip_jax.evaluation.examples import choose_examples
+from clip_jax.evaluation.results import ClassResult, Evaluation
 from clip_jax.losses import LOSSES
 from clip_jax.models.clip import CLIP
 
@@ -64,7 +64,7 @@ class Evaluator:
         *,
         cfg: EvaluationConfig,
         data: DataConfig,
-        ledger: Ledger | None = None,
+        ledger: BadSamples | None = None,
     ):
         sharding.check_batch("evaluation.batch_size", cfg.batch_size, mesh)
         self._model, self._mesh, self._source, self._tokenizer = model, mesh, source, tokenizer

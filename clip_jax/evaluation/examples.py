@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from clip_jax.data.images import ImageError, decode
+from clip_jax.data.images.transforms import ImageError, decode
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.evaluation.annotations import Annotation
 

@@ -6,9 +6,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from clip_jax.losses.movement import MOVEMENTS
-from clip_jax.losses.tiling import accumulator, alike
-from clip_jax.varying import vary_alike, varying
+from clip_jax.losses.distributed import STRATEGIES
+from clip_jax.numerics import accumulator, promote, pvary_like, varying_axes
 
 AxisName = str | Sequence[str] | None
 
@@ -19,7 +18,7 @@ def checked(
     scalars: dict[str, jax.Array],
     *,
     axis_name: AxisName,
-    movement: str,
+    distributed: str,
     tile: int | None,
 ) -> tuple[tuple[str, ...], tuple[jax.Array, ...]]:
     """The axes as a tuple; then embeddings and scalars in their types, varying alike.
@@ -27,12 +26,16 @@ def checked(
     Raises:
       ValueError: naming the argument that cannot be meant.
     """
-    if movement not in ("dense", *MOVEMENTS):
-        raise ValueError(f"movement={movement!r} is not one of 'dense', 'gather' and 'ring'")
+    if distributed not in ("replicated", *STRATEGIES):
+        raise ValueError(
+            f"distributed={distributed!r} is not one of 'replicated', 'gather' and 'ring'"
+        )
     if tile is not None and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
         raise ValueError(f"tile={tile!r} must be a whole number of rows, at least 1, or None")
-    if tile is not None and movement == "dense":
-        raise ValueError(f'tile={tile} and movement="dense" exclude each other: use "gather"')
+    if tile is not None and distributed == "replicated":
+        raise ValueError(
+            f'tile={tile} and distributed="replicated" exclude each other: use "gather"'
+        )
     check_embeddings(z_image_BE, z_text_BE)
     for name, scalar in scalars.items():
         if scalar is None:
@@ -41,15 +44,17 @@ def checked(
 
     axes = () if axis_name is None else axis_name
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
-    if missing := [axis for axis in axes if axis not in varying(z_image_BE) & varying(z_text_BE)]:
+    if missing := [
+        axis for axis in axes if axis not in varying_axes(z_image_BE) & varying_axes(z_text_BE)
+    ]:
         raise ValueError(
             f"axis_name={axis_name!r}: the embeddings are not split over {missing}. Call the loss "
             "inside jax.shard_map with check_vma=True (its default) and with in_specs that split "
             "the first axis of both embeddings over these axes of the mesh"
         )
-    z_image_BE, z_text_BE = alike(z_image_BE, z_text_BE)
+    z_image_BE, z_text_BE = promote(z_image_BE, z_text_BE)
     dtype = accumulator(z_image_BE.dtype)
-    return axes, vary_alike(
+    return axes, pvary_like(
         z_image_BE, z_text_BE, *(jnp.asarray(scalar, dtype) for scalar in scalars.values())
     )
 

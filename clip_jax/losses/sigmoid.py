@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.losses.arguments import AxisName, checked
-from clip_jax.losses.movement import Alone, gather_all, make_movement
-from clip_jax.losses.tiling import pull_back, similarity
+from clip_jax.losses.distributed import SingleDevice, gather_all, make_strategy
+from clip_jax.losses.tiling import similarity, similarity_vjp
 
 
-def dense_sigmoid_loss(
+def replicated_sigmoid_loss(
     z_image_BE: jax.Array, z_text_BE: jax.Array, logit_scale: jax.Array, logit_bias: jax.Array
 ) -> jax.Array:
     """Algorithm 1 of arXiv:2303.15343. The reference that faster forms must equal."""
@@ -27,7 +27,7 @@ def sigmoid_loss(
     logit_bias: jax.Array,
     *,
     axis_name: AxisName = None,
-    movement: str = "gather",
+    distributed: str = "gather",
     tile: int | None = None,
 ) -> jax.Array:
     """SigLIP's binary cross-entropy over all pairs of a batch.
@@ -45,27 +45,27 @@ def sigmoid_loss(
       logit_scale: scalar, the multiplier of the cosines (not its logarithm).
       logit_bias: scalar, added to every logit.
       axis_name: as for `softmax_loss`.
-      movement: as for `softmax_loss`.
+      distributed: as for `softmax_loss`.
       tile: as for `softmax_loss`.
 
     Returns:
       The loss of the whole batch, float32, the same on every device.
 
     Raises:
-      ValueError: when shapes, axes, `movement` or `tile` do not fit.
+      ValueError: when shapes, axes, `distributed` or `tile` do not fit.
     """
     axes, (z_image_BE, z_text_BE, logit_scale, logit_bias) = checked(
         z_image_BE,
         z_text_BE,
         {"logit_scale": logit_scale, "logit_bias": logit_bias},
         axis_name=axis_name,
-        movement=movement,
+        distributed=distributed,
         tile=tile,
     )
-    if movement == "dense":
+    if distributed == "replicated":
         whole = (gather_all(z, axes) for z in (z_image_BE, z_text_BE))
-        return jax.lax.pmean(dense_sigmoid_loss(*whole, logit_scale, logit_bias), axes)
-    move = make_movement(movement, axes, tile)
+        return jax.lax.pmean(replicated_sigmoid_loss(*whole, logit_scale, logit_bias), axes)
+    move = make_strategy(distributed, axes, tile)
     return jax.lax.psum(_share(z_image_BE, z_text_BE, logit_scale, logit_bias, move), axes)
 
 
@@ -77,7 +77,7 @@ def _wrongness(rows, columns, scale, bias) -> tuple[jax.Array, jax.Array]:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _share(image_BE, text_BE, scale, bias, move: Alone) -> jax.Array:
+def _share(image_BE, text_BE, scale, bias, move: SingleDevice) -> jax.Array:
     """The device's share of the loss: its rows."""
 
     def block(rows, columns, _):
@@ -88,7 +88,7 @@ def _share(image_BE, text_BE, scale, bias, move: Alone) -> jax.Array:
     return loss_B.sum() / move.batch(len(loss_B))
 
 
-def _share_forward(image_BE, text_BE, scale, bias, move: Alone):
+def _share_forward(image_BE, text_BE, scale, bias, move: SingleDevice):
     """The share and its gradients, from the same logits."""
 
     def block(rows, columns, _):
@@ -96,22 +96,22 @@ def _share_forward(image_BE, text_BE, scale, bias, move: Alone):
         # softplus and its derivative, the sigmoid, of one exponential that cannot overflow.
         small_RB = jnp.exp(-jnp.abs(wrong_RB))
         gradient_RB = sign_RB * jnp.where(wrong_RB < 0, small_RB, 1) / (1 + small_RB)
-        to_image_RE, to_text_EB = pull_back(gradient_RB, rows[0], columns[0])
+        d_image_RE, d_text_EB = similarity_vjp(gradient_RB, rows[0], columns[0])
         loss_R = (jnp.maximum(wrong_RB, 0) + jnp.log1p(small_RB)).sum(axis=1)
-        return (loss_R, gradient_RB.sum(axis=1), to_image_RE), to_text_EB, None
+        return (loss_R, gradient_RB.sum(axis=1), d_image_RE), d_text_EB, None
 
     rows, columns = move.rows(image_BE), move.columns(text_BE)
-    (loss_B, to_bias_B, to_image_BE), to_text_BE, _ = move.sweep(block, rows, columns)
+    (loss_B, d_bias_B, d_image_BE), d_text_BE, _ = move.sweep(block, rows, columns)
     weight = 1 / move.batch(len(loss_B))
-    to_scale = weight * (image_BE * to_image_BE).sum()
-    gradients = weight * scale * to_image_BE, weight * scale * to_text_BE
-    return weight * loss_B.sum(), (image_BE[:0], *gradients, to_scale, weight * to_bias_B.sum())
+    d_scale = weight * (image_BE * d_image_BE).sum()
+    gradients = weight * scale * d_image_BE, weight * scale * d_text_BE
+    return weight * loss_B.sum(), (image_BE[:0], *gradients, d_scale, weight * d_bias_B.sum())
 
 
-def _share_backward(move: Alone, saved, cotangent):
+def _share_backward(move: SingleDevice, saved, cotangent):
     like, *gradients = saved
-    to_image_BE, to_text_BE, *to_scalars = (cotangent * part for part in gradients)
-    return to_image_BE.astype(like.dtype), to_text_BE.astype(like.dtype), *to_scalars
+    d_image_BE, d_text_BE, *to_scalars = (cotangent * part for part in gradients)
+    return d_image_BE.astype(like.dtype), d_text_BE.astype(like.dtype), *to_scalars
 
 
 _share.defvjp(_share_forward, _share_backward)

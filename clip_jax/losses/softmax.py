@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.losses.arguments import AxisName, checked
-from clip_jax.losses.keeping import Kept, longest
-from clip_jax.losses.movement import Alone, gather_all, make_movement
-from clip_jax.losses.tiling import LogSumExp, pull_back, similarity
+from clip_jax.losses.distributed import SingleDevice, gather_all, make_strategy
+from clip_jax.losses.residuals import PackedResiduals, max_norm
+from clip_jax.losses.tiling import LogSumExp, similarity, similarity_vjp
 
 
-def dense_softmax_loss(
+def replicated_softmax_loss(
     z_image_BE: jax.Array, z_text_BE: jax.Array, logit_scale: jax.Array
 ) -> jax.Array:
     """Figure 3 of arXiv:2103.00020. The reference that faster forms must equal."""
@@ -28,7 +28,7 @@ def softmax_loss(
     logit_scale: jax.Array,
     *,
     axis_name: AxisName = None,
-    movement: str = "gather",
+    distributed: str = "gather",
     tile: int | None = None,
 ) -> jax.Array:
     """CLIP's symmetric cross-entropy over the similarities of all pairs of a batch.
@@ -45,10 +45,10 @@ def softmax_loss(
       logit_scale: scalar, the multiplier of the cosines (not its logarithm).
       axis_name: None when the arrays are the whole batch; else inside `jax.shard_map`, the
         mesh axis, or the tuple of axes, over which the batch is split.
-      movement: how the devices meet, where there is more than one. "gather": texts are
+      distributed: how the devices meet, where there is more than one. "gather": texts are
         gathered, each device holds one block of logits, column sums are reduced. "ring": texts
         travel round the devices while these compute; a device never holds more than two
-        devices' texts. "dense": every device gathers everything and does the same; for tests.
+        devices' texts. "replicated": every device gathers everything and does the same; for tests.
       tile: rows' worth of similarities that a device holds at once, so that memory grows with
         batch x tile; a gradient then computes them twice. None: all of its rows, which a ring
         keeps for the gradient in three bytes a pair (as exact as float32 products are).
@@ -57,20 +57,20 @@ def softmax_loss(
       The loss of the whole batch, float32, the same on every device.
 
     Raises:
-      ValueError: when shapes, axes, `movement` or `tile` do not fit.
+      ValueError: when shapes, axes, `distributed` or `tile` do not fit.
     """
     axes, (z_image_BE, z_text_BE, logit_scale) = checked(
         z_image_BE,
         z_text_BE,
         {"logit_scale": logit_scale},
         axis_name=axis_name,
-        movement=movement,
+        distributed=distributed,
         tile=tile,
     )
-    if movement == "dense":
+    if distributed == "replicated":
         whole = (gather_all(z, axes) for z in (z_image_BE, z_text_BE))
-        return jax.lax.pmean(dense_softmax_loss(*whole, logit_scale), axes)
-    move = make_movement(movement, axes, tile)
+        return jax.lax.pmean(replicated_softmax_loss(*whole, logit_scale), axes)
+    move = make_strategy(distributed, axes, tile)
     return jax.lax.psum(_share(z_image_BE, z_text_BE, logit_scale, move), axes)
 
 
@@ -87,21 +87,21 @@ def scaled_similarity(image_RE: jax.Array, text_BE: jax.Array, scale: jax.Array)
 
 def keep_logits(
     logits_RB: jax.Array, image_RE: jax.Array, text_BE: jax.Array, scale: jax.Array
-) -> Kept | None:
+) -> PackedResiduals | None:
     """The logits for a later sweep; None if they are wider than float32."""
     if logits_RB.dtype != jnp.float32:
         return None
-    return Kept.of(logits_RB, jnp.abs(scale) * longest(image_RE) * longest(text_BE))
+    return PackedResiduals.of(logits_RB, jnp.abs(scale) * max_norm(image_RE) * max_norm(text_BE))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _share(image_BE, text_BE, scale, move: Alone) -> jax.Array:
+def _share(image_BE, text_BE, scale, move: SingleDevice) -> jax.Array:
     """The device's share of the loss: its rows and its columns."""
     rows, columns = move.rows(image_BE), move.columns(text_BE)
     return _share_and_denominators(rows, columns, scale, move, keep=False)[0]
 
 
-def _share_and_denominators(rows, columns, scale, move: Alone, *, keep: bool):
+def _share_and_denominators(rows, columns, scale, move: SingleDevice, *, keep: bool):
     """The share, the log-sum-exps of the device's rows and of the columns, and logits to keep."""
 
     def block(rows, columns, _):
@@ -118,7 +118,7 @@ def _share_and_denominators(rows, columns, scale, move: Alone, *, keep: bool):
     return share / (2 * move.batch(len(match_B))), row_B, column_B, kept
 
 
-def _share_forward(image_BE, text_BE, scale, move: Alone):
+def _share_forward(image_BE, text_BE, scale, move: SingleDevice):
     """The share and its gradients. Logits that were not kept are formed once more."""
 
     def block(rows, columns, kept):
@@ -127,23 +127,23 @@ def _share_forward(image_BE, text_BE, scale, move: Alone):
         logits_RB = kept.restore() if kept else scaled_similarity(image_RE, text_BE, scale)
         match_RB = place_R[:, None] == place_B
         gradient_RB = row_R.softmax(logits_RB, 1) + column_B.softmax(logits_RB, 0) - 2 * match_RB
-        return *pull_back(gradient_RB, image_RE, text_BE), None
+        return *similarity_vjp(gradient_RB, image_RE, text_BE), None
 
     rows, columns = move.rows(image_BE), move.columns(text_BE)
     share, row_B, column_B, kept = _share_and_denominators(
         rows, columns, scale, move, keep=move.keeps
     )
-    to_image_BE, to_text_BE, _ = move.sweep(block, (rows, row_B), (columns, column_B), kept)
+    d_image_BE, d_text_BE, _ = move.sweep(block, (rows, row_B), (columns, column_B), kept)
     weight = 1 / (2 * move.batch(len(image_BE)))
-    to_scale = weight * (image_BE * to_image_BE).sum()
+    d_scale = weight * (image_BE * d_image_BE).sum()
     weight *= scale
-    return share, (image_BE[:0], weight * to_image_BE, weight * to_text_BE, to_scale)
+    return share, (image_BE[:0], weight * d_image_BE, weight * d_text_BE, d_scale)
 
 
-def _share_backward(move: Alone, saved, cotangent):
+def _share_backward(move: SingleDevice, saved, cotangent):
     like, *gradients = saved
-    to_image_BE, to_text_BE, to_scale = (cotangent * part for part in gradients)
-    return to_image_BE.astype(like.dtype), to_text_BE.astype(like.dtype), to_scale
+    d_image_BE, d_text_BE, d_scale = (cotangent * part for part in gradients)
+    return d_image_BE.astype(like.dtype), d_text_BE.astype(like.dtype), d_scale
 
 
 _share.defvjp(_share_forward, _share_backward)

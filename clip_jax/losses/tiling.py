@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from clip_jax.varying import vary_alike
+from clip_jax.numerics import matmul, promote, pvary_like
 
 # For some rows (images) and some columns (texts) of the similarity matrix, given as trees of
 # arrays whose first axis counts them: what there is to know of each row, and of each column, and
@@ -53,7 +53,7 @@ def is_log_sum_exp(part: Any) -> bool:
     return isinstance(part, LogSumExp)
 
 
-class Turned(NamedTuple):
+class Transposed(NamedTuple):
     """A matrix with a row for each row or column of similarities, held as its transpose.
 
     What a product gives most easily; it is turned over once, when all tiles are done.
@@ -62,8 +62,8 @@ class Turned(NamedTuple):
     x_EB: jax.Array
 
 
-def is_turned(part: Any) -> bool:
-    return isinstance(part, Turned)
+def is_transposed(part: Any) -> bool:
+    return isinstance(part, Transposed)
 
 
 def sweep_tiles(
@@ -127,10 +127,10 @@ def _joined(stacks: list) -> Any:
     """What belongs to all parts, in a row."""
 
     def flat(part):
-        stack = jnp.swapaxes(part.x_EB, 1, 2) if isinstance(part, Turned) else part
+        stack = jnp.swapaxes(part.x_EB, 1, 2) if isinstance(part, Transposed) else part
         return stack.reshape(-1, *stack.shape[2:])
 
-    found = [jax.tree.map(flat, stack, is_leaf=is_turned) for stack in stacks]
+    found = [jax.tree.map(flat, stack, is_leaf=is_transposed) for stack in stacks]
     return found[0] if len(found) == 1 else jax.tree.map(lambda *a: jnp.concatenate(a), *found)
 
 
@@ -143,7 +143,7 @@ def _nothing(shapes: Any, *, like: Any) -> Any:
         return jnp.zeros_like(shape)
 
     leaves, tree = jax.tree.flatten(jax.tree.map(make, shapes, is_leaf=is_log_sum_exp))
-    return jax.tree.unflatten(tree, vary_alike(*leaves, *jax.tree.leaves(like))[: len(leaves)])
+    return jax.tree.unflatten(tree, pvary_like(*leaves, *jax.tree.leaves(like))[: len(leaves)])
 
 
 def _count(tree: Any) -> int:
@@ -178,39 +178,14 @@ def similarity(z_image_IE: jax.Array, z_text_TE: jax.Array) -> jax.Array:
             f"images have embeddings of {z_image_IE.shape[1]} numbers and texts of "
             f"{z_text_TE.shape[1]}: they come from different models"
         )
-    return matmul(*alike(z_image_IE, z_text_TE), contract=(1, 1))
+    return matmul(*promote(z_image_IE, z_text_TE), contract=(1, 1))
 
 
-def matmul(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
-    """Sum over one axis of each, accumulated in at least float32."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype.itemsize >= 4 else None
-    return jax.lax.dot_general(
-        a,
-        b,
-        dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),
-        precision=exact,
-        preferred_element_type=accumulator(a.dtype),
-    )
-
-
-def pull_back(
+def similarity_vjp(
     gradient_RB: jax.Array, image_RE: jax.Array, text_BE: jax.Array
-) -> tuple[jax.Array, Turned]:
+) -> tuple[jax.Array, Transposed]:
     """A gradient by the similarities of rows and columns, as one by the rows and the columns."""
     gradient_RB = gradient_RB.astype(image_RE.dtype)
-    to_image_RE = matmul(gradient_RB, text_BE, contract=(1, 0))
-    to_text_EB = matmul(image_RE, gradient_RB, contract=(0, 0))
-    return to_image_RE, Turned(to_text_EB)
-
-
-def accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    """What sums are kept in: float32, or float64 where the embeddings are float64."""
-    return jnp.promote_types(dtype, jnp.float32)
-
-
-def alike(*z: jax.Array) -> tuple[jax.Array, ...]:
-    """The arrays in the one type in which they are multiplied: bfloat16, float32 or float64."""
-    dtype = jnp.result_type(*z)
-    # float16 has too narrow a range for the small gradients of a large batch.
-    dtype = dtype if dtype == jnp.bfloat16 else accumulator(dtype)
-    return tuple(a.astype(dtype) for a in z)
+    d_image_RE = matmul(gradient_RB, text_BE, contract=(1, 0))
+    d_text_EB = matmul(image_RE, gradient_RB, contract=(0, 0))
+    return d_image_RE, Transposed(d_text_EB)

@@ -11,9 +11,9 @@ from flax import linen as nn
 from clip_jax.config import ModelConfig, PreprocessConfig, ResNetConfig
 from clip_jax.models.architectures import model_config
 from clip_jax.models.layers import identity
-from clip_jax.models.resnet import ResNet
-from clip_jax.models.text_transformer import TextTransformer
-from clip_jax.models.vision_transformer import VisionTransformer
+from clip_jax.models.towers.resnet import ResNet
+from clip_jax.models.towers.text_transformer import TextTransformer
+from clip_jax.models.towers.vision_transformer import VisionTransformer
 
 
 class Outputs(NamedTuple):

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.models.attention import attention
-from clip_jax.models.dense import Dense
+from clip_jax.models.linear import Dense
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@ import jax
 from clip_jax.config import TrainConfig
 from clip_jax.planning import memory
 from clip_jax.planning.compiler import GIB, Refused, compile_step, require_libtpu
-from clip_jax.planning.hlo import Program
-from clip_jax.planning.partitioned import compile_for_text, read_partitioned, update_work
+from clip_jax.planning.hlo.module import Program
+from clip_jax.planning.hlo.partitioned import compile_for_text, read_partitioned, update_work
 from clip_jax.planning.steps import Step, make_step
 from clip_jax.planning.topologies import Topology
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import jax
 
-from clip_jax.chips import silence_absent_tpus
-from clip_jax.planning.dump import compile_with_dump
-from clip_jax.planning.hlo import Program, read_program
+from clip_jax.hardware import silence_absent_tpus
+from clip_jax.planning.hlo.dump import compile_with_dump
+from clip_jax.planning.hlo.module import Program, read_program
 from clip_jax.planning.steps import Step
 
 GIB = 2**30

@@ -87,7 +87,7 @@ def loss_bytes(step: Step, batch: int) -> float:
     A ring without a tile keeps all logits of its rows besides, in three bytes each.
     """
     loss, rows = step.cfg.loss, batch // step.mesh.size
-    ring = loss.movement == "ring" and rows < batch
+    ring = loss.distributed == "ring" and rows < batch
     kept = 3.0 * rows * batch if ring and loss.kind == "softmax" and loss.tile is None else 0.0
     tile = min(loss.tile or rows, rows)
     return kept + 2.0 * 4 * tile * (rows if ring else batch)
@@ -135,7 +135,7 @@ def _saved(config: ModelConfig, tower: str, batch: int, attention: Attention) ->
     images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
     tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
 
-    def pull_back(variables, x):
+    def similarity_vjp(variables, x):
         rest = {name: value for name, value in variables.items() if name != "params"}
 
         def embed(params):
@@ -152,7 +152,7 @@ def _saved(config: ModelConfig, tower: str, batch: int, attention: Attention) ->
         return jax.vjp(embed, variables["params"])[1]
 
     variables = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
-    residuals = jax.eval_shape(pull_back, variables, images if tower == "image" else tokens)
+    residuals = jax.eval_shape(similarity_vjp, variables, images if tower == "image" else tokens)
     return sum(_bytes(leaf, attention) for leaf in jax.tree.leaves(residuals))
 
 

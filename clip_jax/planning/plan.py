@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from jax.sharding import Mesh
 
 from clip_jax.config import TrainConfig
-from clip_jax.models.sizes import parameter_count, training_flops
+from clip_jax.models.flops import parameter_count, training_flops
 from clip_jax.planning import memory
 from clip_jax.planning.backends import JAX_SHARE, Trial, available_bytes, devices_of, try_step
 from clip_jax.planning.compiler import GIB
-from clip_jax.planning.groups import axes_of, slices_in
-from clip_jax.planning.hlo import Program
+from clip_jax.planning.hlo.groups import axes_of, slices_in
+from clip_jax.planning.hlo.module import Program
 from clip_jax.planning.roofline import StepTime, step_time
 from clip_jax.planning.search import fitting_changes, try_with_largest
 from clip_jax.planning.steps import make_step, refusals

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.planning.hlo import Collective, Program
+from clip_jax.planning.hlo.module import Collective, Program
 from clip_jax.planning.topologies import Topology
 
 # A factor in float32 is the sum of three in bfloat16, so an exact product takes six passes on a

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from clip_jax.chips import CHIPS, Chip
+from clip_jax.hardware import CHIPS, Chip
 
 ALIASES = {"v5litepod": "v5e", "v5lite": "v5e", "v7x": "tpu7x", "h100-80gb": "h100",
            "h200-141gb": "h200", "a100-80gb": "a100"}  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from etils import epath
 
-from clip_jax.files import write_whole
+from clip_jax.storage import atomic_write
 
 Phase = Literal[
     "initialising",
@@ -97,7 +97,7 @@ class Goodput:
             return
         account = {"seconds": self.seconds(), "starts": self.starts, "alive": time.time()}
         with contextlib.suppress(OSError):  # a full disk must not end a run for its stopwatch
-            write_whole(self._path, json.dumps(account | {"end": end}, indent=1))
+            atomic_write(self._path, json.dumps(account | {"end": end}, indent=1))
 
 
 def _read(path: epath.Path) -> dict:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import dacite
 import jax
 
-from clip_jax.masking import mask_secrets
+from clip_jax.redaction import redact
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ FREE = (
     "model.remat",
     "model.unroll",
     "model.attention",
-    "loss.movement",
+    "loss.distributed",
     "loss.tile",
     "data.eval_source",
     "data.eval_also",
@@ -54,7 +54,7 @@ class Change(NamedTuple):
 
 def to_json(cfg: Any) -> dict:
     """A settings dataclass as JSON's types, without secrets."""
-    return mask_secrets(json.loads(json.dumps(dataclasses.asdict(cfg))))
+    return redact(json.loads(json.dumps(dataclasses.asdict(cfg))))
 
 
 def from_json(kind: type[T], data: dict, *, origin: str) -> T:
@@ -94,7 +94,7 @@ def check_resume(old: dict, new: dict, allow: tuple[str, ...] = ()) -> list[Chan
     Raises:
       ValueError: when a setting differs that is neither free to change nor allowed.
     """
-    old_flat, new_flat = flatten(mask_secrets(old)), flatten(mask_secrets(new))
+    old_flat, new_flat = flatten(redact(old)), flatten(redact(new))
     names = sorted(old_flat.keys() | new_flat.keys())
     known = {*names, *(name.rpartition(".")[0] for name in names)}
     if unknown := [name for name in allow if name not in known]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.evaluation.retrieval import KS
+from clip_jax.evaluation.evaluators.retrieval import KS
 
 DIRECTIONS = ("text_to_image", "image_to_text")
 METRICS = (

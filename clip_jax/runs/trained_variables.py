@@ -7,7 +7,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from clip_jax.models.locking import join_blocks, merge, variables_of
+from clip_jax.models.freezing import join_blocks, merge, variables_of
 from clip_jax.runs import manifest
 
 PARTS = ("params", "frozen", "batch_stats", "ema", "ema_batch_stats")

@@ -13,7 +13,7 @@ from clip_jax import sharding
 from clip_jax.config import LossConfig
 from clip_jax.losses import sigmoid_loss, softmax_loss
 from clip_jax.models.clip import CLIP, Outputs
-from clip_jax.models.locking import merge, variables_of
+from clip_jax.models.freezing import merge, variables_of
 from clip_jax.training.state import TrainState
 
 LossFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
@@ -31,7 +31,7 @@ class Gradients(NamedTuple):
 
 def sharded_loss(mesh: Mesh, cfg: LossConfig) -> LossFn:
     """The loss of a global batch that lies on the mesh, each device working on its rows."""
-    how = {"axis_name": sharding.AXES, "movement": cfg.movement, "tile": cfg.tile}
+    how = {"axis_name": sharding.AXES, "distributed": cfg.distributed, "tile": cfg.tile}
     rows, whole = sharding.BATCH, P()
     specs = {"softmax": (rows, rows, whole), "sigmoid": (rows, rows, whole, whole)}[cfg.kind]
     kinds = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
@@ -113,10 +113,10 @@ def _in_parts(
         return loss_fn(z_image_BE, z_text_BE, scale, bias)
 
     temperature = {k: v for k, v in state.params.items() if k.startswith("logit_")}
-    loss, (to_image_BE, to_text_BE, to_temperature) = jax.value_and_grad(
+    loss, (d_image_BE, d_text_BE, to_temperature) = jax.value_and_grad(
         loss_of_embeddings, argnums=(0, 1, 2)
     )(image_BE, text_BE, temperature)
-    cotangents = tuple(split_batch(z_BE, parts, mesh) for z_BE in (to_image_BE, to_text_BE))
+    cotangents = tuple(split_batch(z_BE, parts, mesh) for z_BE in (d_image_BE, d_text_BE))
 
     def carry_back(total, inputs):
         part, part_key, stats, cotangent = inputs

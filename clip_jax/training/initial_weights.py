@@ -17,7 +17,7 @@ from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP
 from clip_jax.training.state import new_state
-from clip_jax.weights import positions
+from clip_jax.weights import position_embeddings
 from clip_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,9 @@ def _taken(cfg: TrainConfig, model: CLIP, initial: Loaded, shapes: dict) -> dict
     """The parts of the variables that come from `initial`, at the run's image size and context."""
     towers = TOWERS[cfg.model.init_towers]
     stored = initial.model.config
-    loaded = positions.resize(initial.variables, stored, _resized(stored, model.config, towers))
+    loaded = position_embeddings.resize(
+        initial.variables, stored, _resized(stored, model.config, towers)
+    )
     differing = [
         f"{name}: {a.shape} in {cfg.model.init_from}, {b.shape} in {model.config.name}"
         for name, a, b in _paired(loaded["params"], shapes["params"], towers)

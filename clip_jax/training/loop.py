@@ -10,26 +10,26 @@ import jax
 import numpy as np
 
 from clip_jax.config import TrainConfig
-from clip_jax.data.ledger import Ledger
-from clip_jax.data.pipeline import Batches, eval_batches, train_batches
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.loader import Batches, eval_batches, train_batches
+from clip_jax.distributed import initialize
+from clip_jax.distributed.failures import failing_together, together
+from clip_jax.distributed.multihost import allgather_json
+from clip_jax.distributed.preemption import Preemption
+from clip_jax.distributed.process_logs import process_logs
+from clip_jax.distributed.watchdog import Watchdog
 from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.records import save_evaluation, save_snapshot
-from clip_jax.evaluation.report import write_report
-from clip_jax.evaluation.several import Evaluators
-from clip_jax.gathering import gather_json
-from clip_jax.masking import mask_secrets
-from clip_jax.models.sizes import training_flops
-from clip_jax.processes import distributed
-from clip_jax.processes.failing import failing_together, together
-from clip_jax.processes.preemption import Preemption
-from clip_jax.processes.process_logs import process_logs
-from clip_jax.processes.watchdog import Watchdog
+from clip_jax.evaluation.results import save_evaluation, save_snapshot
+from clip_jax.evaluation.suite import Evaluators
+from clip_jax.models.flops import training_flops
+from clip_jax.redaction import redact
 from clip_jax.runs import provenance
-from clip_jax.runs.accounts import take_account
+from clip_jax.runs.bad_samples import take_account
 from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
-from clip_jax.runs.progress import Progress
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.logger import Progress
+from clip_jax.runs.report.page import write_report
 from clip_jax.training import run_record
 from clip_jax.training.prefetch import Prefetch
 from clip_jax.training.profiling import Profile
@@ -63,7 +63,7 @@ def train(cfg: TrainConfig) -> int:
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(RunDirectory(cfg.workdir, main=main))
-        distributed.barrier("the run directory is open", cfg.distributed.timeout_seconds)
+        initialize.barrier("the run directory is open", cfg.distributed.timeout_seconds)
         stack.enter_context(process_logs(run.path, is_local=run.is_local))
         goodput = stack.enter_context(Goodput(run.path / "goodput.json", write=main))
         preemption = stack.enter_context(Preemption())
@@ -73,7 +73,7 @@ def train(cfg: TrainConfig) -> int:
             setup = prepare(cfg, run)
             run_record.check_resume(setup, run)
             limit_s = cfg.health.hang_seconds + COMPILE_SECONDS
-            distributed.barrier("all is prepared", limit_s)  # nobody reads what is written below
+            initialize.barrier("all is prepared", limit_s)  # nobody reads what is written below
             checkpoints = stack.enter_context(Checkpoints(run.checkpoints, cfg.checkpoint))
             trainer = Trainer(setup, run, checkpoints, goodput, preemption, watchdog)
             trainer.restore_or_start()
@@ -143,7 +143,7 @@ class Trainer:
         )
         self.profile = Profile(cfg.logging.profile_steps, self.run.path)
         with self.progress, self.profile:
-            if not self.make_up(start):
+            if not self.rerun_missed_evaluation(start):
                 return self.preemption.exit_code
             if start < cfg.steps:
                 with Prefetch(self.batches(start), setup.mesh, cfg.data.prefetch) as batches:
@@ -153,7 +153,7 @@ class Trainer:
         self.report()
         return 0
 
-    def make_up(self, start: int) -> bool:
+    def rerun_missed_evaluation(self, start: int) -> bool:
         """What was cut off when the run was asked to leave while it measured step `start`."""
         cfg = self.setup.cfg
         due = start > 0 and self.is_time(cfg.evaluation.every_steps, start, cfg.steps)
@@ -178,12 +178,12 @@ class Trainer:
             self.profile.before(step)
             self.state, metrics = step_fn(self.state, batch)
             self.profile.after(step, metrics)
-            self.catch_up()  # with the step before, while the devices work on this one
+            self.flush_metrics()  # with the step before, while the devices work on this one
             self.pending, self.ledger = (step, metrics), batches.ledger
             last = step == cfg.steps
             found = None
             if self.is_time(cfg.evaluation.every_steps, step, cfg.steps):
-                self.catch_up()
+                self.flush_metrics()
                 if (found := self.evaluate(step)) is None:
                     return self.leave(step)
             if step in (cfg.steps // 2, cfg.steps):
@@ -215,7 +215,7 @@ class Trainer:
             batch = abstract_batch(setup.mesh, setup.model, setup.cfg.data.batch_size)
             return step.lower(setup.abstract_state, batch).compile()
 
-    def catch_up(self):
+    def flush_metrics(self):
         """Wait for the numbers of the pending step, log them, and see whether the run is sound."""
         if self.pending is None:
             return
@@ -302,14 +302,14 @@ class Trainer:
             start_step=start,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            ledger=Ledger.from_json(self.ledger) if self.ledger else None,
+            ledger=BadSamples.from_json(self.ledger) if self.ledger else None,
         )
 
     def metadata(self) -> dict:
         """What a checkpoint says besides its arrays; asked for when one is about to be written."""
-        self.catch_up()  # else a kill could leave a checkpoint whose last step was never logged
+        self.flush_metrics()  # else a kill could leave a checkpoint whose last step was never logged
         return {
-            "ledgers": gather_json(self.ledger),
+            "ledgers": allgather_json(self.ledger),
             "goodput": self.goodput.seconds(),
             "config": provenance.to_json(self.setup.cfg),
             "fingerprint": run_record.fingerprint(self.setup),
@@ -328,7 +328,7 @@ class Trainer:
         if self.ledger is not None:
             index = jax.process_index()
             name = "bad_samples.json" if index == 0 else f"bad_samples.{index}.json"
-            Ledger.from_json(mask_secrets(self.ledger)).save(self.run.path / name)
+            BadSamples.from_json(redact(self.ledger)).save(self.run.path / name)
         if self.setup.cfg.logging.report and jax.process_index() == 0:
             devices = jax.devices()
             path = write_report(

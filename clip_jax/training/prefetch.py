@@ -7,7 +7,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.data.pipeline import Batches
+from clip_jax.data.loader import Batches
 
 
 class Prefetch:

@@ -4,10 +4,10 @@ import logging
 
 import jax
 
-from clip_jax.data import sources
-from clip_jax.data.tokenizer_base import DESCRIPTION
+from clip_jax.data.sources import registry
+from clip_jax.data.tokenizers.base import DESCRIPTION
 from clip_jax.runs import provenance
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.directory import RunDirectory
 from clip_jax.training.setup import Setup
 
 log = logging.getLogger(__name__)
@@ -38,4 +38,4 @@ def write(setup: Setup, run: RunDirectory):
 
 
 def fingerprint(setup: Setup) -> str:
-    return sources.fingerprint(setup.sources, setup.cfg.data.weights)
+    return registry.fingerprint(setup.sources, setup.cfg.data.weights)

@@ -14,17 +14,17 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.config import ModelConfig, ModelSettings, ResNetConfig, TrainConfig
-from clip_jax.data import sources
 from clip_jax.data.samples import BadSample, Source
-from clip_jax.data.tokenizer_base import DESCRIPTION, Tokenizer
-from clip_jax.data.tokenizers import load_tokenizer, make_tokenizer
-from clip_jax.evaluation.several import open_others
-from clip_jax.loading import load_to_host
+from clip_jax.data.sources import registry
+from clip_jax.data.tokenizers.base import DESCRIPTION, Tokenizer
+from clip_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
+from clip_jax.evaluation.suite import open_others
+from clip_jax.load import load_to_host
 from clip_jax.models import attention
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.runs import retention
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.directory import RunDirectory
 from clip_jax.training.ignored_settings import refuse_ignored
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
 from clip_jax.training.optimizer import make_optimizer, make_schedule
@@ -85,7 +85,7 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     """
     mesh = sharding.make_mesh(cfg.mesh)
     check(cfg, mesh)
-    opened = sources.open_sources(cfg.data, "train")
+    opened = registry.open_sources(cfg.data, "train")
     eval_source = _open_eval_source(cfg)
     # A run that goes on has its own weights by now; one that was killed in its first save has not.
     saved = any(path.name.isdigit() for path in run.checkpoints.glob("[0-9]*"))
@@ -144,8 +144,8 @@ def check(cfg: TrainConfig, mesh: Mesh):
             raise ValueError(f"{name}={value} must be above 0{limit}")
     sharding.check_batch("data.batch_size", cfg.data.batch_size, mesh, parts=cfg.data.accumulation)
     sharding.check_batch("evaluation.batch_size", cfg.evaluation.batch_size, mesh)
-    if loss.tile is not None and loss.movement == "dense":
-        raise ValueError(f'loss.tile={loss.tile} needs loss.movement="gather" or "ring"')
+    if loss.tile is not None and loss.distributed == "replicated":
+        raise ValueError(f'loss.tile={loss.tile} needs loss.distributed="gather" or "ring"')
     attention.check_kind(cfg.model.attention, cfg.model.dtype, setting="model.attention")
     _check_frozen(cfg.model)
     if cfg.checkpoint.keep_best_by is not None:
@@ -156,7 +156,7 @@ def check(cfg: TrainConfig, mesh: Mesh):
 
 def _open_eval_source(cfg: TrainConfig) -> Source | None:
     evaluates = cfg.evaluation.every_steps != 0
-    opened = sources.open_eval_source(cfg.data) if evaluates else None
+    opened = registry.open_eval_source(cfg.data) if evaluates else None
     if cfg.checkpoint.keep_best_by is not None and opened is None:
         why = "there is no test data: name some in data.eval_source"
         raise ValueError(

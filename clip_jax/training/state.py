@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from clip_jax import sharding
 from clip_jax.config import ModelConfig
 from clip_jax.models.clip import CLIP
-from clip_jax.models.locking import merge, split, variables_of
+from clip_jax.models.freezing import merge, split, variables_of
 
 FROZEN = {"none": (), "image": ("image",), "text": ("text",)}
 

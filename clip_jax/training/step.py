@@ -79,8 +79,8 @@ def train_step(
 
     updates, opt_state = optimizer.update(gradients.params, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    longest = jnp.log(cfg.loss.max_logit_scale)
-    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, longest)
+    max_norm = jnp.log(cfg.loss.max_logit_scale)
+    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, max_norm)
     changed = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
     if state.ema is not None:
         decay = cfg.optimizer.ema_decay

@@ -1,7 +1,7 @@
 """big_vision's names for SigLIP, in the .npz files that Google released."""
 
 from clip_jax.config import ModelConfig
-from clip_jax.weights.table import Link, Shape, stacked
+from clip_jax.weights.mapping import Link, Shape, stacked
 
 
 def links(config: ModelConfig, shapes: dict[str, Shape]) -> list[Link]:

@@ -11,11 +11,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from clip_jax.config import ModelConfig
-from clip_jax.data.clip_bpe import vocabulary
-from clip_jax.data.tokenizers import Tokenizer
+from clip_jax.data.tokenizers.clip_bpe import vocabulary
+from clip_jax.data.tokenizers.registry import Tokenizer
 from clip_jax.weights import huggingface, huggingface_config, open_clip, open_clip_config
+from clip_jax.weights.mapping import export_tensors
 from clip_jax.weights.openai import batch_counters
-from clip_jax.weights.table import export_tensors
 
 Library = Literal["huggingface", "open_clip"]
 Files = dict[str, Any]  # content by name: bytes, or what JSON can hold

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from clip_jax.weights.table import Shape, Tensors
+from clip_jax.weights.mapping import Shape, Tensors
 from clip_jax.weights.torch_files import TorchFile
 
 

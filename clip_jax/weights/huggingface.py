@@ -1,8 +1,8 @@
 """Hugging Face's names for the parts of CLIPModel and SiglipModel."""
 
 from clip_jax.config import ModelConfig, VisionTransformerConfig
+from clip_jax.weights.mapping import Link, stacked
 from clip_jax.weights.openai import linear, norm
-from clip_jax.weights.table import Link, stacked
 
 
 def links(config: ModelConfig) -> list[Link]:

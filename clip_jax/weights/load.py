@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clip_jax.config import ModelConfig, PreprocessConfig
-from clip_jax.data.images import eval_image
-from clip_jax.data.tokenizers import (
+from clip_jax.data.images.transforms import eval_image
+from clip_jax.data.tokenizers.registry import (
     ClipaTokenizer,
     ClipTokenizer,
     HuggingFaceTokenizer,
@@ -21,12 +21,12 @@ from clip_jax.data.tokenizers import (
 )
 from clip_jax.models.architectures import ARCHITECTURES, model_config
 from clip_jax.models.clip import CLIP
-from clip_jax.weights import big_vision, huggingface, matching, open_clip, positions
+from clip_jax.weights import big_vision, detect, huggingface, open_clip, position_embeddings
 from clip_jax.weights.files import open_tensors
 from clip_jax.weights.huggingface_config import read_config as read_huggingface
 from clip_jax.weights.huggingface_config import read_preprocess
+from clip_jax.weights.mapping import Link, Tensors, import_variables
 from clip_jax.weights.open_clip_config import read_config as read_open_clip
-from clip_jax.weights.table import Link, Tensors, import_variables
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ def read_weights(path: Path, given: ModelConfig | None) -> tuple[ModelConfig, di
     except ValueError as error:
         if make_links is not open_clip.links:
             raise
-        name, _ = matching.closest(matching.figures_of_file(shapes))
+        name, _ = detect.closest(detect.figures_of_file(shapes))
         raise ValueError(f"{error}; of the known architectures {name} is the closest") from error
-    return wanted, positions.resize(variables, stored, wanted)
+    return wanted, position_embeddings.resize(variables, stored, wanted)
 
 
 def _find_file(path: Path) -> Path:
@@ -126,8 +126,8 @@ def _format_of(
 def _read_config(make_links: Callable, file: Path, tensors: Tensors) -> ModelConfig:
     """The architecture, from the library's own config beside the file or from the shapes."""
     if file.suffix == ".npz":
-        found = matching.figures_of_npz(tensors.shapes())
-        return _with_tanh(model_config(matching.find_architecture(found, source=str(file))))
+        found = detect.figures_of_npz(tensors.shapes())
+        return _with_tanh(model_config(detect.find_architecture(found, source=str(file))))
     if make_links is huggingface.links:
         config = file.with_name("config.json")
         if not config.is_file():
@@ -137,8 +137,8 @@ def _read_config(make_links: Callable, file: Path, tensors: Tensors) -> ModelCon
     if config.is_file():
         return read_open_clip(_json(config), source=str(config), name=config.parent.name)
     is_openai = getattr(tensors, "is_torchscript", False) or "input_resolution" in tensors.shapes()
-    found = matching.figures_of_file(tensors.shapes())
-    name = matching.find_architecture(found, source=str(file), quick_gelu=is_openai)
+    found = detect.figures_of_file(tensors.shapes())
+    name = detect.find_architecture(found, source=str(file), quick_gelu=is_openai)
     if f"{name}-quickgelu" in ARCHITECTURES:
         log.warning(
             '%s was taken for %s: if it was trained with QuickGELU, load it with model="%s"',
@@ -172,15 +172,19 @@ def _as_in_file(wanted: ModelConfig, links: list[Link], shapes: dict) -> ModelCo
     axis = {"same": 0, "lead": 1}
     found = {}
     for link in links:
-        if link.ours in (positions.IMAGE, positions.RESNET, positions.TEXT):
+        if link.ours in (
+            position_embeddings.IMAGE,
+            position_embeddings.RESNET,
+            position_embeddings.TEXT,
+        ):
             shape = shapes.get(link.theirs)
             if shape is None:
                 raise ValueError(f'there is no tensor "{link.theirs}", which {wanted.name} needs')
             found[link.ours] = shape[axis[link.form]]
-    image = found.get(positions.image_path(wanted))
+    image = found.get(position_embeddings.image_path(wanted))
     if image is None:  # fixed ones
         return wanted
-    return positions.as_stored(wanted, image, found[positions.TEXT])
+    return position_embeddings.as_stored(wanted, image, found[position_embeddings.TEXT])
 
 
 def _json(path: Path) -> dict[str, Any]:

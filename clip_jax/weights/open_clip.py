@@ -2,8 +2,8 @@
 
 from clip_jax.config import ModelConfig, ResNetConfig, VisionTransformerConfig
 from clip_jax.weights import openai
+from clip_jax.weights.mapping import Link, stacked
 from clip_jax.weights.openai import linear, norm
-from clip_jax.weights.table import Link, stacked
 
 
 def links(config: ModelConfig) -> list[Link]:

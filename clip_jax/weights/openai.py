@@ -3,7 +3,7 @@
 import itertools
 
 from clip_jax.config import ModelConfig, ResNetConfig, VisionTransformerConfig
-from clip_jax.weights.table import Link, stacked
+from clip_jax.weights.mapping import Link, stacked
 
 
 def links(config: ModelConfig) -> list[Link]:

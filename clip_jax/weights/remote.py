@@ -8,9 +8,9 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import xxhash
 
-from clip_jax.data import storage
-from clip_jax.files import user_cache
-from clip_jax.masking import mask_secrets
+from clip_jax import storage
+from clip_jax.redaction import redact
+from clip_jax.storage import user_cache
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ def local_copy(url: str, weights: tuple[str, ...]) -> Path:
       FileNotFoundError: there is nothing, or a folder without any of `weights`.
       OSError: it cannot be read, or the disk is full; nothing half-copied is left behind.
     """
-    shown = mask_secrets(url)
+    shown = redact(url)
     wanted, chosen = _wanted(url, weights, shown)
     states = storage.stat(wanted)
     digest = xxhash.xxh3_64_hexdigest(repr([url, wanted, states]).encode())

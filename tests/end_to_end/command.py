@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["clip_jax.cli", "command"])
+_CONTEXT.set_forkserver_preload(["clip_jax.cli.main", "command"])
 
 
 class Command:
@@ -105,7 +105,7 @@ def _run(args: list[str], output: Connection, fault: str | None, devices: int):
     try:
         import jax
 
-        from clip_jax import cli
+        from clip_jax.cli import main as cli
 
         # Programs of less than half a second are worth keeping too, when a run takes two.
         jax.config.update("jax_compilation_cache_dir", os.environ["CLIP_JAX_TEST_CACHE"])
@@ -282,7 +282,7 @@ def slow_compiling(seconds: int):
 
 def slow_evaluation(step: int):
     """The evaluation after a step takes long enough for something to happen from outside."""
-    from clip_jax.evaluation.several import Evaluators
+    from clip_jax.evaluation.suite import Evaluators
     from clip_jax.training.loop import Trainer
 
     evaluate, measure = Trainer.evaluate, Evaluators.__call__

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax.cli import main
+from clip_jax.cli.main import main
 
 SMALL = [
     "--model.name",

@@ -13,10 +13,10 @@ RUN = """
 import logging
 import jax, jax.numpy as jnp, numpy as np
 from clip_jax.config import CheckpointConfig, ModelConfig, TrainConfig
-from clip_jax.config_files import read_config
+from clip_jax.config_io import read_config
 from clip_jax.runs import manifest
 from clip_jax.runs.checkpoints import Checkpoints
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.directory import RunDirectory
 
 logging.basicConfig()
 logging.getLogger("gcsfs").setLevel("ERROR")

@@ -4,7 +4,7 @@ import json
 
 from PIL import Image
 
-from clip_jax.cli import main
+from clip_jax.cli.main import main
 
 COLORS = {"n01": (220, 30, 30), "n02": (30, 200, 30), "n03": (30, 30, 220)}
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.cli import main
+from clip_jax.cli.main import main
 
 
 def test_a_run_leaves_everything_that_a_person_looks_for(finished_run, metrics):

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clip_jax.cli import VERBS
-from clip_jax.data.sources import FORMATS
+from clip_jax.cli.main import COMMANDS
+from clip_jax.data.sources.registry import FORMATS
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -22,7 +22,7 @@ def test_the_library_example_runs(finished_run, tmp_path, capsys):
 
 
 def test_every_verb_and_source_that_it_names_is_there():
-    assert set(re.findall(r"^    clip-jax (\w+)", README, flags=re.MULTILINE)) <= set(VERBS)
+    assert set(re.findall(r"^    clip-jax (\w+)", README, flags=re.MULTILINE)) <= set(COMMANDS)
     for kind in FORMATS:
         assert f"`{kind}" in README
 

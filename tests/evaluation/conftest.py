@@ -9,7 +9,7 @@ from PIL import Image
 
 from clip_jax import sharding
 from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig
-from clip_jax.data.pipeline import eval_batches
+from clip_jax.data.loader import eval_batches
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.evaluation.encode import Encoder
 from clip_jax.evaluation.evaluate import evaluate

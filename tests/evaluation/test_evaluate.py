@@ -9,8 +9,8 @@ import pytest
 
 from clip_jax import losses
 from clip_jax.config import DataConfig, EvaluationConfig
-from clip_jax.data.images import eval_image
-from clip_jax.data.ledger import Ledger
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.images.transforms import eval_image
 from clip_jax.evaluation.evaluate import Evaluator, evaluate
 from clip_jax.models.clip import create_model
 from clip_jax.runs import retention
@@ -59,7 +59,7 @@ def test_the_loss_of_a_set_within_one_batch_is_the_loss_of_the_set(
     source, cfg = memory_source(24), EvaluationConfig(batch_size=8)
     evaluation = evaluate(model, variables, mesh, source, tokenizer, cfg=cfg, data=DATA)
     scale = jnp.exp(variables["params"]["logit_scale"])
-    expected = losses.dense_softmax_loss(
+    expected = losses.replicated_softmax_loss(
         *encoded(apply, model, variables, source, tokenizer), scale
     )
     assert evaluation.metrics["eval/loss"] == pytest.approx(float(expected), abs=1e-5)
@@ -86,7 +86,7 @@ def test_a_model_with_a_bias_is_measured_by_the_sigmoid_loss(
     evaluation = evaluate(model, biased, mesh, source, tokenizer, cfg=cfg, data=DATA)
     scale = jnp.exp(variables["params"]["logit_scale"])
     z_image_NE, z_text_NE = encoded(apply, model, biased, source, tokenizer)
-    expected = losses.dense_sigmoid_loss(z_image_NE, z_text_NE, scale, jnp.array(-10.0))
+    expected = losses.replicated_sigmoid_loss(z_image_NE, z_text_NE, scale, jnp.array(-10.0))
     assert evaluation.metrics["eval/loss"] == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_a_source_without_classes_is_not_classified(parts):
 def test_samples_that_cannot_be_read_are_left_out_and_counted(
     model, variables, mesh, memory_source, tokenizer
 ):
-    ledger = Ledger()
+    ledger = BadSamples()
     source = memory_source(21, bad=(4, 20))
     data = dataclasses.replace(DATA, max_bad_share=0.5)
     cfg = EvaluationConfig(batch_size=8)

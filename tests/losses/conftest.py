@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.losses import dense_sigmoid_loss, dense_softmax_loss, sigmoid_loss, softmax_loss
+from clip_jax.losses import (
+    replicated_sigmoid_loss,
+    replicated_softmax_loss,
+    sigmoid_loss,
+    softmax_loss,
+)
 
 AXES = ("data", "fsdp")
 KINDS = {
-    "softmax": (softmax_loss, dense_softmax_loss, (14.3,)),
-    "sigmoid": (sigmoid_loss, dense_sigmoid_loss, (14.3, -4.5)),
+    "softmax": (softmax_loss, replicated_softmax_loss, (14.3,)),
+    "sigmoid": (sigmoid_loss, replicated_sigmoid_loss, (14.3, -4.5)),
 }
 
 

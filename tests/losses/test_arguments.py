@@ -17,10 +17,10 @@ Z_BE = np.ones((4, 3), np.float32)
         ((Z_BE[:0], Z_BE[:0], 1.0), {}, "no pair"),
         ((Z_BE.astype(int), Z_BE, 1.0), {}, "int64"),
         ((Z_BE, Z_BE, np.ones(4)), {}, "logit_scale"),
-        ((Z_BE, Z_BE, 1.0), {"movement": "rign"}, "'rign'"),
+        ((Z_BE, Z_BE, 1.0), {"distributed": "rign"}, "'rign'"),
         ((Z_BE, Z_BE, 1.0), {"tile": 0}, "tile=0"),
         ((Z_BE, Z_BE, 1.0), {"tile": 2.5}, "tile=2.5"),
-        ((Z_BE, Z_BE, 1.0), {"tile": 2, "movement": "dense"}, "dense"),
+        ((Z_BE, Z_BE, 1.0), {"tile": 2, "distributed": "replicated"}, "replicated"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, options, message):

@@ -6,12 +6,7 @@ import numpy as np
 import pytest
 
 from clip_jax.models import attention as module
-from clip_jax.models.attention import (
-    attention,
-    check_kind,
-    fastest_kind,
-    plain_attention,
-)
+from clip_jax.models.attention import attention, check_kind, fastest_kind, plain_attention
 
 
 def qkv(L: int = 5, M: int = 5, dtype=jnp.float32):

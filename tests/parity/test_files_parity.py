@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from clip_jax.config import ModelConfig, ResNetConfig, TextConfig, VisionTransformerConfig
-from clip_jax.data.clip_bpe import canonicalize
-from clip_jax.data.tokenizers import ClipTokenizer
+from clip_jax.data.tokenizers.clip_bpe import canonicalize
+from clip_jax.data.tokenizers.registry import ClipTokenizer
 from clip_jax.models.architectures import model_config, quick
 from clip_jax.weights import open_clip_config
 from clip_jax.weights.export import export

@@ -15,8 +15,8 @@ from clip_jax.models.architectures import clipa, model_config, quick
 from clip_jax.models.clip import CLIP
 from clip_jax.weights import open_clip as names
 from clip_jax.weights import open_clip_config
-from clip_jax.weights.positions import resize
-from clip_jax.weights.table import import_variables
+from clip_jax.weights.mapping import import_variables
+from clip_jax.weights.position_embeddings import resize
 
 IMAGE = {"image_size": 48, "patch_size": 16, "width": 64, "depth": 3, "heads": 2, "mlp_width": 160}
 TEXT = {

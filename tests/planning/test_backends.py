@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from clip_jax.config import DataConfig, ModelSettings, TrainConfig
-from clip_jax.config_files import read_config
+from clip_jax.config_io import read_config
 from clip_jax.planning import backends
 from clip_jax.planning.backends import attention_of, devices_of, start, try_step
 from clip_jax.planning.steps import make_step

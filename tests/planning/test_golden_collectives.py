@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from clip_jax.config import DataConfig, LossConfig, MeshConfig, ModelSettings, TrainConfig
-from clip_jax.planning.partitioned import compile_for_text, read_partitioned
+from clip_jax.planning.hlo.partitioned import compile_for_text, read_partitioned
 from clip_jax.planning.plan import exchanges
 from clip_jax.planning.steps import make_step
 from clip_jax.planning.topologies import parse_topology
@@ -12,12 +12,12 @@ from clip_jax.planning.topologies import parse_topology
 MESHES = {"8x1": 1, "4x2": 2, "2x4": 4}
 
 
-def sent(fsdp: int, movement: str) -> list[tuple]:
+def sent(fsdp: int, distributed: str) -> list[tuple]:
     cfg = TrainConfig(
         model=ModelSettings(name="ViT-test", remat="full", dtype="float32"),
         data=DataConfig(batch_size=64),
         mesh=MeshConfig(fsdp=fsdp),
-        loss=LossConfig(movement=movement),
+        loss=LossConfig(distributed=distributed),
     )
     step = make_step(cfg, jax.devices())
     program = read_partitioned(compile_for_text(step.lower()), fused_attention=False)

@@ -110,7 +110,7 @@ def test_frozen_towers_keep_nothing_and_half_unlocked_ones_half():
 
 def test_a_ring_keeps_three_bytes_a_pair_unless_it_has_a_tile():
     ring = step("v5e:4x4", "ViT-test", batch=65_536)
-    ring = changed(ring, loss={"movement": "ring"})
+    ring = changed(ring, loss={"distributed": "ring"})
     tiled = changed(ring, loss={"tile": 256})
     rows = 65_536 // 16
     assert loss_bytes(ring, 65_536) == 3 * rows * 65_536 + 8 * rows * rows

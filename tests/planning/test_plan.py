@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax.config import DataConfig, ModelSettings, TrainConfig
 from clip_jax.models.architectures import model_config
-from clip_jax.models.sizes import training_flops
+from clip_jax.models.flops import training_flops
 from clip_jax.planning.plan import IMAGES_PER_CORE, Plan, make_plan
 from clip_jax.planning.topologies import parse_topology
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_jax.planning.hlo import Collective, Program, Work
+from clip_jax.planning.hlo.module import Collective, Program, Work
 from clip_jax.planning.roofline import collective_seconds, places_of, step_time
 from clip_jax.planning.topologies import parse_topology
 

@@ -16,7 +16,7 @@ TOPOLOGY = parse_topology("h100:8")
 CFG = TrainConfig(
     model=ModelSettings(name="ViT-test"),
     data=DataConfig(batch_size=256),
-    loss=LossConfig(movement="ring", tile=8),
+    loss=LossConfig(distributed="ring", tile=8),
 )
 
 

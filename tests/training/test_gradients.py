@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from clip_jax import sharding
 from clip_jax.config import LossConfig
-from clip_jax.losses import dense_sigmoid_loss, dense_softmax_loss
+from clip_jax.losses import replicated_sigmoid_loss, replicated_softmax_loss
 from clip_jax.models.clip import CLIP, Outputs, create_model, unit_length
 from clip_jax.training.gradients import batch_gradients, sharded_loss
 from clip_jax.training.state import new_state, sharded_new_state
@@ -21,9 +21,12 @@ from clip_jax.training.state import new_state, sharded_new_state
 B = 32
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)]
 LOSSES = [
-    LossConfig(kind=kind, movement=movement, tile=tile)
+    LossConfig(kind=kind, distributed=distributed, tile=tile)
     for kind in ("softmax", "sigmoid")
-    for movement, tile in (("dense", None), *itertools.product(("gather", "ring"), (None, 2)))
+    for distributed, tile in (
+        ("replicated", None),
+        *itertools.product(("gather", "ring"), (None, 2)),
+    )
 ]
 CONFIG = dataclasses.replace(create_model("ViT-test").config, init_logit_bias=-3.0)
 # Programs this small run in no time; what takes time is to make them fast.
@@ -92,8 +95,8 @@ def exact_gradients(model, kind):
         def loss_of(params):
             image_BE, text_BE, *scale_and_bias = model.apply({"params": params}, *batch.values())
             if kind == "softmax":
-                return dense_softmax_loss(image_BE, text_BE, scale_and_bias[0])
-            return dense_sigmoid_loss(image_BE, text_BE, *scale_and_bias)
+                return replicated_softmax_loss(image_BE, text_BE, scale_and_bias[0])
+            return replicated_sigmoid_loss(image_BE, text_BE, *scale_and_bias)
 
         return jax.device_get(jax.jit(jax.value_and_grad(loss_of))(params))
 
@@ -125,11 +128,11 @@ def test_every_loss_on_every_mesh_has_the_gradient_of_the_dense_float64_one(mesh
 @pytest.mark.parametrize(
     ("shape", "parts", "cfg"),
     [
-        ((1, 1), 4, LossConfig(kind="softmax", movement="dense")),
-        ((8, 1), 2, LossConfig(kind="sigmoid", movement="gather")),
-        ((4, 2), 4, LossConfig(kind="softmax", movement="ring", tile=2)),
-        ((2, 4), 1, LossConfig(kind="sigmoid", movement="ring")),
-        ((1, 8), 2, LossConfig(kind="softmax", movement="gather", tile=2)),
+        ((1, 1), 4, LossConfig(kind="softmax", distributed="replicated")),
+        ((8, 1), 2, LossConfig(kind="sigmoid", distributed="gather")),
+        ((4, 2), 4, LossConfig(kind="softmax", distributed="ring", tile=2)),
+        ((2, 4), 1, LossConfig(kind="sigmoid", distributed="ring")),
+        ((1, 8), 2, LossConfig(kind="softmax", distributed="gather", tile=2)),
     ],
     ids=str,
 )

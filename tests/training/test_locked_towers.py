@@ -7,7 +7,7 @@ import pytest
 
 from clip_jax.config import CheckpointConfig, LossConfig, ModelSettings, OptimizerConfig
 from clip_jax.models.clip import create_model
-from clip_jax.models.locking import join_blocks, split
+from clip_jax.models.freezing import join_blocks, split
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.trained_variables import read_variables
 from clip_jax.sharding import path_name

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import pytest
 
 from clip_jax.config import EvaluationConfig, HealthConfig, LoggingConfig, TrainConfig
-from clip_jax.data.ledger import Ledger
-from clip_jax.runs.progress import Progress
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.logger import Progress
 from clip_jax.training import loop
 from clip_jax.training.loop import TooManySkipped, Trainer
 from clip_jax.training.profiling import Profile
@@ -62,7 +62,7 @@ class Batches:
     ledger = None
 
     def __next__(self):
-        self.ledger = {**Ledger().to_json(), "seen": (self.ledger or {"seen": 0})["seen"] + 8}
+        self.ledger = {**BadSamples().to_json(), "seen": (self.ledger or {"seen": 0})["seen"] + 8}
         return {}
 
 
@@ -179,16 +179,16 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for_by_the_next_start(trainer
     assert not trainer(story, aborted=(3,)).train(0, Batches())
     assert story.told[-1] == ("save", 3, None, True)
     again = Story()
-    assert trainer(again, start=3).make_up(3)
+    assert trainer(again, start=3).rerun_missed_evaluation(3)
     assert again.told == [("evaluate", 3), ("snapshot", 3)]
     measured = Story()
-    assert trainer(measured, start=3, measured=True).make_up(3)
+    assert trainer(measured, start=3, measured=True).rerun_missed_evaluation(3)
     assert ("evaluate", 3) not in measured.told
 
 
 def test_a_start_keeps_the_matrix_before_any_training_and_evaluates_nothing(trainer):
     story = Story()
-    assert trainer(story).make_up(0)
+    assert trainer(story).rerun_missed_evaluation(0)
     assert story.told == [("snapshot", 0)]
 
 

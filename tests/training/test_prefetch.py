@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from clip_jax import sharding
-from clip_jax.data.ledger import Ledger
-from clip_jax.data.pipeline import Batches
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.loader import Batches
 from clip_jax.data.samples import BadSample
 from clip_jax.training.prefetch import Prefetch
 
@@ -25,7 +25,7 @@ def numbered(last: int, *, first: int = 0, error: Exception | None = None):
         if error is not None:
             raise error
 
-    batches = Batches(start, first, Ledger(), lambda ledger: None)
+    batches = Batches(start, first, BadSamples(), lambda ledger: None)
     batches.fifth = fifth  # set when batch 5 is asked for
     return batches
 

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from clip_jax.config import LoggingConfig, ModelConfig, OptimizerConfig, TrainConfig
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.directory import RunDirectory
 from clip_jax.training import run_record
 
 

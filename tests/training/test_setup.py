@@ -24,7 +24,7 @@ from clip_jax.config import (
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP, create_model
-from clip_jax.runs.run_directory import RunDirectory
+from clip_jax.runs.directory import RunDirectory
 from clip_jax.training import setup
 from clip_jax.training.setup import (
     captions,
@@ -63,7 +63,10 @@ def changed(**changes) -> TrainConfig:
         ({"checkpoint": CheckpointConfig(every_minutes=0)}, "checkpoint.every_minutes=0"),
         ({"checkpoint": CheckpointConfig(keep_every_steps=0)}, "checkpoint.keep_every_steps=0"),
         ({"loss": LossConfig(tile=0)}, "loss.tile=0"),
-        ({"loss": LossConfig(movement="dense", tile=2)}, r"loss.tile=2 .* loss.movement"),
+        (
+            {"loss": LossConfig(distributed="replicated", tile=2)},
+            r"loss.tile=2 .* loss.distributed",
+        ),
         ({"loss": LossConfig(max_logit_scale=0.5)}, "loss.max_logit_scale=0.5"),
         ({"model": ModelSettings(unlocked_blocks=-1)}, "model.unlocked_blocks=-1"),
         ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs a GPU"),
@@ -163,11 +166,11 @@ def source(*texts: tuple[str, ...] | None):
             raise BadSample("torn", key=str(index), shard="s")
         return Sample(image=b"", captions=texts[index], key=str(index), shard="s")
 
-    class Texts:
+    class PackedStrings:
         __len__ = lambda self: len(texts)  # noqa: E731
         __getitem__ = lambda self, index: get(index)  # noqa: E731
 
-    return Texts()
+    return PackedStrings()
 
 
 def test_captions_of_all_sources_take_turns_and_bad_ones_are_passed_over():

@@ -184,8 +184,10 @@ def test_a_ring_of_one_device_is_the_tiled_loss(mesh):
     rng = np.random.default_rng(0)
     z_BE = rng.normal(size=(2, 12, 8)).astype(np.float32) / 3
     losses = [
-        jax.jit(sharded_loss(mesh(1), LossConfig(movement=movement, tile=4)))(*z_BE, 9.0, None)
-        for movement in ("ring", "gather")
+        jax.jit(sharded_loss(mesh(1), LossConfig(distributed=distributed, tile=4)))(
+            *z_BE, 9.0, None
+        )
+        for distributed in ("ring", "gather")
     ]
     assert losses[0] == losses[1]
 

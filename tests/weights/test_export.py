@@ -9,7 +9,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from clip_jax.data.tokenizers import ClipTokenizer, train_sentencepiece
+from clip_jax.data.tokenizers.registry import ClipTokenizer, train_sentencepiece
 from clip_jax.weights.export import export
 from clip_jax.weights.load import load_released
 

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from clip_jax.data.tokenizers import ClipTokenizer
+from clip_jax.data.tokenizers.registry import ClipTokenizer
 from clip_jax.models.architectures import model_config
 from clip_jax.weights import big_vision
 from clip_jax.weights.export import export
 from clip_jax.weights.load import load_released
-from clip_jax.weights.table import export_tensors
+from clip_jax.weights.mapping import export_tensors
 
 
 @pytest.fixture

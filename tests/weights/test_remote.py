@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 import clip_jax
-from clip_jax.data import storage
+from clip_jax import storage
 from clip_jax.models.architectures import model_config
 from clip_jax.weights.export import export
 from clip_jax.weights.remote import local_copy

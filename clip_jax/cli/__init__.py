@@ -1,0 +1,1 @@
+"""The `clip-jax` command: one file a group of commands."""

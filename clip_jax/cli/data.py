@@ -1,0 +1,112 @@
+"""The verbs under `clip-jax data`: index, stats, preview, bench, convert."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from clip_jax.config import DataConfig
+from clip_jax.data.sources import registry
+from clip_jax.data.tokenizers.registry import ClipTokenizer
+from clip_jax.data.tools import bench as benchmark
+from clip_jax.data.tools import convert as conversion
+from clip_jax.data.tools import preview as contact_sheet
+from clip_jax.data.tools import stats as statistics
+
+Spec = Annotated[str, tyro.conf.Positional]
+DEFAULT = DataConfig()
+
+
+def data(args: list[str]) -> int:
+    """Look at data before training on it: index, stats, preview, bench, convert."""
+    verbs = {
+        "index": index,
+        "stats": stats,
+        "preview": preview,
+        "bench": bench,
+        "convert": convert,
+    }
+    return tyro.extras.subcommand_cli_from_dict(verbs, args=args, prog="clip-jax data")
+
+
+def index(source: Spec, cfg: DataConfig = DEFAULT) -> int:
+    """Build the index of a source, or bring it up to date; what needs none is opened.
+
+    Args:
+        source: such as "tar:/data/{00000..00999}.tar".
+        cfg: columns, cache folder and the like.
+    """
+    print(registry.index_source(source, cfg))
+    return 0
+
+
+def stats(source: Spec, max_samples: int = 10_000, cfg: DataConfig = DEFAULT) -> int:
+    """Sizes, caption lengths, duplicates and unreadable files of a source.
+
+    Args:
+        source: such as "pairs:captions.csv".
+        max_samples: how many are looked at, at even distances.
+        cfg: columns, cache folder and the like.
+    """
+    opened = registry.open_source(source, "train", cfg)
+    print(statistics.summarize(opened, cfg, max_samples=max_samples).to_text())
+    return 0
+
+
+def preview(
+    source: Spec, out: Path = Path("preview.html"), count: int = 100, cfg: DataConfig = DEFAULT
+) -> int:
+    """A page with some of a source's images and captions.
+
+    Args:
+        source: such as "pairs:captions.csv".
+        out: the page.
+        count: samples on it.
+        cfg: columns, cache folder and the like.
+    """
+    print(contact_sheet.preview(registry.open_source(source, "train", cfg), cfg, out, count=count))
+    return 0
+
+
+def bench(
+    source: Spec, image_size: int = 224, seconds: float = 5.0, cfg: DataConfig = DEFAULT
+) -> int:
+    """Images a second of each stage from file to batch, and the cores that a chip needs.
+
+    Args:
+        source: such as "tar:/data/{00000..00999}.tar".
+        image_size: pixels on each side.
+        seconds: of reading whole batches.
+        cfg: batch size, threads, workers, augmentation.
+    """
+    opened = registry.open_source(source, "train", cfg)
+    found = benchmark.bench(opened, ClipTokenizer(), cfg, image_size=image_size, seconds=seconds)
+    print(found.to_text())
+    return 0
+
+
+def convert(
+    source: Spec,
+    out: Annotated[str, tyro.conf.Positional],
+    beam: bool = False,
+    beam_options: tuple[str, ...] = (),
+    cfg: DataConfig = DEFAULT,
+) -> int:
+    """Write a source as ArrayRecord files with a manifest.
+
+    Args:
+        source: such as "tar:/data/{00000..00999}.tar".
+        out: a new folder, or gs:// and another; train on it with "records:OUT".
+        beam: on Apache Beam, where one machine is too small.
+        beam_options: Beam's own, such as --runner=FlinkRunner.
+        cfg: columns, cache folder and the share of bad samples that is let pass.
+    """
+    if beam:
+        # Apache Beam is a heavy extra that only this needs.
+        from clip_jax.data.tools.convert_beam import convert_on_beam
+
+        convert_on_beam(source, cfg, out, options=beam_options)
+    else:
+        conversion.convert(source, cfg, out)
+    print(out)
+    return 0

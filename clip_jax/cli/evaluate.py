@@ -1,0 +1,78 @@
+"""The verb `clip-jax eval`: what is measured of a model, a run's or released weights."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from clip_jax import sharding
+from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig, TrainConfig
+from clip_jax.data.sources import registry
+from clip_jax.evaluation.suite import Evaluators, open_others
+from clip_jax.load import Step, load_to_host
+from clip_jax.runs.directory import RunDirectory
+
+EVAL_HELP = """Measure a trained model: zero-shot accuracy and retrieval.
+
+What is left out of --data and --evaluation is as the run has it, such as:
+clip-jax eval runs/mine --source folder:/imagenet/val --evaluation.templates templates.txt"""
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    model: Annotated[str, tyro.conf.Positional]  # a run directory, or released weights
+    source: str | None = None  # what to measure it on; left out, the test data of the run
+    step: Step = None  # which checkpoint of a run, its number or "best"; left out, the newest
+    json_out: Path | None = None  # a file that gets the figures too
+    data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+def evaluate(args: list[str]) -> int:
+    """Measure a trained model: zero-shot accuracy and retrieval."""
+    told = parse(args)
+    run = RunDirectory(told.model, main=False)
+    if run.holds_run:  # its settings are the defaults of what is not said
+        cfg = run.load_config() or TrainConfig()
+        told = parse(args, data=cfg.data, evaluation=cfg.evaluation)
+    elif told.source is None and told.data.eval_source is None:
+        raise ValueError(f"{told.model} is no run directory: say what to measure on with --source")
+    data = told.data
+    if told.source is not None:
+        data = replace(data, source=(told.source,), eval_source=told.source, eval_also=())
+    loaded = load_to_host(told.model, step=told.step)
+    first = registry.open_eval_source(data)
+    if first is None:
+        raise ValueError("the run has no test data: say what to measure on with --source")
+    if loaded.tokenizer is None:
+        raise ValueError(f"no tokenizer lies with {told.model}: put its file there")
+    measure = Evaluators(
+        first,
+        open_others(data),
+        loaded.model,
+        sharding.make_mesh(told.mesh),
+        loaded.tokenizer,
+        cfg=told.evaluation,
+        data=data,
+    )
+    found = measure(loaded.variables)
+    assert found is not None
+    for name, value in found.metrics.items():
+        print(f"{name.removeprefix('eval/'):40} {value:.6g}")
+    if told.json_out is not None:
+        told.json_out.write_text(json.dumps(found.metrics, indent=2) + "\n")
+    return 0
+
+
+def parse(args: list[str], **defaults) -> EvalSettings:
+    """The settings that `args` give, the rest being the defaults."""
+    return tyro.cli(
+        EvalSettings,
+        args=args,
+        prog="clip-jax eval",
+        description=EVAL_HELP,
+        default=EvalSettings(model=tyro.MISSING, **defaults),
+    )

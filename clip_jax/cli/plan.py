@@ -1,0 +1,76 @@
+"""The verb `clip-jax plan`: does a run fit a pod or GPUs, and how fast does it go there?"""
+
+import dataclasses
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import tyro
+
+from clip_jax.config import TrainConfig
+from clip_jax.config_io import take_config
+from clip_jax.planning.backends import JAX_SHARE, start
+from clip_jax.planning.plan import IMAGES_PER_CORE, make_plan
+from clip_jax.planning.report import to_table, to_text, write_json
+from clip_jax.planning.topologies import parse_topology
+
+PLAN_HELP = """
+Compile a run's train step for chips that need not be here: memory, speed and traffic.
+
+--config FILE and every setting of `clip-jax train` say what is planned, such as:
+clip-jax plan --config configs/shapes_tiny.py --topology v5e:16x16 --topology v5p-1024
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanSettings(TrainConfig):
+    """A run, and where it is to go."""
+
+    # v5e:16x16, v5litepod-256, v5p-1024, v5e:16x16*2 (two slices), h100:8, ...; may be given again
+    topology: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    search: bool = True  # for the largest batch, and for changes where the run does not fit
+    images_per_core: float = IMAGES_PER_CORE  # that a host's core makes ready in a second
+    gpu_memory_share: float = JAX_SHARE  # that JAX may use (XLA_PYTHON_CLIENT_MEM_FRACTION)
+    json_out: Path | None = None  # a file that gets all of it
+
+
+def plan(args: list[str]) -> int:
+    """See on any machine whether a run fits a pod or GPUs, and how fast it goes there."""
+    cfg, rest = take_config(args)
+    default = PlanSettings(**{f.name: getattr(cfg, f.name) for f in fields(TrainConfig)})
+    told = tyro.cli(
+        PlanSettings, default=default, args=rest, prog="clip-jax plan", description=PLAN_HELP
+    )
+    if not told.topology:
+        raise ValueError("say where it is to go: --topology v5e:16x16, v5p-1024, h100:8, ...")
+    for name in ("images_per_core", "gpu_memory_share"):
+        if getattr(told, name) <= 0:
+            raise ValueError(f"{name}={getattr(told, name)} must be above 0")
+    topologies = [parse_topology(name) for name in told.topology]
+    cfg = TrainConfig(**{f.name: getattr(told, f.name) for f in fields(TrainConfig)})
+    start(topologies)
+    plans = []
+    for topology in topologies:
+        made = make_plan(
+            _sliced(cfg, topology.slices if topology.chip.kind == "tpu" else 1),
+            topology,
+            search=told.search,
+            images_per_core=told.images_per_core,
+            gpu_share=told.gpu_memory_share,
+        )
+        plans.append(made)
+        print(to_text(made) + "\n", flush=True)
+    if len(plans) > 1:
+        print(to_table(plans))
+    if told.json_out is not None:
+        write_json(plans, told.json_out)
+    return 0
+
+
+def _sliced(cfg: TrainConfig, slices: int) -> TrainConfig:
+    """The run with its mesh over the topology's slices, where it says nothing else."""
+    if cfg.mesh.slices not in (1, slices):
+        raise ValueError(
+            f"mesh.slices={cfg.mesh.slices} and a --topology of {slices} slices: leave mesh.slices "
+            "at 1, and the topology decides"
+        )
+    return dataclasses.replace(cfg, mesh=dataclasses.replace(cfg.mesh, slices=slices))

@@ -1,0 +1,197 @@
+"""A row of a batch by its number: which sample, read, decoded, augmented and tokenized."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from clip_jax.config import DataConfig, PreprocessConfig
+from clip_jax.data.images.transforms import ImageError, eval_image, train_image
+from clip_jax.data.samples import BadSample, Sample, Source
+from clip_jax.data.shuffle import Mixture, hash64
+
+MAX_TRIES = 20  # samples that are tried for one row before the run stops
+KEPT_PLANS = 16  # batches whose order is remembered, more than are in work at once
+
+
+class Tokenizer(Protocol):
+    """Texts to token ids, int32 (texts, context_length)."""
+
+    context_length: int
+
+    def __call__(
+        self,
+        texts: Sequence[str],
+        rng: np.random.Generator | None = None,
+        mask: str = "truncate",
+    ): ...
+
+
+class TrainDataset:
+    """Row r of this process is row r % b of its part of global batch r // b, b being the part's size.
+
+    What a row holds depends on the seed, the global batch and the place in it, and on nothing
+    else: not on processes, threads or what was read before.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenizer: Tokenizer,
+        cfg: DataConfig,
+        *,
+        image_size: int,
+        preprocess: PreprocessConfig,
+        seed: int,
+        process_index: int,
+        process_count: int,
+    ):
+        if cfg.batch_size % process_count:
+            raise ValueError(
+                f"data.batch_size={cfg.batch_size} must be a multiple of the {process_count} "
+                "processes that share it"
+            )
+        self.rows = cfg.batch_size // process_count
+        self._first = process_index * self.rows
+        self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
+        self._image_size, self._preprocess, self._seed = image_size, preprocess, seed
+        self._mixture = Mixture([len(source) for source in sources], cfg.weights)
+        self._plans: dict[int, tuple[np.ndarray, ...]] = {}
+
+    @property
+    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """Shapes and types of the arrays of this process's part of a batch."""
+        return {
+            "image": ((self.rows, self._image_size, self._image_size, 3), np.dtype(np.uint8)),
+            "tokens": ((self.rows, self._tokenizer.context_length), np.dtype(np.int32)),
+        }
+
+    def __getitem__(self, number: int) -> dict:
+        step, row = divmod(number, self.rows)
+        position = step * self._cfg.batch_size + self._first + row
+        source, index, epoch = (int(column_B[row]) for column_B in self._plan(step))
+        bad: list[BadSample] = []
+        while len(bad) < MAX_TRIES:
+            if bad:
+                # From the same source, so that a mixture keeps its proportions.
+                draw = int(hash64(self._seed, position, len(bad)))
+                index = draw % len(self._sources[source])
+            rng = np.random.default_rng([self._seed, source, index, epoch])
+            try:
+                image_HWC, tokens_L = self._load(self._sources[source][index], rng)
+                return {"image": image_HWC, "tokens": tokens_L, "bad": bad}
+            except BadSample as error:
+                bad.append(error)
+        raise ValueError(
+            f"{self._sources[source].name}: {MAX_TRIES} samples in a row cannot be used; the first "
+            f"are {'; '.join(str(error) for error in bad[:5])}"
+        )
+
+    def _plan(self, step: int) -> tuple[np.ndarray, ...]:
+        plan = self._plans.get(step)
+        if plan is None:
+            first = step * self._cfg.batch_size + self._first
+            plan = self._mixture.rows(np.arange(first, first + self.rows), self._seed)
+            if len(self._plans) >= KEPT_PLANS:
+                self._plans.pop(min(self._plans, default=0), None)
+            self._plans[step] = plan
+        return plan
+
+    def _load(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        caption = sample.captions[0]
+        if len(sample.captions) > 1:
+            caption = sample.captions[int(rng.choice(len(sample.captions), p=sample.caption_probs))]
+        image_HWC = _or_bad(
+            sample,
+            train_image,
+            sample.image,
+            rng,
+            self._cfg.augment,
+            self._preprocess,
+            self._image_size,
+            self._cfg.max_image_pixels,
+        )
+        return image_HWC, self._tokenizer([caption], rng, self._cfg.augment.text_mask)[0]
+
+
+class EvalDataset:
+    """The same for evaluation: samples in their own order, the first caption of each.
+
+    Where `max_samples` is below the size, samples are taken at even distances. Rows beyond the
+    last sample, and samples that cannot be used, have a False mask.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        cfg: DataConfig,
+        *,
+        batch_size: int,
+        image_size: int,
+        preprocess: PreprocessConfig,
+        max_samples: int | None,
+        process_index: int,
+        process_count: int,
+    ):
+        if batch_size % process_count:
+            raise ValueError(
+                f"evaluation.batch_size={batch_size} must be a multiple of the {process_count} "
+                "processes that share it"
+            )
+        self.rows = batch_size // process_count
+        self._batch_size, self._first = batch_size, process_index * self.rows
+        self._source, self._tokenizer, self._cfg = source, tokenizer, cfg
+        self._image_size, self._preprocess = image_size, preprocess
+        self._samples = min(len(source), max_samples or len(source))
+        self.batches = -(-self._samples // batch_size)
+
+    def __getitem__(self, number: int) -> dict:
+        step, row = divmod(number, self.rows)
+        place = step * self._batch_size + self._first + row
+        if place >= self._samples:
+            return self._nothing(-1, [])
+        index = place * len(self._source) // self._samples
+        try:
+            sample = self._source[index]
+            image_HWC = _or_bad(
+                sample,
+                eval_image,
+                sample.image,
+                self._preprocess,
+                self._image_size,
+                self._cfg.max_image_pixels,
+            )
+        except BadSample as error:
+            return self._nothing(index, [error])
+        return {
+            "image": image_HWC,
+            "tokens": self._tokenizer([sample.captions[0]])[0],
+            "mask": np.bool_(True),
+            "index": np.int64(index),
+            "label": np.int32(-1 if sample.label is None else sample.label),
+            "bad": [],
+        }
+
+    def _nothing(self, index: int, bad: list[BadSample]) -> dict:
+        return {
+            "image": np.zeros((self._image_size, self._image_size, 3), np.uint8),
+            "tokens": np.zeros(self._tokenizer.context_length, np.int32),
+            "mask": np.bool_(False),
+            "index": np.int64(index),
+            "label": np.int32(-1),
+            "bad": bad,
+        }
+
+
+def collate(rows: Sequence[dict]) -> dict:
+    """Rows to one batch; the bad samples of all of them become one list."""
+    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "bad"}
+    return batch | {"bad": [error for row in rows for error in row["bad"]]}
+
+
+def _or_bad(sample: Sample, load: Callable, *arguments):
+    try:
+        return load(*arguments)
+    except ImageError as error:
+        raise BadSample(error.reason, key=sample.key, shard=sample.shard) from error

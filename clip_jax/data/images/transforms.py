@@ -1,0 +1,226 @@
+"""Image files to uint8 pixels: decoding, the training crop and the evaluation resize."""
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from clip_jax.config import AugmentConfig, Interpolation, PreprocessConfig
+from clip_jax.data.images.pixels import (
+    PILLOW_FILTERS,
+    Box,
+    Size,
+    center,
+    eval_size,
+    fast_resize,
+    jitter_colors,
+    random_box,
+    resize,
+    to_gray,
+)
+
+JPEG_START = b"\xff\xd8\xff"
+
+# Pillow turns these into RGB as they are meant; of others ("I", "F") nobody knows the range.
+RGB_LIKE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB"}
+
+
+class ImageError(ValueError):
+    """A file that is not an image that can be used; `reason` is a short slug to count it by."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+
+
+# ---------------------------------------------------------------------------- what callers use
+
+
+def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
+    """Decode an image file to (H, W, 3) uint8. EXIF rotation is not applied, as in open_clip.
+
+    Raises:
+      ImageError: for bytes that are no image, a damaged one, or one above `max_pixels`.
+    """
+    picture = open_picture(data, max_pixels)
+    return picture.resized((0, 0, *picture.size), picture.size, "nearest")
+
+
+def train_image(
+    data: bytes,
+    rng: np.random.Generator,
+    augment: AugmentConfig,
+    preprocess: PreprocessConfig,
+    image_size: int,
+    max_pixels: int,
+) -> np.ndarray:
+    """A random crop of an image file, resized to (image_size, image_size, 3) uint8.
+
+    What is random depends on `rng` and on the image's size alone. With `augment.resize="exact"`
+    the pixels are Pillow's to 0.02 of 255 on average; with "fast" a JPEG is decoded at a reduced
+    scale where it is large enough and resized with a bilinear kernel.
+
+    Raises:
+      ImageError: as `decode`.
+    """
+    picture = open_picture(data, max_pixels)
+    box = random_box(picture.size, rng, augment)
+    fast = augment.resize == "fast"
+    size = (image_size, image_size)
+    pixels_HWC = picture.resized(box, size, preprocess.interpolation, fast=fast)
+    if augment.flip and rng.random() < 0.5:
+        pixels_HWC = pixels_HWC[:, ::-1]
+    if augment.color_jitter is not None and rng.random() < augment.color_jitter_prob:
+        pixels_HWC = jitter_colors(pixels_HWC, rng, augment.color_jitter)
+    if augment.grayscale_prob and rng.random() < augment.grayscale_prob:
+        pixels_HWC = to_gray(pixels_HWC)
+    return np.ascontiguousarray(pixels_HWC)
+
+
+def eval_image(
+    data: bytes, preprocess: PreprocessConfig, image_size: int, max_pixels: int
+) -> np.ndarray:
+    """An image file as open_clip's evaluation sees it, (image_size, image_size, 3) uint8.
+
+    Raises:
+      ImageError: as `decode`, and for an image so elongated that resizing its shorter side to
+        `image_size` would make it larger than `max_pixels`.
+    """
+    picture = open_picture(data, max_pixels)
+    width, height = size = eval_size(picture.size, preprocess.resize_mode, image_size)
+    if width * height > max(max_pixels, image_size**2):
+        found = f"{picture.size[0]}x{picture.size[1]} pixels"
+        raise ImageError("too-elongated", f"{found} would become {width}x{height}")
+    pixels_HWC = picture.resized((0, 0, *picture.size), size, preprocess.interpolation)
+    return center(pixels_HWC, image_size, preprocess.fill)
+
+
+# ------------------------------------------------------------------------------------ opening
+
+
+def open_picture(data: bytes, max_pixels: int) -> "Jpeg | Picture":
+    """Read an image file's header, and nothing more."""
+    picture = _open_jpeg(data) if data.startswith(JPEG_START) else None
+    picture = picture or _open_with_pillow(data)
+    width, height = picture.size
+    if width * height == 0:
+        raise ImageError("zero-size", f"the image is {width}x{height} pixels")
+    if width * height > max_pixels:
+        found = f"{width}x{height} pixels, above data.max_image_pixels={max_pixels:_}"
+        raise ImageError("too-many-pixels", found)
+    return picture
+
+
+def _open_jpeg(data: bytes) -> "Jpeg | None":
+    try:
+        height, width, color_space, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None  # damaged, or of a rare subsampling that Pillow alone decodes
+    if color_space in ("CMYK", "YCCK"):
+        return None
+    return Jpeg(data, (width, height))
+
+
+def _open_with_pillow(data: bytes) -> "Picture":
+    if not data:
+        raise ImageError("empty-file", "the file has no bytes")
+    try:
+        image = Image.open(io.BytesIO(data))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too-many-pixels", str(error)) from error
+    except Image.UnidentifiedImageError as error:
+        start = data[:256].lstrip().lower()
+        if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<svg")):
+            raise ImageError("html-instead-of-image", repr(data[:40])) from error
+        reason = "corrupt-jpeg" if data.startswith(JPEG_START) else "unknown-format"
+        raise ImageError(reason, f"the file starts with {data[:16]!r}") from error
+    except Exception as error:  # a damaged header makes a decoder raise whatever it likes
+        raise ImageError("corrupt-header", f"{type(error).__name__}: {error}") from error
+    if image.mode not in RGB_LIKE and not image.mode.startswith("I;16"):
+        raise ImageError("wrong-mode", f'{image.format} with pixels of mode "{image.mode}"')
+    return Picture(image)
+
+
+def _jpeg_error(error: ValueError) -> ImageError:
+    message = str(error)
+    kind = "truncated" if "premature end" in message.lower() else "corrupt"
+    return ImageError(f"{kind}-jpeg", message)
+
+
+@dataclass(frozen=True)
+class Jpeg:
+    """A JPEG file with grey or RGB pixels, not decoded yet."""
+
+    data: bytes
+    size: Size
+
+    def resized(
+        self, box: Box, size: Size, interpolation: Interpolation, *, fast: bool = False
+    ) -> np.ndarray:
+        """The pixels inside `box`, resized to `size`."""
+        try:
+            if fast:
+                return self._fast(box, size)
+            # strict: damage that other decoders paint over in grey is an error here.
+            pixels_HWC = simplejpeg.decode_jpeg(self.data, strict=True)
+        except ValueError as error:
+            raise _jpeg_error(error) from error
+        left, top, right, bottom = box
+        return resize(pixels_HWC[top:bottom, left:right], size, interpolation)
+
+    def _fast(self, box: Box, size: Size) -> np.ndarray:
+        left, top, right, bottom = box
+        width, height = self.size
+        # The decoder may halve, quarter, ... the image while the crop stays larger than `size`.
+        pixels_HWC = simplejpeg.decode_jpeg(
+            self.data,
+            fastdct=True,
+            fastupsample=True,
+            min_width=math.ceil(width * size[0] / (right - left)),
+            min_height=math.ceil(height * size[1] / (bottom - top)),
+            min_factor=2,
+        )
+        y, x = pixels_HWC.shape[0] / height, pixels_HWC.shape[1] / width
+        rows = slice(round(top * y), max(round(bottom * y), round(top * y) + 1))
+        columns = slice(round(left * x), max(round(right * x), round(left * x) + 1))
+        return fast_resize(pixels_HWC[rows, columns], size)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Any other image file, opened by Pillow, not decoded yet."""
+
+    image: Image.Image
+
+    @property
+    def size(self) -> Size:
+        return self.image.size
+
+    def resized(
+        self, box: Box, size: Size, interpolation: Interpolation, *, fast: bool = False
+    ) -> np.ndarray:
+        """The pixels inside `box`, resized to `size`."""
+        image = self._loaded()
+        if image.mode == "RGB":
+            left, top, right, bottom = box
+            return resize(np.asarray(image)[top:bottom, left:right], size, interpolation)
+        # Resized before it becomes RGB, as torchvision does it: Pillow weighs pixels with their
+        # alpha and resizes a palette's indices by nearest neighbour.
+        image = image.crop(box).resize(size, PILLOW_FILTERS[interpolation])
+        # Only asked for by convert, to warn of what it loses.
+        image.info.pop("transparency", None)
+        return np.asarray(image.convert("RGB"))
+
+    def _loaded(self) -> Image.Image:
+        kind = (self.image.format or "image").lower()
+        try:
+            self.image.load()
+        except Exception as error:  # a damaged file makes a decoder raise whatever it likes
+            what = "truncated" if "truncated" in str(error) else "corrupt"
+            raise ImageError(f"{what}-{kind}", f"{type(error).__name__}: {error}") from error
+        if self.image.mode.startswith("I;16"):
+            return Image.fromarray((np.asarray(self.image) >> 8).astype(np.uint8))
+        return self.image

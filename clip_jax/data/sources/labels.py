@@ -1,0 +1,147 @@
+"""Data with labels: the names of the classes beside it, and what stands for missing captions."""
+
+import json
+import re
+from array import array
+from collections.abc import Sequence
+
+from absl import logging
+
+from clip_jax import storage
+from clip_jax.data.samples import Source
+
+CLASSNAMES = "classnames.txt"
+DIGITS = re.compile(r"([0-9]{1,9})(\.0+)?")  # pandas writes 3.0 where a column has gaps
+
+
+def parse_label(value) -> int | None:
+    """A label out of a number or its digits; None for anything else and below zero."""
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, str):
+        found = DIGITS.fullmatch(value.strip())
+        return int(found[1]) if found else None
+    is_label = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return value if is_label else None
+
+
+def class_names(folder: str, keys: Sequence[str] | None = None) -> tuple[str, ...] | None:
+    """What classnames.txt in a folder, or in the one above, says; None where there is no such file.
+
+    A line is the name of a class, or KEY<TAB>NAME. The names come in the order of `keys`, which are
+    the folders of classes, or else in the order of the lines.
+
+    Raises:
+      ValueError: the file does not name all of `keys`.
+    """
+    path = next((path for path in _places(folder) if storage.is_file(path)), None)
+    if path is None:
+        return None
+    try:
+        text = storage.read_file(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    lines = [line.strip("\r ") for line in text.split("\n") if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} is empty: write the name of a class on each line")
+    entries = [line.partition("\t") for line in lines]
+    if not all(tab for _, tab, _ in entries):
+        if keys is not None and len(lines) != len(keys):
+            raise ValueError(
+                f"{path} names {len(lines)} classes and there are {len(keys)} folders of classes: "
+                "write a line for each, in the order of the folders' names, or FOLDER<TAB>NAME"
+            )
+        return tuple(lines)
+    named = {key.strip(): name.strip() for key, _, name in entries}
+    missing = [key for key in keys or () if key not in named]
+    if missing:
+        raise ValueError(
+            f"{path} has no name for {len(missing)} of {len(keys)} folders of classes "
+            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); add FOLDER<TAB>NAME"
+        )
+    return tuple(named[key] for key in keys) if keys is not None else tuple(named.values())
+
+
+def _places(folder: str) -> list[str]:
+    folder = folder.rstrip("/") or "."
+    above = folder.rpartition("/")[0] if storage.is_url(folder) else f"{folder}/.."
+    return [f"{folder}/{CLASSNAMES}", f"{above}/{CLASSNAMES}"]
+
+
+def hugging_face_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
+    """The names of a ClassLabel, which Hugging Face writes into a Parquet file's schema."""
+    try:
+        feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+        return tuple(str(name).replace("_", " ") for name in feature["names"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+class RowLabels:
+    """The labels of a table's rows: whole numbers, or, where `asked` for, the names of classes.
+
+    A column that is only called like one of labels, and holds something else, has no labels.
+    """
+
+    def __init__(self, *, asked: bool):
+        self._asked, self._codes, self._values = asked, array("I"), {}
+        self._labels: list[int | None] = []  # of each distinct value
+        self.odd: str | None = None  # a value that is no label
+        self.classes: tuple[str, ...] | None = None
+
+    def append(self, value):
+        """The value of the next row."""
+        text = "" if value is None else str(value).strip()
+        if self.odd is None:
+            self._codes.append(self._values.setdefault(text, len(self._values)))
+            if not self._asked and text and parse_label(text) is None:
+                self.odd = text
+                self._codes, self._values = array("I"), {}
+
+    def close(self):
+        """All rows were given."""
+        labels = [parse_label(text) for text in self._values]
+        if any(label is None for label, text in zip(labels, self._values) if text):
+            self.classes = tuple(sorted(filter(None, self._values)))
+            places = {name: place for place, name in enumerate(self.classes)}
+            labels = [places.get(text) for text in self._values]
+        self._labels = labels
+
+    def __bool__(self) -> bool:
+        return any(label is not None for label in self._labels)
+
+    def __getitem__(self, index: int) -> int | None:
+        return self._labels[self._codes[index]] if self else None
+
+
+def stand_in(
+    label: int | None, classes: Sequence[str] | None, *, training: bool
+) -> tuple[str, ...]:
+    """The captions of a sample that has none: the name of its class.
+
+    A label without a name can still be evaluated with `evaluation.classes`: its caption is empty,
+    which no retrieval counts.
+    """
+    if label is None:
+        return ()
+    if classes and label < len(classes):
+        return (classes[label],)
+    return () if training else ("",)
+
+
+def check_names(source: Source, *, training: bool, captioned: bool):
+    """Of a source with labels: refuse it where names are needed, warn where they may be.
+
+    Raises:
+      ValueError: for training there is nothing but labels without names.
+    """
+    if source.classes:
+        return
+    mend = f"write the name of each class into {CLASSNAMES} beside the data, a line a label"
+    if training and not captioned:
+        raise ValueError(f"{source.name} has no captions, only labels without names: {mend}")
+    if not training:
+        logging.warning(
+            "%s has labels without names. For zero-shot accuracy %s, or set evaluation.classes.",
+            source.name, mend,
+        )  # fmt: skip

@@ -1,0 +1,247 @@
+"""ArrayRecord files of image-caption pairs, each record a tf.train.Example; what `convert` writes."""
+
+import concurrent.futures
+import functools
+import json
+import os
+import re
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordReader
+from tensorflow_datasets.proto import tf_example_pb2
+
+from clip_jax import storage
+from clip_jax.config import DataConfig
+from clip_jax.data.samples import BadSample, Sample
+from clip_jax.data.sources import columns
+
+MANIFEST = "manifest.json"  # beside the files: what `convert` wrote
+SUFFIX = ".array_record"
+NUMBERED = re.compile(r"(?P<set>.*?)\d{5}-of-(?P<count>\d{5})(?P<rest>.*)")
+PROBED = 20
+
+
+def encode(sample: Sample) -> bytes:
+    """A sample as a record: features image, caption, and where there are any caption_prob, label."""
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(sample.image)
+    feature["caption"].bytes_list.value.extend(text.encode() for text in sample.captions)
+    feature["key"].bytes_list.value.append(sample.key.encode())
+    if sample.caption_probs is not None:
+        feature["caption_prob"].float_list.value.extend(sample.caption_probs)
+    if sample.label is not None:
+        feature["label"].int64_list.value.append(sample.label)
+    return example.SerializeToString()
+
+
+class Whole(NamedTuple):
+    """Tells the reader that it is to take all of a file, so that it need not open it first."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class RecordsSource:
+    """Records of several files, in the files' order."""
+
+    def __init__(
+        self,
+        paths: list[str],
+        *,
+        name: str,
+        image_column: str | None = None,
+        caption_column: str | None = None,
+        classes: tuple[str, ...] | None = None,
+        templates: tuple[str, ...] | None = None,
+    ):
+        self._again = functools.partial(
+            RecordsSource,
+            paths,
+            name=name,
+            image_column=image_column,
+            caption_column=caption_column,
+            classes=classes,
+            templates=templates,
+        )
+        self.name, self._paths, self.classes, self.templates = name, paths, classes, templates
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            counts = list(pool.map(_count, paths))
+        self._first_S = np.cumsum([0, *counts])
+        self._length = int(self._first_S[-1])
+        # Offsets stay in the files: in memory they would take eight bytes a record.
+        self._data = ArrayRecordDataSource(
+            [Whole(path, 0, count, count) for path, count in zip(paths, counts)],
+            reader_options={"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"},
+        )
+        self._image, self._captions = "image", columns.CaptionColumns(("caption",), None)
+        if self._length:
+            names = sorted(self._features(0))
+            self._image = columns.find_column(
+                "image", image_column, columns.IMAGE_NAMES, names, where=paths[0]
+            )
+            self._captions = columns.find_captions(caption_column, names, where=paths[0])
+            first = [self._texts(index) for index in range(min(PROBED, self._length))]
+            for place, column in enumerate(self._captions.names):
+                texts = (text for row in first for text in row[place])
+                columns.refuse_numbers(texts, column, where=paths[0])
+        digest = xxhash.xxh3_64()
+        for path, info in zip(paths, storage.stat(paths)):
+            digest.update(f"{os.path.basename(path)} {info.size}".encode())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self._length:
+            raise IndexError(index)
+        file = int(np.searchsorted(self._first_S, index, side="right")) - 1
+        shard = os.path.basename(self._paths[file])
+        key = f"{shard}/{index - self._first_S[file]}"
+        try:
+            features = self._features(index)
+        except Exception as error:
+            # ArrayRecord checks its chunks and has no exception type of its own.
+            raise BadSample("unreadable-record", key=key, shard=shard) from error
+        captions, probs = self._captions.choose(self._captions.texts(_lists(features)))
+        image = features[self._image].bytes_list.value if self._image in features else ()
+        if not image or not image[0]:
+            raise BadSample("missing-image", key=key, shard=shard)
+        if not captions:
+            raise BadSample("missing-caption", key=key, shard=shard)
+        own = features["caption_prob"].float_list.value if "caption_prob" in features else ()
+        if len(own) == len(captions) and self._captions.weights is None:
+            probs = tuple(value / sum(own) for value in own)
+        label = features["label"].int64_list.value if "label" in features else ()
+        return Sample(
+            image=image[0],
+            captions=captions,
+            key=key,
+            shard=shard,
+            label=int(label[0]) if label else None,
+            caption_probs=probs,
+        )
+
+    def _features(self, index: int) -> dict:
+        return tf_example_pb2.Example.FromString(self._data[index]).features.feature
+
+    def _texts(self, index: int) -> list[list[str]]:
+        try:
+            return self._captions.texts(_lists(self._features(index)))
+        except Exception:  # a damaged record, which is counted when it is trained on
+            return [[] for _ in self._captions.names]
+
+    def __reduce__(self):
+        return self._again, ()
+
+
+def open_source(location: str, split: str, cfg: DataConfig) -> RecordsSource:
+    """The files that the pattern `location` names, or all of a folder; they have no splits."""
+    name = f"records:{location}"
+    if storage.is_url(location) and not location.startswith("gs://"):
+        raise ValueError(
+            f"{name}: ArrayRecord files are read from a disk and from gs:// alone; copy them to a "
+            "disk, or mount the bucket"
+        )
+    folder = storage.is_folder(location)
+    paths = storage.expand(f"{location.rstrip('/')}/*{SUFFIX}*" if folder else location)
+    manifest = read_manifest(os.path.dirname(paths[0]))
+    check_files(paths, manifest, name=name, whole=folder)
+    names = (manifest.get(key) for key in ("classes", "templates"))
+    classes, templates = (tuple(texts) if texts else None for texts in names)
+    return RecordsSource(
+        paths,
+        name=name,
+        image_column=cfg.image_column,
+        caption_column=cfg.caption_column,
+        classes=classes,
+        templates=templates,
+    )
+
+
+def has_test_split(location: str, cfg: DataConfig) -> bool:
+    """Records are all for training."""
+    return False
+
+
+def _lists(features) -> dict:
+    """Features as lists of their values, so that numbers are seen as numbers."""
+    kinds = ("bytes_list", "float_list", "int64_list")
+    return {
+        name: [
+            value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+            for kind in kinds
+            for value in getattr(feature, kind).value
+        ]
+        for name, feature in features.items()
+    }
+
+
+def _count(path: str) -> int:
+    try:
+        reader = ArrayRecordReader(path)
+        count = reader.num_records()
+        reader.close()
+    except Exception as error:  # the C++ library's errors have no type of their own
+        raise ValueError(f"{path} is not a whole ArrayRecord file; make it again") from error
+    return count
+
+
+def read_manifest(folder: str) -> dict:
+    """What `convert` wrote beside the files; empty where it did not write them."""
+    path = f"{folder or '.'}/{MANIFEST}"
+    if not storage.is_file(path):
+        return {}
+    try:
+        return json.loads(storage.read_file(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON; copy or convert the data again") from error
+
+
+def check_files(paths: list[str], manifest: dict, *, name: str, whole: bool):
+    """Refuse files that are not as long as the manifest says, or, of a `whole` folder, not all."""
+    expected = {entry["name"]: entry["size"] for entry in manifest.get("shards", ())}
+    found = {os.path.basename(path): path for path in paths}
+    if whole and manifest:
+        _refuse(name, "lacks", sorted(expected.keys() - found.keys()), f"its {MANIFEST} names")
+        extra = sorted(found.keys() - expected.keys())
+        _refuse(name, "has", extra, f"its {MANIFEST} does not name")
+    elif whole:
+        _refuse_part_of_a_set(name, sorted(found))
+    for path, info in zip(paths, storage.stat(paths)):
+        size = expected.get(os.path.basename(path), info.size)
+        if info.size != size:
+            raise ValueError(
+                f"{name}: {path} has {info.size} bytes and should have {size} ({MANIFEST}); copy or "
+                "convert it again"
+            )
+
+
+def _refuse_part_of_a_set(name: str, names: list[str]):
+    """Files that call themselves so many "-of-" so many are all there, and of one set."""
+    counts: dict[tuple[str, str], set[str]] = {}
+    for parts in filter(None, map(NUMBERED.fullmatch, names)):
+        counts.setdefault((parts["set"], parts["rest"]), set()).add(parts["count"])
+    for (start, rest), (count, *others) in counts.items():
+        if others:
+            raise ValueError(
+                f"{name} has files of several sets, -of-{' and -of-'.join(sorted([count, *others]))}; "
+                "keep those of one, or name them by a pattern"
+            )
+        expected = {f"{start}{number:05}-of-{count}{rest}" for number in range(int(count))}
+        _refuse(name, "lacks", sorted(expected.difference(names)), "belong to the others")
+
+
+def _refuse(name: str, verb: str, files: list[str], why: str):
+    if files:
+        shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+        raise ValueError(
+            f"{name} {verb} {len(files)} files that {why}: {shown}. Copy or convert the data again "
+            "into an empty folder, or name the files by a pattern"
+        )

@@ -1,0 +1,159 @@
+"""How fast a source is read, decoded and batched, what limits, and how many cores a chip needs."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from clip_jax.config import DataConfig, PreprocessConfig
+from clip_jax.data.dataset import Tokenizer
+from clip_jax.data.images.transforms import ImageError, train_image
+from clip_jax.data.loader import Batches, cores, train_batches
+from clip_jax.data.samples import BadSample, Sample, Source
+
+# Pairs per second of a ViT-B/16 CLIP model at half of the chip's peak: 123 GFLOP a pair, forward
+# and backward, against the makers' bfloat16 figures in TFLOP/s.
+PEAK_TFLOPS = {
+    "TPU v4": 275, "TPU v5e": 197, "TPU v5p": 459, "TPU v6e": 918, "TPU7x": 2307,
+    "A100": 312, "H100": 989, "H200": 989, "B200": 2250,
+}  # fmt: skip
+PAIR_TFLOP = 0.123
+ROUNDS = 4
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the work, alone on one core."""
+
+    name: str
+    seconds: float  # of processor time a sample
+
+    @property
+    def rate(self) -> float:
+        """Samples per second of a core."""
+        return 1 / self.seconds
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    images_per_second: float  # of batches, by the clock
+    images_per_cpu_second: float  # of batches, by processor time of all threads
+    first_batch_seconds: float
+    workers: int
+
+    @property
+    def limit(self) -> Stage:
+        """The stage that takes the most time."""
+        return max(self.stages, key=lambda stage: stage.seconds)
+
+    @property
+    def overhead(self) -> float:
+        """Processor time of order, batching and transport, as a share of the stages' time."""
+        alone = sum(stage.seconds for stage in self.stages)
+        return 1 / self.images_per_cpu_second / alone - 1
+
+    def cores_for(self, chip: str) -> int:
+        """Cores that feed one chip training ViT-B/16 at half of its peak."""
+        return math.ceil(PEAK_TFLOPS[chip] / 2 / PAIR_TFLOP / self.images_per_cpu_second)
+
+    def to_text(self) -> str:
+        """For a terminal."""
+        lines = [f"{self.name}", f"{'stage':24} {'images/s a core':>16} {'us':>9}"]
+        for stage in self.stages:
+            mark = "  <- limits" if stage is self.limit else ""
+            lines.append(f"{stage.name:24} {stage.rate:16.0f} {stage.seconds * 1e6:9.1f}{mark}")
+        lines.append(f"{'batches, a CPU-second':24} {self.images_per_cpu_second:16.0f}")
+        lines.append(f"{'batches, by the clock':24} {self.images_per_second:16.0f}")
+        if not self.workers:
+            lines.append(f"order, batching and transport add {self.overhead:.1%} to the stages")
+        lines.append(f"first batch after {self.first_batch_seconds:.2f} s")
+        needs = ", ".join(f"{chip} {self.cores_for(chip)}" for chip in PEAK_TFLOPS)
+        lines.append(f"cores for one chip on ViT-B/16 at half of its peak: {needs}")
+        return "\n".join(lines)
+
+
+def bench(
+    source: Source,
+    tokenizer: Tokenizer,
+    cfg: DataConfig,
+    *,
+    image_size: int = 224,
+    preprocess: PreprocessConfig | None = None,
+    seconds: float = 5.0,
+    samples: int = 256,
+) -> Bench:
+    """Time each stage on `samples` samples in this thread, then batches for `seconds`.
+
+    With worker processes their processor time is not seen from here, so that the rate a
+    CPU-second is then that of the clock divided by the workers.
+    """
+    preprocess = preprocess or PreprocessConfig()
+    rounds = []
+    for number in range(ROUNDS):  # in turns, because other programs slow both down
+        indices = np.random.default_rng(number).integers(len(source), size=-(-samples // ROUNDS))
+        alone = _stages(source, tokenizer, cfg, image_size, preprocess, indices.tolist())
+        reading = {"image_size": image_size, "preprocess": preprocess, "seed": 0}
+        step = number * (1 << 20)  # other samples in each round
+        start = time.perf_counter()
+        with train_batches(source, tokenizer, cfg, start_step=step, **reading) as batches:
+            next(batches)
+            first = time.perf_counter() - start
+            rounds.append((*alone, *_rates(batches, seconds / ROUNDS), first))
+    read, decode, tokenize, rate, cpu_rate, first = np.median(rounds, axis=0).tolist()
+    return Bench(
+        name=source.name,
+        stages=(
+            Stage("read", read),
+            Stage("decode, crop, resize", decode),
+            Stage("tokenize", tokenize),
+        ),
+        images_per_second=rate,
+        images_per_cpu_second=rate / min(cfg.workers, cores()) if cfg.workers else cpu_rate,
+        first_batch_seconds=first,
+        workers=cfg.workers,
+    )
+
+
+def _stages(source, tokenizer, cfg, image_size, preprocess, indices) -> tuple[float, ...]:
+    """Seconds of processor time a sample for reading, decoding and tokenizing."""
+    read: list[Sample] = []
+    rng = np.random.default_rng(0)
+
+    def decode(sample: Sample):
+        train_image(sample.image, rng, cfg.augment, preprocess, image_size, cfg.max_image_pixels)
+
+    return (
+        _time(lambda index: read.append(source[index]), indices),
+        _time(decode, read),
+        _time(lambda sample: tokenizer([sample.captions[0]], rng), read),
+    )
+
+
+def _rates(batches: Batches, seconds: float) -> tuple[float, float]:
+    """Images a second by the clock and by processor time."""
+    next(batches), next(batches)  # what was read ahead of the first
+    start, cpu, count = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - start < seconds or not count:
+        count += len(next(batches)["image"])
+    return count / (time.perf_counter() - start), count / (time.process_time() - cpu)
+
+
+def _time(action: Callable, items: Sequence) -> float:
+    """Mean seconds of processor time for one item; what is bad is left out."""
+    taken = []
+    for item in items:
+        start = time.thread_time()
+        try:
+            action(item)
+        except (BadSample, ImageError):
+            continue
+        taken.append(time.thread_time() - start)
+    if not taken:
+        raise ValueError(f"none of {len(items)} samples can be used")
+    return float(np.mean(taken))

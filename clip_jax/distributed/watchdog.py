@@ -1,0 +1,93 @@
+"""A thread that ends a process which hangs, after printing where each of its threads stands."""
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+
+from clip_jax.distributed.preemption import RETRY_EXIT_CODE
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+# Process 0 carries JAX's coordination service: when it leaves, the others are ended unheard.
+LAST_WORDS_S = 10.0
+
+
+class Watchdog:
+    """Leaves with the retry code when `beat` was not called for `hang_seconds`. A context manager.
+
+    Args:
+      hang_seconds: the longest time between two beats; 0 or less: no watching.
+      stacks: the file that the stacks are appended to, besides standard error.
+    """
+
+    def __init__(self, hang_seconds: float, stacks: str | os.PathLike | None = None):
+        self._limit_s = hang_seconds
+        self._stacks = stacks
+        self._quiet_s = 0.0
+        self._doing = "starting"
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        if self._limit_s > 0:
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def beat(self):
+        """Something was done: the time without a sign of life starts anew."""
+        self._quiet_s = 0.0
+
+    @contextlib.contextmanager
+    def allow(self, doing: str, *, extra_seconds: float = 0.0) -> Iterator[None]:
+        """For work with a name and a limit of its own, such as compiling; beats on both ends."""
+        before = self._doing, self._limit_s
+        self._doing, self._limit_s = doing, self._limit_s + extra_seconds
+        self.beat()
+        try:
+            yield
+        finally:
+            self._doing, self._limit_s = before
+            self.beat()
+
+    def _watch(self):
+        while not self._stop.wait(TICK_S):
+            # Counted in ticks: the time that a stopped or suspended process slept is no hang.
+            self._quiet_s += TICK_S
+            if self._quiet_s > self._limit_s:
+                self._leave()
+
+    def _leave(self):
+        index = jax.process_index()
+        text = (
+            f"HANG: process {index} (pid {os.getpid()}) gave no sign of life for "
+            f"{self._limit_s:g} s while {self._doing} (health.hang_seconds). The stacks of all its "
+            f"threads follow; it leaves with exit code {RETRY_EXIT_CODE}, start the same command "
+            "again.\n"
+        )
+        with contextlib.suppress(OSError):
+            _dump(text, sys.__stderr__)
+        if self._stacks is not None:
+            with contextlib.suppress(OSError), open(self._stacks, "a", encoding="utf-8") as file:
+                _dump(time.strftime("%Y-%m-%dT%H:%M:%S ") + text, file)
+        if index == 0 and jax.process_count() > 1:
+            time.sleep(LAST_WORDS_S)
+        os._exit(RETRY_EXIT_CODE)
+
+
+def _dump(text: str, file):
+    file.write(text)
+    file.flush()
+    faulthandler.dump_traceback(file, all_threads=True)

@@ -1,0 +1,104 @@
+"""What a run leaves in its directory for its report: snapshots of similarities, and evaluations."""
+
+import dataclasses
+import io
+import json
+import math
+import os
+import re
+import zipfile
+
+import numpy as np
+from etils import epath
+
+from clip_jax.evaluation.examples import Examples
+from clip_jax.storage import atomic_write
+
+SNAPSHOTS = "snapshots"
+EVALUATION = "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ClassResult:
+    """How one class fared in zero-shot classification."""
+
+    name: str
+    group: str | None  # such as "held_out"; None: in no group or in several
+    images: int
+    accuracy: float  # top-1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What one evaluation found."""
+
+    metrics: dict[str, float]  # "eval/loss", "eval/zero_shot_top1", ...
+    classes: tuple[ClassResult, ...] = ()  # empty without zero-shot classification
+    examples: Examples | None = None  # of retrieval, in process 0; None in the others
+
+
+def save_snapshot(run_directory: str | os.PathLike, step: int, similarity_NN: np.ndarray):
+    """Keep the cosines of a fixed batch's images (rows) and texts (columns) as they are at `step`.
+
+    One process calls this. A reader never sees half a file; the same step twice keeps the latter.
+    """
+    similarity_NN = np.asarray(similarity_NN, np.float32)
+    assert similarity_NN.ndim == 2 and similarity_NN.shape[0] == similarity_NN.shape[1]
+    buffer = io.BytesIO()
+    np.savez(buffer, similarity=similarity_NN)
+    atomic_write(epath.Path(run_directory) / SNAPSHOTS / f"{step:09d}.npz", buffer.getvalue())
+
+
+def load_snapshots(run_directory: str | os.PathLike) -> dict[int, np.ndarray]:
+    """Snapshots by step, rising. A damaged file is left out: a report does not hang on it."""
+    folder = epath.Path(run_directory) / SNAPSHOTS
+    snapshots = {}
+    for file in sorted(folder.iterdir()) if folder.exists() else ():
+        if not re.fullmatch(r"\d+\.npz", file.name):
+            continue
+        try:
+            with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:
+                snapshots[int(file.stem)] = arrays["similarity"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue
+    return snapshots
+
+
+def save_evaluation(run_directory: str | os.PathLike, step: int, evaluation: Evaluation):
+    """Keep the latest evaluation, with its pictures, for the report. One process calls this."""
+    text = json.dumps({"step": step, **dataclasses.asdict(evaluation)})
+    atomic_write(epath.Path(run_directory) / EVALUATION, text)
+
+
+def load_evaluation(run_directory: str | os.PathLike) -> tuple[int, Evaluation] | None:
+    """The step and what was found at it; None where there is none, or only half of one."""
+    try:
+        data = json.loads((epath.Path(run_directory) / EVALUATION).read_text())
+        examples = data["examples"] and Examples.from_json(data["examples"])
+        classes = tuple(ClassResult(**entry) for entry in data["classes"])
+        return data["step"], Evaluation(metrics=data["metrics"], classes=classes, examples=examples)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def read_metrics(run_directory: str | os.PathLike) -> dict[int, dict[str, float]]:
+    """metrics.jsonl as finite numbers by step, rising.
+
+    Torn lines are left out. Where a run that went on wrote a step again, the later line wins.
+    """
+    file = epath.Path(run_directory) / "metrics.jsonl"
+    steps: dict[int, dict[str, float]] = {}
+    for line in file.read_bytes().split(b"\n") if file.exists() else ():
+        try:
+            entry = json.loads(line)
+            step = int(entry["step"])
+        except (ValueError, KeyError, TypeError, OverflowError):
+            continue
+        # Training and evaluation write a line each; a later one must not hide the other's numbers.
+        kept = steps.setdefault(step, {})
+        for name, value in entry.items():
+            if name != "step":
+                kept.pop(name, None)
+                if isinstance(value, int | float) and math.isfinite(value):
+                    kept[name] = float(value)
+    return dict(sorted(steps.items()))

@@ -1,0 +1,97 @@
+"""`load`: a trained model, from a run directory or from released weights."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Literal
+
+import jax
+
+from clip_jax import storage
+from clip_jax.config import ModelConfig
+from clip_jax.data.tokenizers.registry import load_tokenizer
+from clip_jax.models.architectures import model_config
+from clip_jax.models.clip import CLIP
+from clip_jax.runs import retention
+from clip_jax.runs.directory import RunDirectory, can_hold_runs
+from clip_jax.runs.trained_variables import list_steps, read_variables
+from clip_jax.weights import position_embeddings
+from clip_jax.weights.load import WEIGHTS, Loaded, load_released, preprocess_of
+from clip_jax.weights.remote import local_copy
+
+Step = int | Literal["best"] | None
+log = logging.getLogger(__name__)
+
+
+def load(
+    path: str | os.PathLike, model: str | ModelConfig | None = None, *, step: Step = None
+) -> Loaded:
+    """Load a trained model.
+
+    Args:
+      path: a run directory of `clip-jax train`, also in a bucket (gs://); a directory of Hugging
+        Face (config.json) or of open_clip (open_clip_config.json); or one file: OpenAI's or
+        open_clip's .pt, .safetensors, or big_vision's .npz for SigLIP. Both may be URLs (gs://,
+        s3://, hf://; a file also at https://), of which a copy is kept in the user's cache.
+      model: the architecture, where the files do not tell it or another image size, context
+        length or activation is wanted. Position embeddings are resized to it.
+      step: which checkpoint of a run; None: the newest intact one; "best": the one with the best
+        value of its `checkpoint.keep_best_by`.
+
+    Returns:
+      `Loaded(model, variables, tokenizer, preprocess)`. The variables are float32, and averaged
+      where a run kept an average. The tokenizer is None where its file does not lie with released
+      weights.
+
+    Raises:
+      FileNotFoundError: there is nothing at `path`, or a run has no checkpoint yet.
+      ValueError: the files are damaged or do not fit the architecture; the message names the
+        tensor, both shapes and the closest architecture.
+    """
+    loaded = load_to_host(path, model, step=step)
+    return loaded._replace(variables=jax.device_put(loaded.variables))
+
+
+def load_to_host(
+    path: str | os.PathLike, model: str | ModelConfig | None = None, *, step: Step = None
+) -> Loaded:
+    """The same with NumPy's arrays, for who places them over several devices; see `load`."""
+    path = os.fspath(path)
+    if can_hold_runs(path):
+        run = RunDirectory(path, main=False)
+        if run.holds_run:
+            return load_run(run, model, step=step)
+    remote, local = storage.is_url(path), Path(path).expanduser()
+    if not remote and not local.exists():
+        raise FileNotFoundError(f"there is no file or directory {path}")
+    if step is not None:
+        raise ValueError(f"step={step} is of runs, and {path} is none: it has no model.json")
+    return load_released(local_copy(path, WEIGHTS) if remote else local, model)
+
+
+def load_run(
+    run: RunDirectory, model: str | ModelConfig | None = None, *, step: Step = None
+) -> Loaded:
+    """Load a checkpoint of a run directory; see `load`."""
+    config = stored = run.load_model_config()
+    assert stored is not None
+    chosen = best_of(run) if step == "best" else step
+    variables, found = read_variables(run.checkpoints, step=chosen)
+    log.info("%s: read step %d", run.path, found)
+    if model is not None:
+        config = model_config(model)
+        variables = position_embeddings.resize(variables, stored, config)
+    tokenizer = load_tokenizer(run.tokenizer, context_length=config.text.context_length)
+    return Loaded(CLIP(config), variables, tokenizer, preprocess_of(config))
+
+
+def best_of(run: RunDirectory) -> int:
+    """The checkpoint with the best value of the metric that the run keeps the best by."""
+    config = run.load_config()
+    name = config and config.checkpoint.keep_best_by
+    if name is None:
+        raise ValueError(f"{run.path} has no best step: it ran without checkpoint.keep_best_by")
+    step = retention.best_step(run.checkpoints, list_steps(run.checkpoints), name)
+    if step is None:
+        raise ValueError(f"no checkpoint in {run.path} was saved with an evaluation's {name}")
+    return step

@@ -1,0 +1,125 @@
+"""How the devices see each other's texts: each has its rows of images, all need all columns."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from clip_jax.losses.tiling import Block, LogSumExp, is_log_sum_exp, merge, sweep_tiles
+
+
+@dataclass(frozen=True)
+class SingleDevice:
+    """One device has the whole batch."""
+
+    tile: int | None  # rows' worth of similarities that are held at once; None: all
+    axes: tuple[str, ...] = ()  # of the mesh, over which the batch is split
+
+    def rows(self, image_BE: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The device's images and their places in the batch."""
+        first = jax.lax.axis_index(self.axes) * image_BE.shape[0] if self.axes else 0
+        return image_BE, first + jnp.arange(image_BE.shape[0])
+
+    def columns(self, text_BE: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Texts as `sweep` wants them, and their places in the batch."""
+        return self.rows(text_BE)
+
+    def batch(self, count: int) -> int:
+        """Pairs in the batch, of which each device has `count`."""
+        return count * jax.lax.axis_size(self.axes) if self.axes else count
+
+    @property
+    def keeps(self) -> bool:
+        """Whether what a block keeps is worth its memory.
+
+        Where one block holds all that the device does, the compiler sees that both sweeps form the
+        same matrix, and tiles are there to hold little.
+        """
+        return False
+
+    def sweep(
+        self, block: Block, rows: Any, columns: Any, kept: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """`block` over the whole matrix: for the device's rows, for columns, and what is kept.
+
+        Sums over a column come back to the device that has its text. Log-sum-exps of columns
+        come back where the next `sweep` wants them; `own` has those of the device's texts.
+        """
+        return sweep_tiles(block, rows, columns, self.tile, kept)
+
+    def own(self, columns: Any, count: int) -> Any:
+        """Of what `columns` and `sweep` gave for columns, the part of the device's own texts."""
+        return columns
+
+
+@dataclass(frozen=True)
+class Gather(SingleDevice):
+    """Every device gets all texts and does one block of rows; column sums are reduced."""
+
+    def columns(self, text_BE):
+        text_BE = gather_all(text_BE, self.axes)
+        return text_BE, jnp.arange(text_BE.shape[0])
+
+    def sweep(self, block, rows, columns, kept=None):
+        for_rows, for_columns, kept = super().sweep(block, rows, columns, kept)
+        for_columns = jax.tree.map(self._reduce, for_columns, is_leaf=is_log_sum_exp)
+        return for_rows, for_columns, kept
+
+    def _reduce(self, part):
+        if not isinstance(part, LogSumExp):
+            return jax.lax.psum_scatter(part, self.axes, tiled=True)
+        largest_B = jax.lax.pmax(part.max, self.axes)
+        scaled_B = part.sum * jnp.exp(part.max - largest_B)
+        return LogSumExp(largest_B, jax.lax.psum(scaled_B, self.axes))
+
+    def own(self, columns, count):
+        first = jax.lax.axis_index(self.axes) * count
+        return jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, first, count), columns)
+
+
+@dataclass(frozen=True)
+class Ring(SingleDevice):
+    """Texts travel round the devices; each has one device's texts at a time."""
+
+    @property
+    def keeps(self):
+        return self.tile is None
+
+    def sweep(self, block, rows, columns, kept=None):
+        devices = jax.lax.axis_size(self.axes)
+        following = [(i, (i - 1) % devices) for i in range(devices)]
+        kept_first, kept_others = (None, None) if kept is None else kept
+
+        def pass_on(tree):
+            return jax.tree.map(lambda a: jax.lax.ppermute(a, self.axes, following), tree)
+
+        def step(carry, kept):
+            for_rows, for_columns, columns = carry
+            # None of the three depends on another, so what moves does so during the computation.
+            arriving = pass_on(columns)
+            for_columns = pass_on(for_columns)
+            *more, kept = sweep_tiles(block, rows, columns, self.tile, kept)
+            return (merge(for_rows, more[0]), merge(for_columns, more[1]), arriving), kept
+
+        arriving = pass_on(columns)
+        *found, kept_first = sweep_tiles(block, rows, columns, self.tile, kept_first)
+        (for_rows, for_columns, _), kept_others = jax.lax.scan(
+            step, (*found, arriving), kept_others, length=devices - 1
+        )
+        return for_rows, pass_on(for_columns), (kept_first, kept_others)
+
+
+STRATEGIES = {"gather": Gather, "ring": Ring}
+
+
+def gather_all(x_BE: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """The rows of all devices."""
+    return jax.lax.all_gather(x_BE, axes, tiled=True) if axes else x_BE
+
+
+def make_strategy(name: str, axes: tuple[str, ...], tile: int | None) -> SingleDevice:
+    """The strategy over the axes given; one device needs no communication."""
+    if not axes or jax.lax.axis_size(axes) == 1:
+        return SingleDevice(tile, axes)
+    return STRATEGIES[name](tile, axes)

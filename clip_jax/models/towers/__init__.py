@@ -1,0 +1,1 @@
+"""The image and text towers, one file each."""

@@ -1,0 +1,137 @@
+"""The image tower as CLIP's modified ResNet (arXiv:2103.00020, section 2.4)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from clip_jax.config import Remat, ResNetConfig
+from clip_jax.models.attention import plain_attention
+from clip_jax.models.layers import REMAT_POLICIES
+from clip_jax.models.linear import Dense
+from clip_jax.numerics import precision_of
+
+
+class ResNet(nn.Module):
+    """Images (B, H, W, 3), normalised, to embeddings (B, E), not yet of unit length.
+
+    Three convolutions as stem, an average pool before every stride so that nothing aliases, and
+    attention pooling at the end. Batch statistics live in the collection "batch_stats"; with
+    `train=True` they come from the batch that the caller sees, under `jit` the global one.
+    """
+
+    config: ResNetConfig
+    embed_dim: int
+    dtype: jnp.dtype
+    remat: Remat = "none"
+
+    @nn.compact
+    def __call__(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        cfg = self.config
+        conv_norm = {"momentum": cfg.batch_norm_momentum, "dtype": self.dtype}
+        x_BHWC = images_BHWC.astype(self.dtype)
+        for i, (width, stride) in enumerate(
+            [(cfg.width // 2, 2), (cfg.width // 2, 1), (cfg.width, 1)]
+        ):
+            x_BHWC = ConvNorm(width, 3, stride=stride, name=f"stem_{i}", **conv_norm)(
+                x_BHWC, train=train
+            )
+            x_BHWC = nn.relu(x_BHWC)
+        x_BHWC = nn.avg_pool(x_BHWC, (2, 2), strides=(2, 2))
+        block_class = Bottleneck
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            block_class = nn.remat(Bottleneck, policy=policy, static_argnums=2)  # train
+        for stage, depth in enumerate(cfg.depths):
+            for block in range(depth):
+                x_BHWC = block_class(
+                    cfg.width * 2**stage,
+                    stride=2 if stage > 0 and block == 0 else 1,
+                    name=f"stage_{stage}_block_{block}",
+                    **conv_norm,
+                )(x_BHWC, train)
+        return AttentionPool2d(cfg.heads, self.embed_dim, self.dtype, name="pool")(x_BHWC)
+
+
+class ConvNorm(nn.Module):
+    """A convolution without bias and the batch normalisation that follows it."""
+
+    width: int
+    size: int
+    momentum: float
+    dtype: jnp.dtype
+    stride: int = 1
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, *, train: bool) -> jax.Array:
+        pad = self.size // 2
+        x_BHWC = nn.Conv(
+            self.width,
+            (self.size, self.size),
+            strides=self.stride,
+            padding=[(pad, pad), (pad, pad)],
+            use_bias=False,
+            dtype=self.dtype,
+            precision=precision_of(self.dtype),
+            name="conv",
+        )(x_BHWC)
+        x_BHWC = checkpoint_name(x_BHWC, "dot")
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            scale_init=self.scale_init,
+            name="norm",
+        )(x_BHWC)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 with four times the channels at the end; strides are average pools."""
+
+    width: int
+    momentum: float
+    dtype: jnp.dtype
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array, train: bool) -> jax.Array:
+        conv_norm = {"momentum": self.momentum, "dtype": self.dtype}
+        window = (self.stride, self.stride)
+        y_BHWC = nn.relu(ConvNorm(self.width, 1, name="conv_1", **conv_norm)(x_BHWC, train=train))
+        y_BHWC = nn.relu(ConvNorm(self.width, 3, name="conv_2", **conv_norm)(y_BHWC, train=train))
+        if self.stride > 1:
+            y_BHWC = nn.avg_pool(y_BHWC, window, strides=window)
+        # A gain of zero: a new block is its shortcut alone, as OpenAI's are (arXiv:1706.02677, 5.1).
+        y_BHWC = ConvNorm(
+            4 * self.width, 1, scale_init=nn.initializers.zeros, name="conv_3", **conv_norm
+        )(y_BHWC, train=train)
+        if self.stride > 1 or x_BHWC.shape[-1] != 4 * self.width:
+            if self.stride > 1:
+                x_BHWC = nn.avg_pool(x_BHWC, window, strides=window)
+            x_BHWC = ConvNorm(4 * self.width, 1, name="shortcut", **conv_norm)(x_BHWC, train=train)
+        return nn.relu(x_BHWC + y_BHWC)
+
+
+class AttentionPool2d(nn.Module):
+    """The mean of the positions attends to them all; its answer is the embedding."""
+
+    heads: int
+    embed_dim: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        B, H, W, D = x_BHWC.shape
+        std = D**-0.5
+        x_BLD = x_BHWC.reshape(B, H * W, D)
+        x_BLD = jnp.concatenate([x_BLD.mean(axis=1, keepdims=True), x_BLD], axis=1)
+        position_LD = self.param("position_embedding", nn.initializers.normal(std), (H * W + 1, D))
+        x_BLD = (x_BLD + position_LD).astype(self.dtype)
+        features = (self.heads, D // self.heads)
+        q_B1NK = Dense(features, std, self.dtype, name="query")(x_BLD[:, :1])
+        k_BLNK = Dense(features, std, self.dtype, name="key")(x_BLD)
+        v_BLNK = Dense(features, std, self.dtype, name="value")(x_BLD)
+        x_B1NK = plain_attention(q_B1NK, k_BLNK, v_BLNK, causal=False)
+        return Dense(self.embed_dim, std, self.dtype, axes=2, name="out")(x_B1NK)[:, 0]

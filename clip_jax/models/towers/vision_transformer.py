@@ -1,0 +1,161 @@
+"""The image tower as a vision transformer, with the heads of CLIP, CLIPA and SigLIP."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from clip_jax.config import AttentionKind, Remat, VisionTransformerConfig
+from clip_jax.models.attention import plain_attention
+from clip_jax.models.layers import LayerNorm, Mlp, Transformer, identity
+from clip_jax.models.linear import Dense
+from clip_jax.numerics import project
+
+
+class VisionTransformer(nn.Module):
+    """Images (B, H, W, 3), normalised, to embeddings (B, E), not yet of unit length."""
+
+    config: VisionTransformerConfig
+    embed_dim: int
+    dtype: jnp.dtype
+    remat: Remat = "none"
+    attention: AttentionKind = "auto"
+    unroll: int = 1
+    constrain: Callable[[jax.Array], jax.Array] = identity
+
+    @nn.compact
+    def __call__(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+        cfg = self.config
+        D = cfg.width
+        small = nn.initializers.normal(D**-0.5)
+        x_BLD = PatchEmbedding(
+            D, cfg.patch_size, cfg.patch_bias, self.dtype, name="patch_embedding"
+        )(images_BHWC)
+        # In float32 up to here, so that their gradients are summed over the batch in float32.
+        if cfg.class_token:
+            class_D = self.param("class_embedding", small, (D,))
+            class_B1D = jnp.broadcast_to(class_D, (x_BLD.shape[0], 1, D))
+            x_BLD = jnp.concatenate([class_B1D, x_BLD.astype(class_D.dtype)], axis=1)
+        if cfg.position == "learned":
+            position_LD = self.param("position_embedding", small, x_BLD.shape[1:])
+        else:
+            position_LD = sincos2d(cfg.grid, D, class_token=cfg.class_token)
+        x_BLD = (x_BLD + position_LD).astype(self.dtype)
+        if train and cfg.patch_dropout:
+            x_BLD = drop_patches(
+                x_BLD, self.make_rng("dropout"), cfg.patch_dropout, class_token=cfg.class_token
+            )
+        norm = {"epsilon": cfg.norm_epsilon, "dtype": self.dtype}
+        if cfg.pre_norm:
+            x_BLD = LayerNorm(name="pre_norm", **norm)(x_BLD)
+        x_BLD = Transformer(
+            depth=cfg.depth,
+            heads=cfg.heads,
+            mlp_width=cfg.mlp_width,
+            activation=cfg.activation,
+            norm_epsilon=cfg.norm_epsilon,
+            causal=False,
+            kind=self.attention,
+            remat=self.remat,
+            dtype=self.dtype,
+            unroll=self.unroll,
+            constrain=self.constrain,
+            name="transformer",
+        )(x_BLD)
+        x_BD = self.pool(x_BLD, LayerNorm(name="post_norm", **norm))
+        if cfg.projection:
+            x_BD = Dense(self.embed_dim, D**-0.5, self.dtype, use_bias=False, name="projection")(
+                x_BD
+            )
+        return x_BD
+
+    def pool(self, x_BLD: jax.Array, norm: LayerNorm) -> jax.Array:
+        """One vector an image. A norm of one position alone is the cheaper order, and equal."""
+        cfg = self.config
+        if cfg.pool == "class":
+            return norm(x_BLD[:, 0])
+        if cfg.pool == "map":
+            return AttentionPool(cfg, self.dtype, name="pool")(norm(x_BLD))
+        first = int(cfg.class_token)
+        if cfg.pool_before_norm:
+            return norm(x_BLD[:, first:].mean(axis=1))
+        return norm(x_BLD)[:, first:].mean(axis=1)
+
+
+class PatchEmbedding(nn.Module):
+    """A convolution whose stride is its size, written as the matrix product that it is."""
+
+    width: int
+    patch_size: int
+    use_bias: bool
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images_BHWC: jax.Array) -> jax.Array:
+        p = self.patch_size
+        B, H, W, C = images_BHWC.shape
+        H, W = H - H % p, W - W % p
+        init = nn.initializers.normal((C * p * p) ** -0.5)
+        kernel = self.param("kernel", init, (p, p, C, self.width))
+        bias_D = None
+        if self.use_bias:
+            bias_D = self.param("bias", nn.initializers.zeros, (self.width,))
+        patches_BLP = (
+            images_BHWC[:, :H, :W]
+            .reshape(B, H // p, p, W // p, p, C)
+            .transpose(0, 1, 3, 2, 4, 5)
+            .reshape(B, (H // p) * (W // p), p * p * C)
+        )
+        kernel_PD = kernel.reshape(-1, self.width)
+        return project(patches_BLP.astype(self.dtype), kernel_PD, bias_D)
+
+
+class AttentionPool(nn.Module):
+    """One learned query that attends to all patches, then an MLP (SigLIP, arXiv:2303.15343)."""
+
+    config: VisionTransformerConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        cfg = self.config
+        B, _, D = x_BLD.shape
+        N, K = cfg.heads, D // cfg.heads
+        std = D**-0.5
+        probe_11D = self.param("probe", nn.initializers.normal(std), (1, 1, D))
+        probe_B1D = jnp.broadcast_to(probe_11D, (B, 1, D))
+        q_B1NK = Dense((N, K), std, self.dtype, name="query")(probe_B1D)
+        kv_BL2NK = Dense((2, N, K), std, self.dtype, name="key_value")(x_BLD)
+        x_B1NK = plain_attention(q_B1NK, kv_BL2NK[:, :, 0], kv_BL2NK[:, :, 1], causal=False)
+        x_B1D = Dense(D, std, self.dtype, axes=2, name="out")(x_B1NK)
+        y_B1D = LayerNorm(cfg.norm_epsilon, self.dtype, name="norm")(x_B1D)
+        x_B1D = x_B1D + Mlp(cfg.mlp_width, cfg.activation, std, std, self.dtype, name="mlp")(y_B1D)
+        return x_B1D[:, 0]
+
+
+def drop_patches(x_BLD: jax.Array, key: jax.Array, share: float, *, class_token: bool) -> jax.Array:
+    """Keep a random subset of the patches of each image, and the class token (arXiv:2212.00794)."""
+    first = int(class_token)
+    B, L, _ = x_BLD.shape
+    kept = max(1, round((L - first) * (1 - share)))
+    order_BL = jnp.argsort(jax.random.uniform(key, (B, L - first)), axis=1)
+    keep_BL = first + jnp.sort(order_BL[:, :kept], axis=1)
+    patches_BLD = jnp.take_along_axis(x_BLD, keep_BL[:, :, None], axis=1)
+    return jnp.concatenate([x_BLD[:, :first], patches_BLD], axis=1)
+
+
+def sincos2d(grid: int, width: int, *, class_token: bool) -> np.ndarray:
+    """Fixed sine-cosine position embeddings (grid * grid [+ 1], width), as in MAE (arXiv:2111.06377)."""
+    quarter = width // 4
+    frequency_Q = 1.0 / 10_000 ** (np.arange(quarter, dtype=np.float64) / quarter)
+    y_hw, x_hw = np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij")
+    halves = []
+    for place_hw in (x_hw, y_hw):
+        angle_LQ = place_hw.reshape(-1, 1) * frequency_Q
+        halves += [np.sin(angle_LQ), np.cos(angle_LQ)]
+    position_LD = np.concatenate(halves, axis=1).astype(np.float32)
+    if class_token:
+        position_LD = np.concatenate([np.zeros((1, width), np.float32), position_LD])
+    return position_LD

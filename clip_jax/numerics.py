@@ -1,0 +1,115 @@
+"""Matrix products with float32 sums, their precision and types, and the mesh axes that arrays vary over."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+
+def varying_axes(x: jax.Array) -> frozenset[str]:
+    """The mesh axes along which the devices have different values of x, inside `jax.shard_map`."""
+    return jax.typeof(x).manual_axis_type.varying
+
+
+def pvary_like(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays, marked as varying over every axis that one of them varies over.
+
+    JAX sums the gradient of what was marked over the axes of the mark. So a gradient formula
+    that meets marked arrays alone needs no sum over devices: each gives its share.
+    """
+    axes = frozenset().union(*map(varying_axes, arrays))
+    return tuple(
+        jax.lax.pcast(x, tuple(sorted(axes - varying_axes(x))), to="varying")
+        if axes - varying_axes(x)
+        else x
+        for x in arrays
+    )
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """What sums are kept in: float32, or float64 where the embeddings are float64."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def promote(*z: jax.Array) -> tuple[jax.Array, ...]:
+    """The arrays in the one type in which they are multiplied: bfloat16, float32 or float64."""
+    dtype = jnp.result_type(*z)
+    # float16 has too narrow a range for the small gradients of a large batch.
+    dtype = dtype if dtype == jnp.bfloat16 else accumulator(dtype)
+    return tuple(a.astype(dtype) for a in z)
+
+
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """float32 means float32 on every backend; TPUs and GPUs would else round the factors."""
+    return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+
+
+def matmul(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Array:
+    """Sum over one axis of each, accumulated in at least float32."""
+    exact = jax.lax.Precision.HIGHEST if a.dtype.itemsize >= 4 else None
+    return jax.lax.dot_general(
+        a,
+        b,
+        dimension_numbers=(((contract[0],), (contract[1],)), ((), ())),
+        precision=exact,
+        preferred_element_type=accumulator(a.dtype),
+    )
+
+
+def project(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, axes: int = 1
+) -> jax.Array:
+    """The product of `Dense`, in x's type.
+
+    Sums, the bias and the kernel's gradient are float32, also where devices add up their shares of
+    it: differentiated by JAX's own rules, a kernel that was cast to bfloat16 gets its gradient,
+    and the sum over a whole pod, in bfloat16. The other reason for rules of our own is speed: a
+    product of 16-bit factors is the fast one, and those rules would pair a float32 gradient with
+    them.
+    """
+    if bias is None:
+        x, kernel = pvary_like(x, kernel)
+    else:
+        x, kernel, bias = pvary_like(x, kernel, bias)
+    # The name lets a policy of rematerialisation keep the result in its 16 bits.
+    return checkpoint_name(_project(x, kernel, bias, axes), "dot")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _project(x, kernel, bias, axes: int):
+    y = _dot(x, kernel.astype(x.dtype), _last(x, axes), tuple(range(axes)))
+    return (y if bias is None else y + bias).astype(x.dtype)
+
+
+def _forward(x, kernel, bias, axes: int):
+    # The kernel is cast anew in the backward pass, so that no copy of it is kept.
+    return _project(x, kernel, bias, axes), (x, kernel, bias)
+
+
+def _backward(axes: int, saved, dy):
+    x, kernel, bias = saved
+    outputs = kernel.ndim - axes
+    rows = tuple(range(x.ndim - axes))
+    dx = _dot(dy, kernel.astype(x.dtype), _last(dy, outputs), tuple(range(axes, kernel.ndim)))
+    d_kernel = _dot(x, dy, rows, rows)
+    d_bias = None if bias is None else dy.astype(bias.dtype).sum(axis=rows)
+    return dx.astype(x.dtype), d_kernel.astype(kernel.dtype), d_bias
+
+
+_project.defvjp(_forward, _backward)
+
+
+def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
+    """Sum over some axes of each, in float32 at least."""
+    return jax.lax.dot_general(
+        a,
+        b,
+        dimension_numbers=((of_a, of_b), ((), ())),
+        precision=precision_of(a.dtype),
+        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+    )
+
+
+def _last(x: jax.Array, axes: int) -> tuple[int, ...]:
+    return tuple(range(x.ndim - axes, x.ndim))

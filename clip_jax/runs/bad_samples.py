@@ -1,0 +1,21 @@
+"""The accounts of bad samples, one a process: all of them in a checkpoint, each back where it was."""
+
+import jax
+
+from clip_jax.data.bad_samples import BadSamples
+
+
+def take_account(accounts: list[dict | None]) -> dict | None:
+    """This process's account out of those that were gathered.
+
+    Where there are as many processes as then, it is the one's with the same index, which read the
+    same rows of the batches; else process 0 goes on with the sum, and the others start anew.
+    """
+    if len(accounts) == jax.process_count():
+        return accounts[jax.process_index()]
+    if jax.process_index() > 0:
+        return None
+    total = BadSamples()
+    for account in filter(None, accounts):
+        total.merge(BadSamples.from_json(account))
+    return total.to_json()

@@ -1,0 +1,220 @@
+"""The folder of a run: its files are written whole or not at all, and one process owns it."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from etils import epath
+
+from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.redaction import redact
+from clip_jax.runs import provenance
+from clip_jax.storage import atomic_write
+
+log = logging.getLogger(__name__)
+
+UPLOAD_EVERY_S = 60.0  # of metrics.jsonl to a bucket, whose objects cannot be appended to
+
+BUCKETS = ("gs", "s3", "az", "hf")  # that epath reads and writes
+
+
+def can_hold_runs(path: str) -> bool:
+    """Whether a path or a URL is a place that runs may live in."""
+    scheme, found, _ = path.partition("://")
+    return not found or scheme in BUCKETS
+
+
+class RunDirectory:
+    """A context manager: inside it the folder exists, is writable and belongs to this run.
+
+    Args:
+      path: a local folder or a bucket's URL.
+      main: whether this is the process that writes (process 0); the others only read.
+
+    Raises:
+      ValueError: the URL is of no bucket; on entering, when the folder cannot be written, or
+        another process trains in it.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, main: bool = True):
+        path = self._named = os.fspath(path)
+        if not can_hold_runs(path):
+            known = ", ".join(f"{name}://" for name in BUCKETS)
+            raise ValueError(f"{redact(path)}: a run lives in a folder or at {known}")
+        # Orbax takes no relative path, and a `cd` later on must not move the run.
+        self.path = epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+        self._main = main
+        self._lock: IO | None = None
+        self._metrics: IO | None = None
+        self._lines: list[str] = []  # of metrics.jsonl, where the folder is remote
+        self._uploaded = 0.0
+
+    def __enter__(self) -> "RunDirectory":
+        if self._main:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                probe = self.path / ".writable"
+                probe.write_text("")
+                probe.unlink()
+            except OSError as error:
+                raise ValueError(
+                    f"workdir={self._named} cannot be written ({error.strerror or error}): choose "
+                    "another --workdir, or make it writable"
+                ) from error
+            self._take_lock()
+        if not self.is_local:
+            self._lines = [json.dumps(values) + "\n" for values in self.metrics()]
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self._close_metrics()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in os.fspath(self.path)
+
+    @property
+    def holds_run(self) -> bool:
+        """Whether a run has begun here. Released weights have a config.json of their own as well."""
+        return (self.path / "model.json").exists()
+
+    @property
+    def checkpoints(self) -> epath.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> epath.Path:
+        return self.path / "tokenizer"
+
+    # -------------------------------------------------------------------------------- JSON
+
+    def write_json(self, name: str, content: Any):
+        """Write a file of the folder, without secrets; a reader sees the old one or the new one."""
+        if self._main:
+            atomic_write(self.path / name, json.dumps(redact(content), indent=2))
+
+    def read_json(self, name: str) -> Any:
+        """What `write_json` wrote, or None where there is no such file."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON ({error}): restore or remove it") from error
+
+    def save_config(self, cfg: TrainConfig, model: ModelConfig):
+        self.write_json("config.json", provenance.to_json(cfg))
+        self.write_json("model.json", provenance.to_json(model))
+
+    def load_config(self) -> TrainConfig | None:
+        """The settings of the run that is in the folder, or None in an empty one."""
+        return self._load("config.json", TrainConfig)
+
+    def load_model_config(self) -> ModelConfig | None:
+        return self._load("model.json", ModelConfig)
+
+    def _load(self, name: str, kind: type) -> Any:
+        data = self.read_json(name)
+        return data and provenance.from_json(kind, data, origin=os.fspath(self.path / name))
+
+    # ----------------------------------------------------------------------------- metrics
+
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl. A last one that was cut off by a kill is left out."""
+        lines = self._lines
+        if self.is_local or not lines:
+            path = self.path / "metrics.jsonl"
+            lines = path.read_text().splitlines() if path.exists() else []
+        return list(_parsed(lines))
+
+    def append_metrics(self, values: dict):
+        """Add a line to metrics.jsonl: {"step": 20, "loss": 1.5, ...}."""
+        if not self._main:
+            return
+        line = json.dumps(redact(values)) + "\n"
+        if not self.is_local:
+            self._lines.append(line)
+            if time.monotonic() - self._uploaded > UPLOAD_EVERY_S:
+                self._upload()
+            return
+        try:
+            if self._metrics is None:
+                self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+            self._metrics.write(line)
+            self._metrics.flush()
+        except OSError as error:  # a full disk: the checkpoints decide whether the run stops
+            log.error("metrics.jsonl could not be written: %s", error)
+            self._close_metrics()
+
+    def rewind_metrics(self, step: int):
+        """Remove the lines of steps after `step`, which are about to be done again."""
+        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        self._close_metrics()
+        if self._main and (self.path / "metrics.jsonl").exists():
+            atomic_write(self.path / "metrics.jsonl", text)
+        if not self.is_local:
+            self._lines = text.splitlines(keepends=True)
+
+    def _upload(self):
+        self._uploaded = time.monotonic()
+        (self.path / "metrics.jsonl").write_text("".join(self._lines))
+
+    def _close_metrics(self):
+        if self._lines and self._main:
+            self._upload()
+        if self._metrics is not None:
+            with contextlib.suppress(OSError):
+                self._metrics.close()
+            self._metrics = None
+
+    # -------------------------------------------------------------------------------- lock
+
+    def _take_lock(self):
+        if not self.is_local:
+            log.warning("%s cannot be locked: see that one run alone writes there", self.path)
+            return
+        path = self.path / "run.lock"
+        # It is held open as long as the run lives.
+        file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115
+        try:
+            # The kernel lets go of it when the process ends, however it ends.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise ValueError(
+                f"workdir={self._named} is in use by {holder}: wait for it, stop it, or choose "
+                "another --workdir"
+            ) from None
+        except OSError as error:
+            log.warning(
+                "%s cannot be locked (%s): see that one run alone writes there", path, error
+            )
+            file.close()
+            return
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
+        file.flush()
+        self._lock = file
+        # A data worker that outlives its killed parent must not go on holding the lock.
+        os.register_at_fork(after_in_child=file.close)
+
+
+def _parsed(lines: list[str]) -> Iterator[dict]:
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)

@@ -1,0 +1,1 @@
+"""report.html: what a run leaves for people to look at."""

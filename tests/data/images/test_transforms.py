@@ -1,0 +1,184 @@
+"""Tests of decoding, the training crop and the evaluation resize."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.config import AugmentConfig, PreprocessConfig
+from clip_jax.data.images.transforms import ImageError, decode, eval_image, train_image
+
+MANY = 10_000_000
+PREPROCESS = PreprocessConfig()
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth noise, which compresses as photographs do."""
+    rng = np.random.default_rng(seed)
+    cell = 8 + width // 40
+    small = rng.integers(0, 256, (height // cell + 2, width // cell + 2, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pillow_eval(data: bytes, size: int, pillow_resize) -> np.ndarray:
+    """What torchvision's Resize and CenterCrop do, in Pillow's words."""
+    image = Image.open(io.BytesIO(data))
+    width, height = image.size
+    if width <= height:
+        longer = (size, int(size * height / width))
+    else:
+        longer = (int(size * width / height), size)
+    image = pillow_resize(image, longer, Image.Resampling.BICUBIC)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    image = image.crop((left, top, left + size, top + size))
+    image.info.pop("transparency", None)
+    return np.asarray(image.convert("RGB"))
+
+
+FILES = {
+    "jpeg": encoded(photo(301, 199), quality=90),
+    "portrait": encoded(photo(100, 333), quality=90),
+    "progressive": encoded(photo(301, 199), progressive=True),
+    "gray": encoded(photo(90, 91).convert("L")),
+    "cmyk": encoded(photo(120, 91).convert("CMYK")),
+    "png": encoded(photo(64, 63), "PNG"),
+    "palette": encoded(photo(120, 91).convert("P"), "PNG"),
+    "palette_with_transparency": encoded(photo(99, 70).convert("P"), "PNG", transparency=b"\x00\x7f"),
+    "alpha": encoded(photo(120, 91).convert("RGBA").rotate(30), "PNG"),
+    "gray_alpha": encoded(photo(120, 91).convert("LA"), "PNG"),
+    "bitmap": encoded(photo(120, 91).convert("1"), "PNG"),
+    "webp": encoded(photo(120, 91), "WEBP"),
+    "gif": encoded(photo(120, 91), "GIF"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_becomes_the_pixels_that_pillow_gives(name, pillow_resize):
+    data = FILES[name]
+    image = Image.open(io.BytesIO(data))
+    image.info.pop("transparency", None)
+    np.testing.assert_array_equal(decode(data, max_pixels=MANY), np.asarray(image.convert("RGB")))
+    pixels = eval_image(data, PREPROCESS, 56, MANY)
+    assert pixels.shape == (56, 56, 3)
+    assert np.abs(pixels.astype(int) - pillow_eval(data, 56, pillow_resize)).mean() < 0.02
+
+
+def test_sixteen_bit_gray_keeps_its_brightness():
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    pixels = decode(encoded(Image.fromarray(ramp), "PNG"), max_pixels=MANY)
+    assert pixels.min() == 0
+    assert pixels.max() == 255
+
+
+def test_exif_rotation_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright, rotated = encoded(photo(80, 40)), encoded(photo(80, 40), exif=exif)
+    np.testing.assert_array_equal(
+        decode(rotated, max_pixels=MANY), decode(upright, max_pixels=MANY)
+    )
+
+
+JPEG = FILES["jpeg"]
+SPOILED = bytearray(JPEG)
+SPOILED[-1000:-940] = bytes(range(60))
+BAD = {
+    "empty-file": b"",
+    "html-instead-of-image": b"  <!DOCTYPE html><html><body>404</body></html>",
+    "unknown-format": b"just some text",
+    "truncated-jpeg": JPEG[: len(JPEG) // 2],
+    "corrupt-jpeg": bytes(SPOILED),
+    "truncated-png": FILES["png"][:-200],
+    "wrong-mode": encoded(Image.new("F", (9, 9)), "TIFF"),
+    "too-many-pixels": encoded(Image.new("RGB", (4000, 2600)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_bad_file_is_refused_with_its_reason(reason, fast):
+    augment = AugmentConfig(resize="fast" if fast else "exact")
+    with pytest.raises(ImageError) as caught:
+        train_image(BAD[reason], np.random.default_rng(0), augment, PREPROCESS, 32, MANY)
+    assert caught.value.reason == reason
+    with pytest.raises(ImageError) as caught:
+        eval_image(BAD[reason], PREPROCESS, 32, MANY)
+    assert caught.value.reason == reason
+
+
+def test_no_damaged_byte_raises_anything_but_an_image_error():
+    rng = np.random.default_rng(0)
+    for name in ("jpeg", "png", "webp", "gif", "palette"):
+        for _ in range(40):
+            damaged = bytearray(FILES[name])
+            for place in rng.integers(len(damaged), size=4):
+                damaged[place] = rng.integers(256)
+            damaged = bytes(damaged[: rng.integers(1, len(damaged))])
+            try:
+                assert decode(damaged, max_pixels=MANY).dtype == np.uint8
+            except ImageError as error:
+                assert error.reason
+
+
+def test_size_is_checked_before_anything_is_decoded():
+    width = height = 30_000
+    bomb = bytearray(encoded(Image.new("L", (8, 8))))
+    place = bomb.index(b"\xff\xc0") + 5
+    bomb[place : place + 4] = height.to_bytes(2, "big") + width.to_bytes(2, "big")
+    with pytest.raises(ImageError, match="too-many-pixels"):
+        decode(bytes(bomb), max_pixels=MANY)
+    ribbon = encoded(Image.new("RGB", (60_000, 2)), "PNG")
+    with pytest.raises(ImageError, match="too-elongated"):
+        eval_image(ribbon, PREPROCESS, 224, MANY)
+
+
+def test_a_training_image_depends_on_the_generator_alone():
+    augment = AugmentConfig(
+        crop_scale=(0.3, 1.0), flip=True, color_jitter=(0.4, 0.4, 0.4, 0.1), grayscale_prob=0.2
+    )
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        return train_image(JPEG, rng, augment, PREPROCESS, 32, MANY)
+
+    assert draw(0).shape == (32, 32, 3)
+    np.testing.assert_array_equal(draw(0), draw(0))
+    assert len({draw(seed).tobytes() for seed in range(8)}) == 8
+
+
+def test_a_crop_of_everything_is_the_squashed_image():
+    whole = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(301 / 199, 301 / 199))
+    expected = Image.open(io.BytesIO(JPEG)).resize((48, 48), Image.Resampling.BICUBIC)
+    actual = train_image(JPEG, np.random.default_rng(0), whole, PREPROCESS, 48, MANY)
+    assert np.abs(actual.astype(int) - np.asarray(expected)).mean() < 0.02
+
+
+@pytest.mark.parametrize("width,height", [(301, 199), (1300, 900), (40, 30)])
+def test_the_fast_setting_sees_the_same_crop(width, height):
+    data = encoded(photo(width, height), quality=95)
+    exact, fast = (
+        train_image(
+            data, np.random.default_rng(3), AugmentConfig(resize=resize), PREPROCESS, 64, MANY
+        ).astype(int)
+        for resize in ("exact", "fast")
+    )
+    assert 0 < np.abs(exact - fast).mean() < 12
+    assert np.corrcoef(exact.ravel(), fast.ravel())[0, 1] > 0.95
+
+
+def test_flip_mirrors_half_of_the_images():
+    augment = AugmentConfig(crop_scale=(1.0, 1.0), crop_ratio=(301 / 199, 301 / 199), flip=True)
+    seen = [
+        train_image(JPEG, np.random.default_rng(seed), augment, PREPROCESS, 16, MANY)
+        for seed in range(40)
+    ]
+    mirrored = sum(not np.array_equal(image, seen[0]) for image in seen)
+    assert 10 < mirrored < 30
+    assert {image.tobytes() for image in seen} == {seen[0].tobytes(), seen[0][:, ::-1].tobytes()}

@@ -1,0 +1,82 @@
+"""What is wrong with one file costs one sample; what is wrong with a storage stops the run."""
+
+import errno
+import http.server
+import threading
+from pathlib import Path
+
+import pytest
+
+from clip_jax import storage
+from clip_jax.data.samples import BadSample
+from clip_jax.data.sources.image_files import read_image
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """The address of a server that answers /200 with 200 and so on, and what it was asked for."""
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01, 0.01))
+    asked = []
+
+    class Answers(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(int(self.path[1:]))
+            self.send_header("Content-Length", "4")
+            self.end_headers()
+            self.wfile.write(b"data")
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(404, "missing-file"), (403, "unreadable-file"), (401, "unreadable-file"), (410, "unreadable-file")],
+)  # fmt: skip
+def test_an_answer_about_one_url_is_a_bad_sample_at_once(server, answer, reason):
+    url, asked = server
+    assert read_image(f"{url}/200", key="k", shard="s") == b"data"
+    with pytest.raises(BadSample) as caught:
+        read_image(f"{url}/{answer}", key="k", shard="s")
+    assert (caught.value.reason, caught.value.key, caught.value.shard) == (reason, "k", "s")
+    assert asked.count(f"/{answer}") == 1
+
+
+@pytest.mark.parametrize("answer", [503, 429])
+def test_a_server_that_is_out_of_order_is_asked_again_and_then_named(server, answer):
+    url, asked = server
+    with pytest.raises(OSError, match=rf"/{answer} cannot be read, after 3 tries"):
+        read_image(f"{url}/{answer}", key="k", shard="s")
+    assert asked.count(f"/{answer}") == 3
+
+
+def test_a_server_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01,))
+    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9/x cannot be read, after 2 tries"):
+        read_image("http://127.0.0.1:9/x", key="k", shard="s")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_file_that_the_system_does_not_give_out_is_a_bad_sample(monkeypatch, number):
+    def fail(path):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(BadSample, match="unreadable-file"):
+        read_image("a.jpg", key="k", shard="s")
+
+
+def test_too_many_open_files_are_no_fault_of_the_file(monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(OSError, match="too many open files"):
+        read_image("a.jpg", key="k", shard="s")

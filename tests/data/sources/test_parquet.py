@@ -1,0 +1,202 @@
+"""Parquet files as img2dataset and Hugging Face write them."""
+
+import concurrent.futures
+import json
+import pickle
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from clip_jax import storage
+from clip_jax.data.samples import BadSample
+from clip_jax.data.sources import parquet
+from clip_jax.data.sources.registry import open_source
+
+
+@pytest.fixture
+def folder(tmp_path, encode):
+    for file in range(2):
+        images = [encode((file, number, 0)) for number in range(10)]
+        texts = [f"{file} {number}" for number in range(10)]
+        table = pa.table({"jpg": images, "text": texts, "width": list(range(10))})
+        pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=3)
+    return tmp_path
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.parquet", "/{0..1}.parquet"])
+def test_rows_are_found_by_number(folder, settings, encode, pattern):
+    source = open_source(f"parquet:{folder}{pattern}", "train", settings())
+    assert len(source) == 20
+    for number in (19, 0, 9, 10, 13):
+        assert source[number].captions == (f"{number // 10} {number % 10}",)
+        assert source[number].image == encode((number // 10, number % 10, 0))
+        assert source[number].key == f"{number // 10}.parquet/{number}"
+
+
+def test_a_copy_in_another_process_reads_the_same(folder, settings):
+    source = open_source(f"parquet:{folder}", "train", settings())
+    assert pickle.loads(pickle.dumps(source))[7] == source[7]
+
+
+def test_row_groups_are_kept_within_the_limit_and_decoded_once(folder, settings, monkeypatch):
+    source = open_source(f"parquet:{folder}", "train", settings())
+    opened = []
+    real = parquet._open
+    monkeypatch.setattr(parquet, "_open", lambda path: opened.append(path) or real(path))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(source.__getitem__, [0, 1, 2] * 10))
+    assert len(opened) == 1
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 1)
+    for number in (5, 10, 15):
+        source[number]
+    assert len(source._cache) == 1
+
+
+def test_hugging_face_structs_and_lists_of_captions_are_read(tmp_path, settings):
+    table = pa.table({"image": [{"bytes": b"data", "path": None}], "captions": [["a", "b"]]})
+    pq.write_table(table, tmp_path / "h.parquet")
+    sample = open_source(f"parquet:{tmp_path}", "train", settings())[0]
+    assert sample.image == b"data" and sample.captions == ("a", "b")
+
+
+def test_paths_start_at_the_folder_of_the_file(tmp_path, settings):
+    (tmp_path / "i.jpg").write_bytes(b"data")
+    pq.write_table(
+        pa.table({"path": ["i.jpg", "gone.jpg"], "text": ["a", "b"]}), tmp_path / "p.parquet"
+    )
+    source = open_source(f"parquet:{tmp_path}", "train", settings())
+    assert source[0].image == b"data"
+    with pytest.raises(BadSample, match=r"gone\.jpg: missing-file"):
+        source[1]
+
+
+def test_rows_that_lack_something_are_bad_samples(tmp_path, settings):
+    table = pa.table({"jpg": [b"x", None, b"x"], "text": [" ", "a", None]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    source = open_source(f"parquet:{tmp_path}", "train", settings())
+    for number, reason in enumerate(["missing-caption", "missing-image", "missing-caption"]):
+        with pytest.raises(BadSample, match=reason):
+            source[number]
+
+
+def test_a_damaged_row_group_is_bad_samples_and_decoded_once(folder, settings, monkeypatch):
+    path = folder / "1.parquet"
+    place = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[place : place + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (60.0,))
+    source = open_source(f"parquet:{folder}", "train", settings())
+    decoded = []
+    real = parquet._read_group
+    monkeypatch.setattr(parquet, "_read_group", lambda *args: decoded.append(args) or real(*args))
+    for number in (13, 14, 15):
+        with pytest.raises(BadSample, match=rf"1\.parquet/{number}: unreadable-row-group"):
+            source[number]
+    assert len(decoded) == 1
+    assert source[12].captions == ("1 2",) and source[16].captions == ("1 6",)
+
+
+def test_corrupt_compressed_bytes_are_damage_and_a_failing_disk_is_not(monkeypatch):
+    class File:
+        def __init__(self, error):
+            self.error = error
+
+        def read_row_group(self, number, names):
+            raise self.error
+
+    errors = (
+        OSError("Corrupt snappy compressed data."),
+        pa.ArrowInvalid("x"),
+        pa.ArrowKeyError("x"),
+    )
+    for error in errors:
+        monkeypatch.setattr(parquet, "_open", lambda path, error=error: File(error))
+        with pytest.raises(parquet.DamagedGroup, match=r"0\.parquet, row group 3"):
+            parquet._read_group("0.parquet", 3, ["text"])
+    for error in (OSError(5, "input/output error"), ConnectionError("reset"), MemoryError("full")):
+        monkeypatch.setattr(parquet, "_open", lambda path, error=error: File(error))
+        with pytest.raises(type(error)):
+            parquet._read_group("0.parquet", 3, ["text"])
+
+
+def test_a_file_that_vanishes_is_tried_again_and_then_named(folder, settings, monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01, 0.01))
+    source = open_source(f"parquet:{folder}", "train", settings())
+    (folder / "1.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"1\.parquet cannot be read, after 3 tries"):
+        source[12]
+    assert source[2].captions == ("0 2",)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"caption_column": "width"}, r"0\.parquet: the caption column 'width' holds numbers \(int64\)"),
+        ({"caption_column": "title"}, r"no column 'title' .*jpg, text, width"),
+        ({"image_column": "png"}, r"no column 'png' .*jpg, text, width"),
+    ],
+)  # fmt: skip
+def test_columns_that_cannot_be_used_are_refused(folder, settings, columns, message):
+    with pytest.raises(ValueError, match=message):
+        open_source(f"parquet:{folder}", "train", settings(**columns))
+
+
+def test_a_truncated_file_is_named(folder, settings):
+    path = folder / "1.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"1\.parquet is not a whole Parquet file"):
+        open_source(f"parquet:{folder}", "train", settings())
+
+
+def write_labels(path, labels, metadata=None):
+    table = pa.table({"image": [b"data"] * len(labels), "label": labels})
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+
+
+def test_labels_are_named_by_hugging_face_or_by_the_file_beside_them(tmp_path, settings):
+    features = {"label": {"names": ["tench", "shark"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    write_labels(tmp_path / "a.parquet", [1, 0, None], metadata)
+    source = open_source(f"parquet:{tmp_path}", "train", settings())
+    assert source.classes == ("tench", "shark")
+    assert [(source[i].label, source[i].captions) for i in (0, 1)] == [
+        (1, ("shark",)),
+        (0, ("tench",)),
+    ]
+    with pytest.raises(BadSample, match="missing-caption"):
+        source[2]
+    write_labels(tmp_path / "a.parquet", [1, 0])
+    with pytest.raises(ValueError, match=r"no captions, only labels without names"):
+        open_source(f"parquet:{tmp_path}", "train", settings())
+    assert open_source(f"parquet:{tmp_path}", "test", settings())[0].label == 1
+    (tmp_path / "classnames.txt").write_text("cock\nhen\n")
+    copy = pickle.loads(pickle.dumps(open_source(f"parquet:{tmp_path}", "train", settings())))
+    assert copy.classes == ("cock", "hen") and copy[0].captions == ("hen",)
+
+
+def test_names_of_classes_are_labels_where_the_column_is_named(tmp_path, settings):
+    write_labels(tmp_path / "a.parquet", ["dog", "cat"])
+    write_labels(tmp_path / "b.parquet", ["ant", None])
+    cfg = settings(label_column="label")
+    source = open_source(f"parquet:{tmp_path}", "test", cfg)
+    assert source.classes == ("ant", "cat", "dog")
+    assert [source[i].label for i in range(3)] == [2, 1, 0]
+    with pytest.raises(ValueError, match=r"no column that is known to hold the caption"):
+        open_source(f"parquet:{tmp_path}", "test", settings())
+    pq.write_table(pa.table({"image": [b"x"], "label": [0.5]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"'label' holds double.*data\.label_column"):
+        open_source(f"parquet:{tmp_path}", "test", cfg)
+
+
+def test_a_folder_of_a_bucket_is_read_as_one_of_a_disk(folder, settings):
+    bucket = fsspec.filesystem("memory")
+    bucket.put(str(folder), "/parquet", recursive=True)
+    try:
+        here = open_source(f"parquet:{folder}", "train", settings())
+        there = open_source("parquet:memory://parquet", "train", settings())
+        assert [there[i] for i in range(20)] == [here[i] for i in range(20)]
+    finally:
+        bucket.rm("/parquet", recursive=True)

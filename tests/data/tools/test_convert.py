@@ -1,0 +1,76 @@
+"""Converted data is the same data, and says so in its manifest."""
+
+import json
+
+import fsspec
+import pytest
+import xxhash
+
+from clip_jax.data.sources.registry import open_source
+from clip_jax.data.tools.convert import convert
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_tar_shards_become_records_with_the_same_samples(shards, tmp_path, settings, workers):
+    out = tmp_path / "records"
+    manifest = convert(
+        f"tar:{shards}/*.tar", settings(), str(out), shard_samples=12, workers=workers
+    )
+    before = open_source(f"tar:{shards}/*.tar", "train", settings())
+    after = open_source(f"records:{out}", "train", settings())
+    assert [(s.image, s.captions) for s in after] == [(s.image, s.captions) for s in before]
+    assert manifest["samples"] == 30 and [e["samples"] for e in manifest["shards"]] == [12, 12, 6]
+    assert json.loads((out / "manifest.json").read_text()) == manifest
+    names = {"manifest.json"} | {entry["name"] for entry in manifest["shards"]}
+    assert {path.name for path in out.iterdir()} == names
+    for entry in manifest["shards"]:
+        data = (out / entry["name"]).read_bytes()
+        assert (len(data), xxhash.xxh3_128_hexdigest(data)) == (entry["size"], entry["xxh3"])
+
+
+def test_what_is_left_out_is_said(tmp_path, settings, write_tar, encode):
+    files = {}
+    for number in range(20):
+        files[f"{number:02}.png"] = encode((0, number, 0))
+        files[f"{number:02}.txt"] = b"" if number == 7 else b"a caption"
+    write_tar(tmp_path / "s.tar", files)
+    manifest = convert(
+        f"tar:{tmp_path}/s.tar", settings(max_bad_share=0.1), str(tmp_path / "out"), workers=1
+    )
+    assert manifest["samples"] == 19 and manifest["left_out"] == {"missing-caption": 1}
+    assert manifest["left_out_first"] == [["s.tar/07", "missing-caption"]]
+    with pytest.raises(ValueError, match=r"1 of 20 samples cannot be used.*s\.tar/07"):
+        convert(f"tar:{tmp_path}/s.tar", settings(), str(tmp_path / "other"), workers=1)
+    assert not (tmp_path / "other" / "manifest.json").exists()
+
+
+def test_converted_data_is_not_overwritten(shards, tmp_path, settings):
+    arguments = (f"tar:{shards}/*.tar", settings(), str(tmp_path / "out"))
+    convert(*arguments, workers=1)
+    with pytest.raises(ValueError, match="out holds converted data"):
+        convert(*arguments, workers=1)
+
+
+def test_files_of_a_conversion_that_did_not_end_are_in_the_way(shards, tmp_path, settings):
+    arguments = (f"tar:{shards}/*.tar", settings(), str(tmp_path / "out"))
+    convert(*arguments, workers=1)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"1 files of a conversion that did not end.*delete them"):
+        convert(*arguments, workers=1)
+
+
+def test_labels_and_names_of_classes_are_kept(tmp_path, settings, encode):
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "1.png").write_bytes(encode((0, number, 0)))
+    convert(f"folder:{tmp_path}/in", settings(), str(tmp_path / "out"), workers=1)
+    source = open_source(f"records:{tmp_path}/out", "test", settings())
+    assert source.classes == ("cat", "dog")
+    assert [(source[i].label, source[i].captions) for i in (0, 1)] == [(0, ("cat",)), (1, ("dog",))]
+
+
+def test_a_bucket_can_be_written_to(shards, settings):
+    manifest = convert(f"tar:{shards}/*.tar", settings(), "memory://converted", workers=1)
+    filesystem = fsspec.filesystem("memory")
+    assert filesystem.size("/converted/" + manifest["shards"][0]["name"]) == manifest["shards"][0]["size"]  # fmt: skip
+    filesystem.rm("/converted", recursive=True)

@@ -1,0 +1,107 @@
+"""Every way to move the losses gives the whole batch's loss, and moves no more than it must."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from clip_jax.losses import softmax_loss
+
+AXES = ("data", "fsdp")
+MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
+SCALARS = {"softmax": (14.3,), "sigmoid": (14.3, -4.5)}
+COLLECTIVE = re.compile(
+    r" = .*? (all-gather|all-reduce|reduce-scatter|collective-permute|all-to-all)(?:-start)?\("
+)
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize("kind", SCALARS)
+@pytest.mark.parametrize(
+    ("distributed", "tile"),
+    [("replicated", None), ("gather", None), ("gather", 5), ("ring", None), ("ring", 5)],
+)
+def test_a_movement_equals_the_dense_loss_in_float64(
+    kind, distributed, tile, shape, mesh, pairs, value_and_gradients, reference, assert_close
+):
+    arguments = (*pairs(64), *map(jnp.float32, SCALARS[kind]))
+    for inside in (False, True):
+        actual = value_and_gradients(
+            kind, arguments, mesh(*shape), inside=inside, distributed=distributed, tile=tile
+        )
+        assert_close(actual, reference(kind, arguments))
+
+
+def collectives(distributed: str, mesh) -> Counter:
+    """The collectives in the compiled loss with its gradients, with the loops' bodies once."""
+    specs = (P(AXES), P(AXES), P())
+
+    def loss(*arguments):
+        return softmax_loss(*arguments, axis_name=AXES, distributed=distributed)
+
+    fn = jax.shard_map(loss, mesh=mesh, in_specs=specs, out_specs=P())
+    z_BE = jax.ShapeDtypeStruct((64, 24), jnp.float32)
+    lowered = jax.jit(jax.value_and_grad(fn, (0, 1, 2))).lower(
+        z_BE, z_BE, jax.ShapeDtypeStruct((), jnp.float32)
+    )
+    text = lowered.compile().as_text()
+    return Counter(
+        match[1] + " " + re.search(r"(\w+\[[\d,]*\])", match[0])[1]
+        for match in COLLECTIVE.finditer(text)
+    )
+
+
+# Vectors of numbers a pair are small beside embeddings: maxima and sums of the log-sum-exps.
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_gather_moves_the_texts_once_each_way_and_else_only_vectors(shape, mesh):
+    assert collectives("gather", mesh(*shape)) == {
+        "all-gather f32[64,24]": 1,
+        "reduce-scatter f32[8,24]": 1,
+        "all-reduce f32[64]": 2,
+        "all-reduce f32[]": 1,
+    }
+
+
+@pytest.mark.parametrize("shape", MESHES[1:], ids=str)
+def test_ring_never_holds_more_than_one_devices_texts_in_a_message(shape, mesh):
+    # The log-sum-exps' lap and the gradients' lap: texts, their places, and what is known of them,
+    # each sent before a loop and in it; the last lap's sums are sent home after it.
+    assert collectives("ring", mesh(*shape)) == {
+        "collective-permute f32[8,24]": 5,
+        "collective-permute f32[8]": 8,
+        "collective-permute s32[8]": 3,
+        "all-reduce f32[]": 1,
+    }
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+def test_a_ring_forms_its_logits_once_unless_it_is_to_hold_little(tile, mesh):
+    def products(tile) -> int:
+        fn = jax.shard_map(
+            lambda *a: softmax_loss(*a, axis_name=AXES, distributed="ring", tile=tile),
+            mesh=mesh(8, 1),
+            in_specs=(P(AXES), P(AXES), P()),
+            out_specs=P(),
+        )
+        z_BE = jax.ShapeDtypeStruct((128, 24), jnp.float32)
+        scale = jax.ShapeDtypeStruct((), jnp.float32)
+        traced = jax.jit(jax.grad(fn, (0, 1))).trace(z_BE, z_BE, scale)
+        return str(traced.jaxpr).count("dot_general[")
+
+    # Once before the ring's loop and once in it: logits, of tiles twice, then their gradient's two
+    # products.
+    assert products(tile) == (2 * (1 + 2) if tile is None else 2 * (1 + 1 + 2))
+
+
+def test_a_ring_of_embeddings_that_are_not_finite_has_no_finite_gradient(
+    mesh, pairs, value_and_gradients
+):
+    image_BE, text_BE = pairs(64)
+    image_BE[3, 0] = jnp.nan
+    found = value_and_gradients(
+        "softmax", (image_BE, text_BE, jnp.float32(100)), mesh(8, 1), distributed="ring"
+    )
+    assert not any(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
