@@ -106,7 +106,7 @@ from pathlib import Path
 from etils import epath
 import orbax.checkpoint as ocp
 import clip_jax
-from clip_jax.cli import main
+from clip_jax.cli.main import main
 
 # The emulator loses writes to one object that depend on each other, which OCDBT has when there are
 # many arrays.
