@@ -138,6 +138,7 @@ class ModelSettings:
     context_length: int | None = None  # tokens; None: the architecture's
     vocab_size: int | None = None  # None: the tokenizer's
     patch_dropout: float | None = None  # None: the architecture's
+    ghost_batch_norm: bool = False  # with data.accumulation: statistics of each micro-batch alone
     init_from: str | None = None  # a run directory or released weights (or their URL) to start from
     init_towers: Literal["both", "image", "text"] = "both"  # which towers init_from fills
     freeze: Literal["none", "image", "text"] = "none"  # tower that is not trained (LiT)
@@ -148,7 +149,8 @@ class ModelSettings:
 class LossConfig:
     """The contrastive loss and how its similarity matrix is moved and held."""
 
-    kind: Literal["softmax", "sigmoid"] = "softmax"
+    kind: str = "softmax"  # softmax, sigmoid or package.module:NAME
+    terms: tuple[str, ...] = ()  # NAME=WEIGHT each: further losses that are added to it
     distributed: Literal["replicated", "gather", "ring"] = "gather"  # between the devices
     tile: int | None = None  # rows' worth of similarities held at once in a device; None: all
     max_logit_scale: float = 100.0  # the multiplier is clamped to [1, this] after each step
@@ -210,7 +212,8 @@ class TokenizerConfig:
 class OptimizerConfig:
     """The update rule and its schedule."""
 
-    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    name: str = "adamw"  # adamw, lion, adafactor, muon, one of optax's or package.module:NAME
+    options: tuple[str, ...] = ()  # NAME=VALUE each: what else the optimizer takes, momentum=0.9
     learning_rate: float = 5e-4  # at the peak
     schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
     warmup_steps: int = 100
@@ -224,6 +227,7 @@ class OptimizerConfig:
     layer_decay: float | None = None  # learning rate's factor from a layer to the one below
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
     ema_decay: float | None = None  # of an average of the variables; None: none is kept
+    ema_warmup: bool = True  # the decay rises to it over the first steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,14 +274,15 @@ class LoggingConfig:
     progress: bool = True  # a live line on a terminal
     report: bool = True  # report.html at the end
     profile_steps: tuple[int, int] | None = None  # first and last step of a profiler trace
+    hooks: tuple[str, ...] = ()  # package.module:NAME each: called after every step
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealthConfig:
     """When a step is not taken, and when a run gives up."""
 
-    skip_nonfinite: bool = True  # leave out a step whose loss or gradient is not finite
-    spike_factor: float | None = None  # leave out a gradient norm above this times its average
+    skip_nonfinite: bool = True  # skip a step whose loss, gradient or update is not finite
+    spike_factor: float | None = None  # skip a gradient norm above this times its average
     spike_warmup_steps: int = 100  # steps that the average needs before it counts
     max_skipped_in_row: int = 20  # then the run stops
     hang_seconds: float = 1800.0  # without a step: print all stacks, leave with the retry code

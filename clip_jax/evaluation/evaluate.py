@@ -7,10 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
-from clip_jax.config import DataConfig, EvaluationConfig
+from clip_jax.config import DataConfig, EvaluationConfig, LossConfig
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import eval_batches
 from clip_jax.data.samples import Source
@@ -28,8 +27,8 @@ from clip_jax.evaluation.evaluators.zero_shot import (
 )
 from clip_jax.evaluation.examples import choose_examples
 from clip_jax.evaluation.results import ClassResult, Evaluation
-from clip_jax.losses import LOSSES
-from clip_jax.models.clip import CLIP
+from clip_jax.losses.objective import kind_for, make_objective
+from clip_jax.models.clip import CLIP, Outputs
 
 ShouldStop = Callable[[], bool] | None
 TILE = 1024  # rows of a batch's similarities that a device holds at once
@@ -162,16 +161,14 @@ class Evaluator:
         if split:
             size -= size % self._mesh.size
         place = (sharding.batch_sharding if split else sharding.replicated)(self._mesh)
-        scalars = [jax.numpy.exp(params["logit_scale"])]
-        if "logit_bias" in params:
-            scalars.append(params["logit_bias"])
-        loss = _batch_loss(self._mesh, "sigmoid" if "logit_bias" in params else "softmax", split)
+        scalars = jax.numpy.exp(params["logit_scale"]), params.get("logit_bias")
+        loss = _batch_loss(self._mesh, LossConfig(kind=kind_for(params)), split)
         values = []
         for start in range(0, len(order) - size + 1, size):
             rows = order[start : start + size]
             z_image_BE = put(z_image_NE[image_N[rows]], place)
             z_text_BE = put(z_text_ME[first_N[rows]], place)
-            values.append(loss(z_image_BE, z_text_BE, *scalars))
+            values.append(loss(Outputs(z_image_BE, z_text_BE, *scalars))[0])
         return float(np.mean(jax.device_get(values)))
 
     def _zero_shot(self, encoder: Encoder, z_image_NE, annotations, should_stop: ShouldStop):
@@ -229,17 +226,10 @@ def evaluate(
 
 
 @functools.lru_cache(maxsize=4)
-def _batch_loss(mesh: Mesh, kind: str, split: bool) -> Callable[..., jax.Array]:
+def _batch_loss(mesh: Mesh, cfg: LossConfig, split: bool) -> Callable[..., jax.Array]:
     """The loss of a batch, split over the devices or whole on each; compiled once."""
-    loss = LOSSES[kind]
-    if split:
-        scalars = (P(),) * (2 if kind == "sigmoid" else 1)
-        loss = jax.shard_map(
-            functools.partial(loss, axis_name=sharding.AXES, tile=TILE),
-            mesh=mesh,
-            in_specs=(sharding.BATCH, sharding.BATCH, *scalars),
-            out_specs=P(),
-        )
+    objective, _ = make_objective(cfg).of_embeddings(tile=TILE if split else None)
+    loss = functools.partial(objective, batch={}, mesh=mesh if split else None)
     return jax.jit(loss, out_shardings=sharding.replicated(mesh))
 
 
