@@ -20,12 +20,6 @@ def refuse_ignored(cfg: TrainConfig):
             ends_high,
             f"optimizer.schedule={optimizer.schedule} gets there by optimizer.cooldown_steps alone",
         ),
-        ("optimizer.b2", optimizer.name == "adafactor", "optimizer.name=adafactor has none"),
-        (
-            "optimizer.eps",
-            optimizer.name in ("adafactor", "lion"),
-            f"optimizer.name={optimizer.name} has none",
-        ),
         ("model.patch_dropout", resnet, f"model.name={model.name} has no patches"),
         ("model.patch_dropout", model.freeze == "image", "model.freeze=image trains no patches"),
         ("model.unlocked_blocks", model.freeze == "none", "model.freeze=none trains all"),
