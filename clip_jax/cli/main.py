@@ -25,7 +25,8 @@ from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.report.page import write_report
 from clip_jax.runs.save_retries import SaveFailed
 from clip_jax.storage import user_cache
-from clip_jax.training.loop import TooManySkipped, train
+from clip_jax.training.loop import train
+from clip_jax.training.step_log import RunFailed
 from clip_jax.weights.export import export as export_weights
 from clip_jax.weights.stablehlo import export_portable
 
@@ -171,13 +172,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     let_cpu_devices_wait()
     try:
         return COMMANDS[args[0]](args[1:])
-    except (ValueError, OSError, TooManySkipped, SaveFailed) as error:
+    except (ValueError, OSError, RunFailed, SaveFailed) as error:
         if show_traceback:
             traceback.print_exc()
         else:
             text = " ".join(redact(str(error)).split())
             print(f"clip-jax: {text} (--traceback shows where)", file=sys.stderr)
-        return 1 if isinstance(error, TooManySkipped | SaveFailed) else 2
+        return 1 if isinstance(error, RunFailed | SaveFailed) else 2
 
 
 def _usage() -> str:

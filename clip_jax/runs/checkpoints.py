@@ -68,7 +68,6 @@ class Checkpoints:
         self._retries = SaveRetries(self.directory, cfg.retry_seconds)
         self._next_talk = 0  # the step at which the processes compare notes
         self._talked: tuple[int, float] | None = None  # the step and the time of the last talk
-        self._best = retention.best(self.directory, self.steps(), self._cfg.keep_best_by)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -94,7 +93,7 @@ class Checkpoints:
         state: Any,
         *,
         metadata: dict | Callable[[], dict],
-        metrics: dict[str, float] | None = None,
+        due: bool = False,
         force: bool = False,
     ) -> bool:
         """Save if this step is one to save. Call it once after every step, on every process.
@@ -106,18 +105,18 @@ class Checkpoints:
           step: steps done.
           state: any pytree of arrays; it may be donated right after this call.
           metadata: what else a reader needs to know, as JSON, or a function that makes it.
-          metrics: of an evaluation of this state, where there was one.
+          due: save it at any rate, as one that is about to be evaluated.
           force: for a last checkpoint, before the process ends.
 
         Raises:
           SaveFailed: when saves have failed for `checkpoint.retry_seconds`.
         """
-        due = self._is_due(step, metrics)
+        due = self._is_due(step, due)
         saved = step in self._manager.all_steps() and self._in_flight != step
         if saved or not (due or force):
             return False
         metadata = metadata() if callable(metadata) else metadata
-        content = {"step": step, "metrics": metrics or {}, **metadata}
+        content = {"step": step, **metadata}
         if not force:
             self._begin(step, state, content)
             return True
@@ -137,12 +136,11 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def _is_due(self, step: int, metrics: dict | None) -> bool:
+    def _is_due(self, step: int, due: bool) -> bool:
         """The same on every process: process 0's clock decides, and a failure of one is of all."""
         cfg = self._cfg
-        by_step = cfg.every_steps is not None and step % cfg.every_steps == 0
-        by_metric = self._is_best(metrics)  # the metrics are the same on every process
-        if jax.process_count() > 1 and step < self._next_talk and not (by_step or by_metric):
+        by_step = due or (cfg.every_steps is not None and step % cfg.every_steps == 0)
+        if jax.process_count() > 1 and step < self._next_talk and not by_step:
             return False
         now = time.monotonic()
         busy = self._in_flight is not None and self._error is None
@@ -168,24 +166,25 @@ class Checkpoints:
             failing = error
         # A save by the clock can wait until the one before it is done; one by the step cannot,
         # unless saves have been failing: then it is for process 0 to say when to try again.
-        return bool((by_clock and not busy) or (not failing and (by_step or by_metric)))
+        return bool((by_clock and not busy) or (not failing and by_step))
 
-    def _is_best(self, metrics: dict | None) -> bool:
+    def record(self, step: int, metrics: dict[str, float]):
+        """Keep what an evaluation of a step found; the best step by it is not deleted."""
         name = self._cfg.keep_best_by
-        if name is None or not metrics:
-            return False
-        if name not in metrics:
+        if name is not None and name not in metrics:
             log.error("checkpoint.keep_best_by=%s was not measured: %s were", name, sorted(metrics))
-            return False
-        return self._best is None or retention.goodness(name, metrics) > self._best
+        if jax.process_index() == 0:
+            retention.record(self.directory, step, metrics)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether a saved step was evaluated."""
+        return bool(retention.metrics_of(self.directory, step))
 
     def _begin(self, step: int, state: Any, content: dict):
         """Copy the state off the devices and start to write it."""
         self._settle(step)
         self._tidy()
         self._in_flight, self._last_save = step, time.monotonic()
-        if self._is_best(content["metrics"]):
-            self._best = retention.goodness(self._cfg.keep_best_by, content["metrics"])
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(content)
         )
@@ -306,7 +305,6 @@ class Checkpoints:
             )
         _exchange([0])  # nobody lists the folder before process 0 is done
         self._manager.reload()
-        self._best = retention.best(self.directory, self.steps(), self._cfg.keep_best_by)
 
     def _compare(self, step: int, abstract_state: Any):
         """Orbax would cast another type in silence and report another tree on three pages."""

@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import logging
+import math
 import re
 from collections.abc import Iterable
 
@@ -9,7 +11,11 @@ from etils import epath
 
 from clip_jax.config import CheckpointConfig
 from clip_jax.evaluation.evaluators.retrieval import KS
+from clip_jax.storage import atomic_write
 
+log = logging.getLogger(__name__)
+
+EVALUATIONS = "evaluations.json"  # beside the steps: the metrics of each, by its number
 DIRECTIONS = ("text_to_image", "image_to_text")
 METRICS = (
     "loss",
@@ -42,15 +48,11 @@ def best_step(directory: epath.Path, steps: list[int], name: str) -> int | None:
     return max(values, key=lambda step: (values[step], -step), default=None)
 
 
-def best(directory: epath.Path, steps: list[int], name: str | None) -> float | None:
-    """The best value of a metric, as `goodness` counts it, or None where there is none."""
-    return None if name is None else max(_values(directory, steps, name).values(), default=None)
-
-
 def goodness(name: str, metrics: dict[str, float]) -> float:
-    """More is better, of everything but a loss and a rank."""
+    """More is better, of everything but a loss and a rank. What is not a number is the worst."""
     last = name.rsplit("/", 1)[-1]
-    return -metrics[name] if last.endswith(("loss", "_rank")) else metrics[name]
+    value = -metrics[name] if last.endswith(("loss", "_rank")) else metrics[name]
+    return -math.inf if math.isnan(value) else value
 
 
 def check_name(name: str, others: Iterable[str] = ()):
@@ -82,6 +84,35 @@ def read_metadata(step_directory: epath.Path) -> dict:
         return {}
 
 
+def record(directory: epath.Path, step: int, metrics: dict[str, float]):
+    """Keep what an evaluation of a step found, which was saved before. One process calls this.
+
+    What is not finite has no place in JSON, and counts as not measured.
+    """
+    found = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    try:
+        known = {path.name for path in directory.iterdir()}
+        kept = {k: v for k, v in _recorded(directory).items() if k in known}
+        atomic_write(directory / EVALUATIONS, json.dumps(kept | {str(step): found}))
+    except OSError as error:
+        log.warning("%s could not be written: %s", directory / EVALUATIONS, error)
+
+
+def metrics_of(directory: epath.Path, step: int) -> dict[str, float]:
+    """What an evaluation of a step found; {} where there was none."""
+    saved_with_it = read_metadata(directory / str(step)).get("metrics", {})  # by older versions
+    return saved_with_it | _recorded(directory).get(str(step), {})
+
+
+def _recorded(directory: epath.Path) -> dict[str, dict[str, float]]:
+    try:
+        found = json.loads((directory / EVALUATIONS).read_text())
+    except (OSError, ValueError):
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {step: metrics for step, metrics in entries if isinstance(metrics, dict)}
+
+
 def _values(directory: epath.Path, steps: list[int], name: str) -> dict[int, float]:
-    found = {step: read_metadata(directory / str(step)).get("metrics", {}) for step in steps}
+    found = {step: metrics_of(directory, step) for step in steps}
     return {step: goodness(name, found[step]) for step in steps if name in found[step]}

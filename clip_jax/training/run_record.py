@@ -25,7 +25,7 @@ def check_resume(setup: Setup, run: RunDirectory):
         setup.cfg.checkpoint.allow_change,
     )
     for change in changes:
-        log.warning("The run goes on with another setting: %s", change)
+        log.warning("Resuming with a changed setting: %s", change)
 
 
 def write(setup: Setup, run: RunDirectory):

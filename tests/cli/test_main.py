@@ -11,7 +11,7 @@ from clip_jax.cli import main as cli
 from clip_jax.cli.main import main
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.training.loop import TooManySkipped
+from clip_jax.training.step_log import TooManySkipped
 
 FREE_TO_CHANGE = {"run.lock", "goodput.json"}  # who holds the folder, and where its time goes
 QUICK = ("--model.name", "ViT-test", "--tokenizer.kind", "clip", "--data.batch-size", "8")

@@ -205,7 +205,7 @@ for _ in {1..600}; do
 done
 say "job $job: $(grep -o 'exit code 75: requeueing.*' "$folder/preempted.log" || fail 'it does not leave with 75')"
 until_done "$job" preempted
-say "job $job: $(grep -o 'Asked to leave: .*' "$folder/preempted.log" | head -n 1); $(grep -o 'Going on after step [0-9]*' "$folder/preempted.log" | head -n 1)"
+say "job $job: $(grep -o 'Preempted (SIGTERM): .*' "$folder/preempted.log" | head -n 1); $(grep -o 'Resuming from step [0-9]*' "$folder/preempted.log" | head -n 1)"
 say "job $job, preempted: $(field "$job" JobState), step $(last_step preempted), Restarts=$(field "$job" Restarts)"
 # More than one where the machine stood still for so long that JAX took the tasks for dead.
 (($(field "$job" Restarts) >= 1)) || fail "the job was not requeued"

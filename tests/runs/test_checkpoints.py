@@ -67,12 +67,14 @@ def largest_file(directory) -> Path:
 def test_every_bit_comes_back_with_the_metadata(tmp_path):
     state = make_state(0.1)
     with Checkpoints(tmp_path, EVERY_STEP) as checkpoints:
-        assert checkpoints.save(7, state, metadata={"config": {"seed": 3}}, metrics={"top1": 0.5})
+        assert checkpoints.save(7, state, metadata={"config": {"seed": 3}})
+        assert not checkpoints.is_evaluated(7)
+        checkpoints.record(7, {"top1": 0.5})
     with Checkpoints(tmp_path, EVERY_STEP) as checkpoints:
         restored = checkpoints.restore(abstract(state))
+        assert checkpoints.is_evaluated(7)
     assert restored.step == 7
     assert restored.metadata["config"] == {"seed": 3}
-    assert restored.metadata["metrics"] == {"top1": 0.5}
     assert jax.tree.structure(restored.state) == jax.tree.structure(state)
     for new, old in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state)):
         assert new.dtype == old.dtype
@@ -203,16 +205,15 @@ def test_another_model_or_type_is_refused_by_the_name_of_its_arrays(tmp_path):
 # ---------------------------------------------------------------------------- what and when
 
 
-def test_a_better_evaluation_is_a_reason_to_save_and_a_worse_one_is_not(tmp_path, caplog):
+def test_what_is_about_to_be_evaluated_is_saved(tmp_path, caplog):
     cfg = CheckpointConfig(every_steps=None, every_minutes=None, keep_best_by="top1")
     with Checkpoints(tmp_path, cfg) as checkpoints:
         saved = [
-            checkpoints.save(step, make_state(), metadata={}, metrics=metrics)
-            for step, metrics in enumerate([{"top1": 0.2}, {"top1": 0.1}, None, {"top1": 0.3}])
+            checkpoints.save(step, make_state(), metadata={}, due=due)
+            for step, due in enumerate([True, False, True])
         ]
-        assert saved == [True, False, False, True]
-        # A metric that is not there costs no state.
-        assert checkpoints.save(9, make_state(), metadata={}, metrics={"recall": 1.0}, force=True)
+        assert saved == [True, False, True]
+        checkpoints.record(2, {"recall": 1.0})  # a metric that is not there costs no state
     assert "keep_best_by=top1 was not measured: ['recall'] were" in caplog.text
 
 
