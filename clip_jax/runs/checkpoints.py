@@ -1,6 +1,7 @@
 """Checkpoints of a run: saved beside the training, checked before they are used, kept by rules."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable
@@ -38,15 +39,17 @@ class Checkpoints:
     a manifest of checksums is part of each commit, and nothing is restored that differs from it.
     """
 
-    def __init__(self, directory: str | os.PathLike, cfg: CheckpointConfig):
-        if cfg.every_steps is not None and cfg.every_steps < 1:
-            raise ValueError(f"checkpoint.every_steps={cfg.every_steps} must be at least 1")
-        if cfg.keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last={cfg.keep_last} must be at least 1")
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        cfg: CheckpointConfig,
+        *,
+        better: retention.Better = "higher",  # which way checkpoint.keep_best_by is
+    ):
         hide_echoes()
         self.directory = epath.Path(directory)
         self._is_remote = "://" in os.fspath(self.directory)
-        self._cfg = cfg
+        self._cfg, self._better = cfg, better
         self._manager = _Manager(
             self.directory,
             item_handlers={
@@ -54,7 +57,7 @@ class Checkpoints:
                 "metadata": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=retention.Keep(self.directory, cfg),
+                preservation_policy=retention.Keep(self.directory, cfg, better=better),
                 cleanup_tmp_directories=True,
                 # Reading every step's marks at the start would stop at the first damaged one.
                 lightweight_initialize=True,
@@ -68,7 +71,7 @@ class Checkpoints:
         self._retries = SaveRetries(self.directory, cfg.retry_seconds)
         self._next_talk = 0  # the step at which the processes compare notes
         self._talked: tuple[int, float] | None = None  # the step and the time of the last talk
-        self._best = retention.best(self.directory, self.steps(), self._cfg.keep_best_by)
+        self._best = retention.best(self.directory, self.steps(), cfg.keep_best_by, better)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -177,7 +180,8 @@ class Checkpoints:
         if name not in metrics:
             log.error("checkpoint.keep_best_by=%s was not measured: %s were", name, sorted(metrics))
             return False
-        return self._best is None or retention.goodness(name, metrics) > self._best
+        value = retention.goodness(metrics[name], self._better)
+        return value > (-math.inf if self._best is None else self._best)
 
     def _begin(self, step: int, state: Any, content: dict):
         """Copy the state off the devices and start to write it."""
@@ -185,7 +189,8 @@ class Checkpoints:
         self._tidy()
         self._in_flight, self._last_save = step, time.monotonic()
         if self._is_best(content["metrics"]):
-            self._best = retention.goodness(self._cfg.keep_best_by, content["metrics"])
+            value = content["metrics"][self._cfg.keep_best_by]
+            self._best = retention.goodness(value, self._better)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(content)
         )
@@ -306,7 +311,8 @@ class Checkpoints:
             )
         _exchange([0])  # nobody lists the folder before process 0 is done
         self._manager.reload()
-        self._best = retention.best(self.directory, self.steps(), self._cfg.keep_best_by)
+        names = self._cfg.keep_best_by, self._better
+        self._best = retention.best(self.directory, self.steps(), *names)
 
     def _compare(self, step: int, abstract_state: Any):
         """Orbax would cast another type in silence and report another tree on three pages."""

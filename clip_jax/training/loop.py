@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from clip_jax.config import TrainConfig
+from clip_jax.config_io import run_settings
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import Batches, eval_batches, train_batches
 from clip_jax.distributed import initialize
@@ -19,8 +20,7 @@ from clip_jax.distributed.preemption import Preemption
 from clip_jax.distributed.process_logs import process_logs
 from clip_jax.distributed.watchdog import Watchdog
 from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.results import save_evaluation, save_snapshot
-from clip_jax.evaluation.suite import Evaluators
+from clip_jax.evaluation.suite import Evaluators, best_direction, headlines
 from clip_jax.models.flops import training_flops
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
@@ -30,6 +30,7 @@ from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
 from clip_jax.runs.logger import Progress
 from clip_jax.runs.report.page import write_report
+from clip_jax.runs.results import save_evaluation, save_snapshot
 from clip_jax.training import run_record
 from clip_jax.training.prefetch import Prefetch
 from clip_jax.training.profiling import Profile
@@ -74,7 +75,9 @@ def train(cfg: TrainConfig) -> int:
             run_record.check_resume(setup, run)
             limit_s = cfg.health.hang_seconds + COMPILE_SECONDS
             initialize.barrier("all is prepared", limit_s)  # nobody reads what is written below
-            checkpoints = stack.enter_context(Checkpoints(run.checkpoints, cfg.checkpoint))
+            checkpoints = stack.enter_context(
+                Checkpoints(run.checkpoints, cfg.checkpoint, better=best_direction(cfg))
+            )
             trainer = Trainer(setup, run, checkpoints, goodput, preemption, watchdog)
             trainer.restore_or_start()
             run_record.write(setup, run)
@@ -128,6 +131,7 @@ class Trainer:
                 setup.tokenizer,
                 cfg=cfg.evaluation,
                 data=cfg.data,
+                loss=cfg.loss,
             )
         self.progress = Progress(
             self.run,
@@ -257,7 +261,7 @@ class Trainer:
         self.progress.write(step, evaluation.metrics)
         if jax.process_index() == 0:
             save_evaluation(self.run.path, step, evaluation)
-        shown = ("/zero_shot_top1", "/text_to_image_recall_at_1", "/loss")
+        shown = headlines(self.setup.cfg.evaluation)
         found = [(k, v) for k, v in evaluation.metrics.items() if k.endswith(shown)]
         self.progress.say(f"Step {step}: {', '.join(f'{k[5:]} {v:.4g}' for k, v in found)}")
         return evaluation.metrics
@@ -311,7 +315,7 @@ class Trainer:
         return {
             "ledgers": allgather_json(self.ledger),
             "goodput": self.goodput.seconds(),
-            "config": provenance.to_json(self.setup.cfg),
+            "config": run_settings(self.setup.cfg),
             "fingerprint": run_record.fingerprint(self.setup),
             **provenance.environment(),
         }

@@ -157,6 +157,13 @@ def _scale_like_adam(updates: Any, params: Any = None) -> Any:
 
 
 UPDATE_RULES = {"adamw": _adam, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
+UNUSED = {"adafactor": ("b2", "eps"), "lion": ("eps",)}  # options that a rule does not have
+
+
+def check_options(cfg: OptimizerConfig):
+    """Refuse options that are set and that the update rule does not have."""
+    for option in UNUSED.get(cfg.name, ()):
+        cfg.refuse_ignored(True, option, f"optimizer.name={cfg.name} has no such option")
 
 
 def scale_by_layer(decay: float, depths: dict[str, int]) -> optax.GradientTransformation:
