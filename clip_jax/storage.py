@@ -1,10 +1,14 @@
 """Local paths and URLs: list, read ranges with retries, write atomically, lock, cache."""
 
+import atexit
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import glob
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -281,5 +285,24 @@ def atomic_write(path: str | os.PathLike, content: bytes | str):
 
 
 def user_cache() -> Path:
-    """The folder for what can be made again: $XDG_CACHE_HOME/clip_jax, or ~/.cache/clip_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clip_jax"
+    """The folder for what can be made again: $XDG_CACHE_HOME/clip_jax, or ~/.cache/clip_jax.
+
+    Where that cannot be written, as in containers without a home, it is a folder of this process.
+    """
+    named = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.path.expanduser(named)) / "clip_jax"
+    if folder.is_absolute():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if writable(folder):
+                return folder
+    return _temporary_cache(str(folder))
+
+
+@functools.cache
+def _temporary_cache(absent: str) -> Path:
+    # A name that others can guess would let them put programs there for this process to run.
+    folder = tempfile.mkdtemp(prefix="clip_jax_cache_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logging.warning("%s cannot be written: set XDG_CACHE_HOME to keep compiled programs", absent)
+    return Path(folder)

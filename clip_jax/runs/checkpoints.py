@@ -38,15 +38,17 @@ class Checkpoints:
     a manifest of checksums is part of each commit, and nothing is restored that differs from it.
     """
 
-    def __init__(self, directory: str | os.PathLike, cfg: CheckpointConfig):
-        if cfg.every_steps is not None and cfg.every_steps < 1:
-            raise ValueError(f"checkpoint.every_steps={cfg.every_steps} must be at least 1")
-        if cfg.keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last={cfg.keep_last} must be at least 1")
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        cfg: CheckpointConfig,
+        *,
+        better: retention.Better = "higher",  # which way checkpoint.keep_best_by is
+    ):
         hide_echoes()
         self.directory = epath.Path(directory)
         self._is_remote = "://" in os.fspath(self.directory)
-        self._cfg = cfg
+        self._cfg, self._better = cfg, better
         self._manager = _Manager(
             self.directory,
             item_handlers={
@@ -54,7 +56,7 @@ class Checkpoints:
                 "metadata": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=retention.Keep(self.directory, cfg),
+                preservation_policy=retention.Keep(self.directory, cfg, better=better),
                 cleanup_tmp_directories=True,
                 # Reading every step's marks at the start would stop at the first damaged one.
                 lightweight_initialize=True,

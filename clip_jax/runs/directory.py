@@ -1,6 +1,7 @@
 """The folder of a run: its files are written whole or not at all, and one process owns it."""
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import logging
@@ -14,8 +15,8 @@ from typing import IO, Any
 from etils import epath
 
 from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.config_io import from_json, run_settings, to_json
 from clip_jax.redaction import redact
-from clip_jax.runs import provenance
 from clip_jax.storage import atomic_write
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike, *, main: bool = True):
         path = self._named = os.fspath(path)
+        if not path.strip():
+            raise ValueError("the run directory has an empty name: name a folder")
         if not can_hold_runs(path):
             known = ", ".join(f"{name}://" for name in BUCKETS)
             raise ValueError(f"{redact(path)}: a run lives in a folder or at {known}")
@@ -114,19 +117,20 @@ class RunDirectory:
             raise ValueError(f"{path} is not JSON ({error}): restore or remove it") from error
 
     def save_config(self, cfg: TrainConfig, model: ModelConfig):
-        self.write_json("config.json", provenance.to_json(cfg))
-        self.write_json("model.json", provenance.to_json(model))
+        self.write_json("config.json", run_settings(cfg))
+        self.write_json("model.json", to_json(model))
 
     def load_config(self) -> TrainConfig | None:
         """The settings of the run that is in the folder, or None in an empty one."""
-        return self._load("config.json", TrainConfig)
+        cfg = self._load("config.json", TrainConfig)
+        return cfg and dataclasses.replace(cfg, workdir=self._named)  # it may have been moved
 
     def load_model_config(self) -> ModelConfig | None:
         return self._load("model.json", ModelConfig)
 
     def _load(self, name: str, kind: type) -> Any:
         data = self.read_json(name)
-        return data and provenance.from_json(kind, data, origin=os.fspath(self.path / name))
+        return data and from_json(kind, data, origin=os.fspath(self.path / name))
 
     # ----------------------------------------------------------------------------- metrics
 

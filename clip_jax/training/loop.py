@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from clip_jax.config import TrainConfig
+from clip_jax.config_io import run_settings
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import Batches, train_batches
 from clip_jax.distributed import initialize
@@ -19,6 +20,7 @@ from clip_jax.distributed.multihost import allgather_json
 from clip_jax.distributed.preemption import RETRY_EXIT_CODE, Preemption
 from clip_jax.distributed.process_logs import process_logs
 from clip_jax.distributed.watchdog import Watchdog
+from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.flops import training_flops
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
@@ -69,7 +71,10 @@ def train(cfg: TrainConfig) -> int:
             run_record.check_resume(setup, run)
             limit_s = cfg.health.hang_seconds + COMPILE_SECONDS
             initialize.barrier("all is prepared", limit_s)  # nobody reads what is written below
-            checkpoints = stack.enter_context(Checkpoints(run.checkpoints, cfg.checkpoint))
+            better = best_direction(cfg)
+            checkpoints = stack.enter_context(
+                Checkpoints(run.checkpoints, cfg.checkpoint, better=better)
+            )
             state, bad_samples = restore_or_start(setup, run, checkpoints, goodput)
             run_record.write(setup, run)
         with failing_together():  # before the files above are closed, which waits for the others
@@ -254,7 +259,7 @@ def describe(parts: Parts, bad_samples: dict | None) -> dict[str, Any]:
     return {
         "ledgers": allgather_json(bad_samples),
         "goodput": parts.goodput.seconds(),
-        "config": provenance.to_json(parts.setup.cfg),
+        "config": run_settings(parts.setup.cfg),
         "fingerprint": run_record.fingerprint(parts.setup),
         **provenance.environment(),
     }
