@@ -108,7 +108,7 @@ class ModelConfig:
     vision: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
     text: TextConfig = field(default_factory=TextConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    tokenizer: Literal["clip", "sentencepiece", "siglip", "huggingface"] = "clip"
+    tokenizer: str = "clip"  # the kind that a run's `tokenizer.kind="auto"` means
     init_logit_scale: float = math.log(1 / 0.07)  # natural logarithm of the multiplier
     init_logit_bias: float | None = None  # None: the model has no bias (softmax loss)
     dtype: Dtype = "float32"  # of the towers' matrix products
@@ -198,9 +198,7 @@ class DataConfig:
 class TokenizerConfig:
     """How captions become token ids."""
 
-    kind: Literal["auto", "sentencepiece", "clip", "siglip", "huggingface"] = (
-        "auto"  # auto: the architecture's
-    )
+    kind: str = "auto"  # auto: the architecture's; sentencepiece, clip, siglip, huggingface, clipa
     path: str | None = None  # a tokenizer file; None with sentencepiece: train on the captions
     vocab_size: int = 4096  # of a SentencePiece model that is trained here, at most
     train_captions: int = 1_000_000  # captions that it is trained on, at most
