@@ -114,7 +114,7 @@ class ModelConfig(Settings):
     vision: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
     text: TextConfig = field(default_factory=TextConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    tokenizer: Literal["clip", "sentencepiece", "siglip", "huggingface"] = "clip"
+    tokenizer: str = "clip"  # the kind that a run's `tokenizer.kind="auto"` means
     init_logit_scale: LogScale = INIT_LOGIT_SCALE  # natural logarithm of the multiplier
     init_logit_bias: Bias | None = None  # None: the model has no bias (softmax loss)
     dtype: Dtype = "float32"  # of the towers' matrix products
@@ -218,8 +218,7 @@ class DataConfig(Settings, group="data."):
 class TokenizerConfig(Settings, group="tokenizer."):
     """How captions become token ids."""
 
-    # auto: the architecture's
-    kind: Literal["auto", "sentencepiece", "clip", "siglip", "huggingface"] = "auto"
+    kind: str = "auto"  # auto: the architecture's; sentencepiece, clip, siglip, huggingface, clipa
     path: str | None = None  # a tokenizer file; None with sentencepiece: train on the captions
     vocab_size: Count = 4096  # of a SentencePiece model that is trained here, at most
     train_captions: Count = 1_000_000  # captions that it is trained on, at most

@@ -243,7 +243,7 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The architecture with the vocabulary of the tokenizer that the run uses."""
-    if config.text.pool == "argmax" and tokenizer.kind in ("siglip", "clipa"):
+    if config.text.pool == "argmax" and not tokenizer.ends_at_largest_id:
         raise ValueError(
             f"{config.name} reads a text at its largest id, which is not where the tokenizer of "
             f"kind {tokenizer.kind} ends it: choose another tokenizer.kind, or a model.name of "
