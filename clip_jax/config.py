@@ -266,8 +266,8 @@ class LoggingConfig:
     """What a person sees."""
 
     every_steps: int = 10
-    tensorboard: bool = True
-    progress: bool = True  # a live line on a terminal
+    loggers: tuple[str, ...] = ("jsonl", "tensorboard")  # jsonl, tensorboard, wandb, module:NAME
+    progress: bool = True  # a live line on a terminal, a line now and then in a file
     report: bool = True  # report.html at the end
     profile_steps: tuple[int, int] | None = None  # first and last step of a profiler trace
 

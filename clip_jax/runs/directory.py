@@ -2,8 +2,10 @@
 
 import contextlib
 import fcntl
+import io
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -51,7 +53,7 @@ class RunDirectory:
         # Orbax takes no relative path, and a `cd` later on must not move the run.
         self.path = epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
         self._main = main
-        self._lock: IO | None = None
+        self._lock: contextlib.ExitStack | None = None
         self._metrics: IO | None = None
         self._lines: list[str] = []  # of metrics.jsonl, where the folder is remote
         self._uploaded = 0.0
@@ -70,7 +72,7 @@ class RunDirectory:
                 ) from error
             self._take_lock()
         if not self.is_local:
-            self._lines = [json.dumps(values) + "\n" for values in self.metrics()]
+            self._lines = [to_json(values) + "\n" for values in self.metrics()]
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -89,6 +91,11 @@ class RunDirectory:
         return (self.path / "model.json").exists()
 
     @property
+    def has_events(self) -> bool:
+        """Whether TensorBoard events of an earlier start are here."""
+        return any(path.name.startswith("events.out.tfevents.") for path in self.path.iterdir())
+
+    @property
     def checkpoints(self) -> epath.Path:
         return self.path / "checkpoints"
 
@@ -101,7 +108,7 @@ class RunDirectory:
     def write_json(self, name: str, content: Any):
         """Write a file of the folder, without secrets; a reader sees the old one or the new one."""
         if self._main:
-            atomic_write(self.path / name, json.dumps(redact(content), indent=2))
+            atomic_write(self.path / name, to_json(redact(content), indent=2))
 
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote, or None where there is no such file."""
@@ -135,14 +142,20 @@ class RunDirectory:
         lines = self._lines
         if self.is_local or not lines:
             path = self.path / "metrics.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
+            # A log that was spoilt by hand, or by a disk, never keeps a run from resuming.
+            data = path.read_bytes() if path.exists() else b""
+            lines = data.decode(errors="replace").splitlines()
         return list(_parsed(lines))
 
     def append_metrics(self, values: dict):
-        """Add a line to metrics.jsonl: {"step": 20, "loss": 1.5, ...}."""
+        """Add a line to metrics.jsonl: {"step": 20, "loss": 1.5, ...}.
+
+        Raises:
+          OSError: the disk is full, or the storage does not answer.
+        """
         if not self._main:
             return
-        line = json.dumps(redact(values)) + "\n"
+        line = to_json(redact(values)) + "\n"
         if not self.is_local:
             self._lines.append(line)
             if time.monotonic() - self._uploaded > UPLOAD_EVERY_S:
@@ -150,17 +163,17 @@ class RunDirectory:
             return
         try:
             if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+                self._metrics = _open_to_append(self.path / "metrics.jsonl")
             self._metrics.write(line)
             self._metrics.flush()
-        except OSError as error:  # a full disk: the checkpoints decide whether the run stops
-            log.error("metrics.jsonl could not be written: %s", error)
+        except OSError:
             self._close_metrics()
+            raise
 
     def rewind_metrics(self, step: int):
         """Remove the lines of steps after `step`, which are about to be done again."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(to_json(line) + "\n" for line in kept)
         self._close_metrics()
         if self._main and (self.path / "metrics.jsonl").exists():
             atomic_write(self.path / "metrics.jsonl", text)
@@ -173,7 +186,10 @@ class RunDirectory:
 
     def _close_metrics(self):
         if self._lines and self._main:
-            self._upload()
+            try:
+                self._upload()
+            except OSError as error:
+                log.warning("metrics.jsonl could not be written: %s", error)
         if self._metrics is not None:
             with contextlib.suppress(OSError):
                 self._metrics.close()
@@ -188,10 +204,15 @@ class RunDirectory:
         path = self.path / "run.lock"
         # It is held open as long as the run lives.
         file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115
+        folder = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # The kernel lets go of it when the process ends, however it ends.
+            # The kernel lets go of it when the process ends, however it ends. The folder is locked
+            # too, because a person may delete the file while the run lives.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _unless_not_for_folders():
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(folder)
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
@@ -204,17 +225,60 @@ class RunDirectory:
                 "%s cannot be locked (%s): see that one run alone writes there", path, error
             )
             file.close()
+            os.close(folder)
             return
         file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
         file.flush()
-        self._lock = file
+        self._lock = contextlib.ExitStack()
+        self._lock.callback(os.close, folder)
+        self._lock.callback(file.close)
         # A data worker that outlives its killed parent must not go on holding the lock.
-        os.register_at_fork(after_in_child=file.close)
+        os.register_at_fork(after_in_child=self._lock.close)
 
 
 def _parsed(lines: list[str]) -> Iterator[dict]:
+    """The lines that are figures of a step; whatever else stands there is passed over."""
     for line in lines:
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                yield values
+
+
+def to_json(content: Any, **options) -> str:
+    """JSON that every reader takes: a number that is not finite becomes null."""
+    try:
+        return json.dumps(content, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextlib.contextmanager
+def _unless_not_for_folders() -> Iterator[None]:
+    """Some network file systems lock files alone."""
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        log.debug("The folder itself cannot be locked: %s", error)
+
+
+def _open_to_append(path: epath.Path) -> IO:
+    """A file of lines, in which a half-written last one does not swallow the next."""
+    file = open(path, "a+b")  # noqa: SIM115
+    if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return io.TextIOWrapper(file, encoding="utf-8")
