@@ -120,6 +120,35 @@ class RunDirectory:
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): restore or remove it") from error
 
+    def note_saved(self, step: int):
+        """A checkpoint of this step is on disk."""
+        with contextlib.suppress(OSError):  # the checkpoint is there without the note
+            self.write_json("saved.json", {"step": step})
+
+    def check_checkpoints(self):
+        """Refuse to start anew where a run has saved steps and its checkpoints are gone.
+
+        Call it before the folder of checkpoints is made.
+
+        Raises:
+          ValueError: saved steps are known and no checkpoint is there.
+        """
+        folder = self.checkpoints
+        there = folder.exists() and any(
+            path.name.isdigit() or path.name == "damaged" for path in folder.iterdir()
+        )
+        if there:
+            return
+        saved = self.read_json("saved.json")
+        step = saved.get("step", 0) if isinstance(saved, dict) else 0
+        if not step and not folder.exists():
+            step = max((line["step"] for line in self.metrics()), default=0)
+        if step:
+            raise ValueError(
+                f"{self.path} holds a run that has done {step} steps, and {folder} has no "
+                "checkpoint: restore that folder, or start a new run with another --workdir"
+            )
+
     def save_config(self, cfg: TrainConfig, model: ModelConfig):
         self.write_json("config.json", provenance.to_json(cfg))
         self.write_json("model.json", provenance.to_json(model))
