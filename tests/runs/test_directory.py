@@ -177,7 +177,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(tmp_path):
         run.append_metrics({"step": 8, "loss": 1.0})
     with RunDirectory(tmp_path / "run") as run:
         with pytest.raises(
-            ValueError, match="has done 8 steps, and .*checkpoints has no checkpoint"
+            ValueError, match=r"has done 8 steps, and .*checkpoints has no checkpoint"
         ):
             run.check_checkpoints()
         run.checkpoints.mkdir()

@@ -108,5 +108,5 @@ def test_steps_that_are_done_again_stand_once_in_tensorboard(run):
 
 
 def test_an_unknown_logger_is_refused_with_the_nearest(run):
-    with pytest.raises(ValueError, match="logging.loggers='tensorbord' .*nearest is 'tensorboard'"):
+    with pytest.raises(ValueError, match=r"logging.loggers='tensorbord' .*nearest is 'tensorboard'"):
         make_loggers(("tensorbord",), run, start=0, settings={})
