@@ -295,8 +295,8 @@ class LoggingConfig(Settings, group="logging."):
     """What a person sees."""
 
     every_steps: Count = 10
-    tensorboard: bool = True
-    progress: bool = True  # a live line on a terminal
+    loggers: tuple[str, ...] = ("jsonl", "tensorboard")  # jsonl, tensorboard, wandb, module:NAME
+    progress: bool = True  # a live line on a terminal, a line now and then in a file
     report: bool = True  # report.html at the end
     profile_steps: tuple[Count, Count] | None = None  # first and last step of a profiler trace
     hooks: tuple[str, ...] = ()  # package.module:NAME each: called after every step

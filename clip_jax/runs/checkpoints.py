@@ -36,6 +36,7 @@ class Checkpoints:
 
     All processes make the same calls in the same order. Files are written by a background thread;
     a manifest of checksums is part of each commit, and nothing is restored that differs from it.
+    `on_saved` is called with each step that is committed.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class Checkpoints:
         cfg: CheckpointConfig,
         *,
         better: retention.Better = "higher",  # which way checkpoint.keep_best_by is
+        on_saved: Callable[[int], None] | None = None,
     ):
         hide_echoes()
         self.directory = epath.Path(directory)
         self._is_remote = "://" in os.fspath(self.directory)
-        self._cfg, self._better = cfg, better
+        self._cfg, self._better, self._on_saved = cfg, better, on_saved
         self._manager = _Manager(
             self.directory,
             item_handlers={
@@ -220,6 +222,8 @@ class Checkpoints:
                 self._tidy()
         else:
             self._retries.succeeded(step)
+            if self._on_saved is not None:
+                self._on_saved(step)
 
     def _tidy(self):
         """After a failure: half-written steps would keep a full disk full."""
@@ -239,10 +243,15 @@ class Checkpoints:
             raise self._retries.last_words(max(self.steps(), default=0))
 
     def _write_manifest(self):
-        """Runs on process 0 when all processes' files of a step are there, before its commit."""
+        """Runs on process 0 when all processes' files of a step are there, before its commit.
+
+        A checkpoint counts when it can be read: its structure is opened once, and what cannot be
+        opened gets no manifest, which makes the save one that failed.
+        """
         step = self._in_flight
         for path in self.directory.iterdir():
             if path.name == str(step) or path.name.startswith(f"{step}.orbax-checkpoint-tmp"):
+                manifest.check_readable(path)
                 manifest.write(path)
 
     # ---------------------------------------------------------------------------- restoring
