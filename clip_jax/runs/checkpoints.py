@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.runs import manifest, retention
+from clip_jax.runs import manifest, old_layouts, retention
 from clip_jax.runs.save_retries import SaveRetries, hide_echoes
 from clip_jax.sharding import path_name
 
@@ -36,17 +36,21 @@ class Checkpoints:
 
     All processes make the same calls in the same order. Files are written by a background thread;
     a manifest of checksums is part of each commit, and nothing is restored that differs from it.
+    `on_saved` is called with each step that is committed.
     """
 
-    def __init__(self, directory: str | os.PathLike, cfg: CheckpointConfig):
-        if cfg.every_steps is not None and cfg.every_steps < 1:
-            raise ValueError(f"checkpoint.every_steps={cfg.every_steps} must be at least 1")
-        if cfg.keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last={cfg.keep_last} must be at least 1")
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        cfg: CheckpointConfig,
+        *,
+        better: retention.Better = "higher",  # which way checkpoint.keep_best_by is
+        on_saved: Callable[[int], None] | None = None,
+    ):
         hide_echoes()
         self.directory = epath.Path(directory)
         self._is_remote = "://" in os.fspath(self.directory)
-        self._cfg = cfg
+        self._cfg, self._better, self._on_saved = cfg, better, on_saved
         self._manager = _Manager(
             self.directory,
             item_handlers={
@@ -54,7 +58,7 @@ class Checkpoints:
                 "metadata": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=retention.Keep(self.directory, cfg),
+                preservation_policy=retention.Keep(self.directory, cfg, better=better),
                 cleanup_tmp_directories=True,
                 # Reading every step's marks at the start would stop at the first damaged one.
                 lightweight_initialize=True,
@@ -218,6 +222,8 @@ class Checkpoints:
                 self._tidy()
         else:
             self._retries.succeeded(step)
+            if self._on_saved is not None:
+                self._on_saved(step)
 
     def _tidy(self):
         """After a failure: half-written steps would keep a full disk full."""
@@ -237,10 +243,15 @@ class Checkpoints:
             raise self._retries.last_words(max(self.steps(), default=0))
 
     def _write_manifest(self):
-        """Runs on process 0 when all processes' files of a step are there, before its commit."""
+        """Runs on process 0 when all processes' files of a step are there, before its commit.
+
+        A checkpoint counts when it can be read: its structure is opened once, and what cannot be
+        opened gets no manifest, which makes the save one that failed.
+        """
         step = self._in_flight
         for path in self.directory.iterdir():
             if path.name == str(step) or path.name.startswith(f"{step}.orbax-checkpoint-tmp"):
+                manifest.check_readable(path)
                 manifest.write(path)
 
     # ---------------------------------------------------------------------------- restoring
@@ -273,14 +284,17 @@ class Checkpoints:
                 )
             return None
         self._set_aside(problems)
-        self._compare(step, abstract_state)
+        saved = self._manager.item_metadata(step)["state"].tree
+        to_read = old_layouts.as_saved(abstract_state, saved)
+        self._compare(step, saved, to_read)
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), metadata=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(to_read), metadata=ocp.args.JsonRestore()
             ),
         )
-        return Restored(items["state"], step, items["metadata"])
+        state = old_layouts.as_wanted(items["state"], abstract_state)
+        return Restored(state, step, items["metadata"])
 
     def _damage(self, step: int) -> str | None:
         part, parts = jax.process_index(), jax.process_count()
@@ -306,10 +320,9 @@ class Checkpoints:
         _exchange([0])  # nobody lists the folder before process 0 is done
         self._manager.reload()
 
-    def _compare(self, step: int, abstract_state: Any):
+    def _compare(self, step: int, saved_tree: Any, wanted_tree: Any):
         """Orbax would cast another type in silence and report another tree on three pages."""
-        saved = _leaves(self._manager.item_metadata(step)["state"].tree)
-        wanted = _leaves(abstract_state)
+        saved, wanted = _leaves(saved_tree), _leaves(wanted_tree)
         differences = [
             f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
             for name in sorted(saved.keys() | wanted.keys())

@@ -1,35 +1,26 @@
 """Which checkpoints stay: the last ones, every Kth for ever, and the best by a metric."""
 
-import difflib
 import json
 import logging
 import math
-import re
-from collections.abc import Iterable
+from typing import Literal
 
 from etils import epath
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.evaluation.evaluators.retrieval import KS
 from clip_jax.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
 EVALUATIONS = "evaluations.json"  # beside the steps: the metrics of each, by its number
-DIRECTIONS = ("text_to_image", "image_to_text")
-METRICS = (
-    "loss",
-    *(f"zero_shot_{figure}" for figure in ("top1", "top5", "mean_per_class")),
-    *(f"{way}_recall_at_{k}" for way in DIRECTIONS for k in KS),
-    *(f"{way}_{kind}_rank" for way in DIRECTIONS for kind in ("mean", "median")),
-)
+Better = Literal["higher", "lower"]  # values of a metric
 
 
 class Keep:
     """Orbax asks it whenever a save begins, and deletes the others once that one is committed."""
 
-    def __init__(self, directory: epath.Path, cfg: CheckpointConfig):
-        self._directory, self._cfg = directory, cfg
+    def __init__(self, directory: epath.Path, cfg: CheckpointConfig, *, better: Better):
+        self._directory, self._cfg, self._better = directory, cfg, better
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
@@ -38,42 +29,21 @@ class Keep:
         if cfg.keep_every_steps:
             kept.update(step for step in steps if step % cfg.keep_every_steps == 0)
         if cfg.keep_best_by:
-            kept.add(best_step(self._directory, steps, cfg.keep_best_by))
+            kept.add(best_step(self._directory, steps, cfg.keep_best_by, self._better))
         return [info.step in kept for info in checkpoints]
 
 
-def best_step(directory: epath.Path, steps: list[int], name: str) -> int | None:
+def best_step(directory: epath.Path, steps: list[int], name: str, *, better: Better) -> int | None:
     """The step with the best value of a metric; of equals the first."""
-    values = _values(directory, steps, name)
+    values = _values(directory, steps, name, better)
     return max(values, key=lambda step: (values[step], -step), default=None)
 
 
-def goodness(name: str, metrics: dict[str, float]) -> float:
-    """More is better, of everything but a loss and a rank. What is not a number is the worst."""
-    last = name.rsplit("/", 1)[-1]
-    value = -metrics[name] if last.endswith(("loss", "_rank")) else metrics[name]
-    return -math.inf if math.isnan(value) else value
-
-
-def check_name(name: str, others: Iterable[str] = ()):
-    """Refuse a metric that no evaluation can have, before the hours of training.
-
-    Args:
-      name: `checkpoint.keep_best_by`.
-      others: names of further data sets that are measured.
-    """
-    prefix, _, metric = name.rpartition("/")
-    # Groups of a data set, such as held_out, stand between zero_shot and the figure.
-    figure = re.sub(r"^zero_shot_.+_(top1|top5|mean_per_class)$", r"zero_shot_\1", metric)
-    prefixes = ["eval", *(f"eval/{other}" for other in others)]
-    if prefix in prefixes and figure in METRICS:
-        return
-    known = [f"{start}/{known}" for start in prefixes for known in METRICS]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
-    raise ValueError(
-        f"checkpoint.keep_best_by={name} is no metric of an evaluation; the nearest are "
-        f"{', '.join(near or known[:3])}"
-    )
+def goodness(value: float | None, better: Better) -> float:
+    """More is better, whichever way the metric is. What is no number is the worst."""
+    if value is None or math.isnan(value):
+        return -math.inf
+    return -value if better == "lower" else value
 
 
 def read_metadata(step_directory: epath.Path) -> dict:
@@ -113,6 +83,6 @@ def _recorded(directory: epath.Path) -> dict[str, dict[str, float]]:
     return {step: metrics for step, metrics in entries if isinstance(metrics, dict)}
 
 
-def _values(directory: epath.Path, steps: list[int], name: str) -> dict[int, float]:
-    found = {step: metrics_of(directory, step) for step in steps}
-    return {step: goodness(name, found[step]) for step in steps if name in found[step]}
+def _values(directory: epath.Path, steps: list[int], name: str, better: Better) -> dict[int, float]:
+    values = {step: goodness(metrics_of(directory, step).get(name), better) for step in steps}
+    return {step: value for step, value in values.items() if value > -math.inf}

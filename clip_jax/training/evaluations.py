@@ -11,11 +11,12 @@ from clip_jax.data.loader import eval_batches
 from clip_jax.distributed.preemption import Preemption
 from clip_jax.distributed.watchdog import Watchdog
 from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.results import save_evaluation, save_snapshot
+from clip_jax.evaluation.suite import headlines
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
 from clip_jax.runs.logger import Progress
+from clip_jax.runs.results import save_evaluation, save_snapshot
 from clip_jax.training.setup import Setup
 from clip_jax.training.state import TrainState
 from clip_jax.training.step_log import RunFailed
@@ -23,7 +24,6 @@ from clip_jax.training.step_log import RunFailed
 log = logging.getLogger(__name__)
 
 SNAPSHOT_PAIRS = 48  # of the similarity matrix in the report
-SHOWN = ("/zero_shot_top1", "/text_to_image_recall_at_1", "/loss")
 
 
 class EvaluationFailed(RunFailed):
@@ -102,7 +102,8 @@ class Evaluations:
             self._checkpoints.record(step, found.metrics)
             if jax.process_index() == 0:
                 save_evaluation(self._run.path, step, found)
-            shown = [f"{k[5:]} {v:.4g}" for k, v in found.metrics.items() if k.endswith(SHOWN)]
+            ends = headlines(self._setup.cfg.evaluation)
+            shown = [f"{k[5:]} {v:.4g}" for k, v in found.metrics.items() if k.endswith(ends)]
             self._progress.say(f"Step {step}: {', '.join(shown)}")
         return True
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from clip_jax.config import TrainConfig
+from clip_jax.config_io import flatten, run_settings
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import Batches, train_batches
 from clip_jax.distributed import initialize
@@ -19,11 +20,13 @@ from clip_jax.distributed.multihost import allgather_json
 from clip_jax.distributed.preemption import RETRY_EXIT_CODE, Preemption
 from clip_jax.distributed.process_logs import process_logs
 from clip_jax.distributed.watchdog import Watchdog
+from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.flops import training_flops
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
 from clip_jax.runs.bad_samples import take_account
 from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.console import tolerant_streams
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
 from clip_jax.runs.logger import Progress
@@ -57,6 +60,7 @@ def train(cfg: TrainConfig) -> int:
     """
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(tolerant_streams())
         run = stack.enter_context(RunDirectory(cfg.workdir, main=main))
         initialize.barrier("the run directory is open", cfg.distributed.timeout_seconds)
         stack.enter_context(process_logs(run.path, is_local=run.is_local))
@@ -69,7 +73,11 @@ def train(cfg: TrainConfig) -> int:
             run_record.check_resume(setup, run)
             limit_s = cfg.health.hang_seconds + COMPILE_SECONDS
             initialize.barrier("all is prepared", limit_s)  # nobody reads what is written below
-            checkpoints = stack.enter_context(Checkpoints(run.checkpoints, cfg.checkpoint))
+            run.check_checkpoints()
+            better = best_direction(cfg)
+            checkpoints = stack.enter_context(
+                Checkpoints(run.checkpoints, cfg.checkpoint, better=better, on_saved=run.note_saved)
+            )
             state, bad_samples = restore_or_start(setup, run, checkpoints, goodput)
             run_record.write(setup, run)
         with failing_together():  # before the files above are closed, which waits for the others
@@ -223,6 +231,7 @@ def make_progress(setup: Setup, run: RunDirectory, start: int) -> Progress:
         steps=cfg.steps,
         batch_size=cfg.data.batch_size,
         flops=flops,
+        settings=flatten(run_settings(cfg)),
     )
 
 
@@ -250,27 +259,34 @@ def batches_from(setup: Setup, start: int, bad_samples: dict | None) -> Batches:
 
 def describe(parts: Parts, bad_samples: dict | None) -> dict[str, Any]:
     """What a checkpoint says besides its arrays; asked for when one is about to be written."""
-    parts.log.flush()  # else a kill could leave a checkpoint whose last step was never logged
+    # A kill must not leave a checkpoint whose last step was never logged.
+    parts.log.flush()
+    parts.progress.flush()
     return {
         "ledgers": allgather_json(bad_samples),
         "goodput": parts.goodput.seconds(),
-        "config": provenance.to_json(parts.setup.cfg),
+        "config": run_settings(parts.setup.cfg),
         "fingerprint": run_record.fingerprint(parts.setup),
         **provenance.environment(),
     }
 
 
 def report(parts: Parts, run: RunDirectory, bad_samples: dict | None):
-    """bad_samples.json and report.html."""
+    """bad_samples.json and report.html, neither of which ends a run that is done."""
     if bad_samples is not None:
         index = jax.process_index()
         name = "bad_samples.json" if index == 0 else f"bad_samples.{index}.json"
-        BadSamples.from_json(redact(bad_samples)).save(run.path / name)
+        try:
+            BadSamples.from_json(redact(bad_samples)).save(run.path / name)
+        except OSError as error:
+            log.warning("%s could not be written: %s", name, error)
     if parts.setup.cfg.logging.report and jax.process_index() == 0:
         devices = jax.devices()
-        path = write_report(
-            run.path,
-            facts={"Devices": f"{len(devices)} x {devices[0].device_kind}"},
-            goodput=parts.goodput.seconds(),
-        )
-        print(f"The report: {path}", flush=True)
+        facts = {"Devices": f"{len(devices)} x {devices[0].device_kind}"}
+        try:
+            parts.progress.flush()  # the report reads what was logged
+            path = write_report(run.path, facts=facts, goodput=parts.goodput.seconds())
+        except Exception:  # the weights are saved: `clip-jax report` writes it later
+            log.exception("report.html could not be written")
+        else:
+            parts.progress.report(path)

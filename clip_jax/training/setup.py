@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -20,15 +19,18 @@ from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION, Tokenizer
 from clip_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
-from clip_jax.evaluation.suite import Evaluators, open_others
+from clip_jax.evaluation.suite import (
+    Evaluators,
+    best_direction,
+    named_evaluators,
+    open_others,
+)
 from clip_jax.load import load_to_host
 from clip_jax.losses.objective import make_objective
 from clip_jax.models import attention
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
-from clip_jax.runs import retention
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.training.ignored_settings import refuse_ignored
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
 from clip_jax.training.optimizer import make_optimizer, make_schedule
 from clip_jax.training.state import (
@@ -93,8 +95,9 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     Raises:
       ValueError, FileNotFoundError: the setting or file at fault, and how to mend it.
     """
+    check(cfg)
     mesh = sharding.make_mesh(cfg.mesh)
-    check(cfg, mesh)
+    check_devices(cfg, mesh)
     opened = registry.open_sources(cfg.data, "train")
     eval_source = _open_eval_source(cfg)
     # A run that goes on has its own weights by now; one that was killed in its first save has not.
@@ -124,46 +127,19 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     return setup
 
 
-def check(cfg: TrainConfig, mesh: Mesh):
-    """Refuse settings that contradict each other or the devices."""
-    optimizer, loss = cfg.optimizer, cfg.loss
-    for name, value, least in (
-        ("steps", cfg.steps, 1),
-        ("data.accumulation", cfg.data.accumulation, 1),
-        ("logging.every_steps", cfg.logging.every_steps, 1),
-        ("evaluation.every_steps", cfg.evaluation.every_steps, 0),
-        ("checkpoint.every_steps", cfg.checkpoint.every_steps, 1),
-        ("checkpoint.keep_every_steps", cfg.checkpoint.keep_every_steps, 1),
-        ("model.unlocked_blocks", cfg.model.unlocked_blocks, 0),
-        ("loss.tile", loss.tile, 1),
-        ("loss.max_logit_scale", loss.max_logit_scale, 1),
-        ("health.max_skipped_in_row", cfg.health.max_skipped_in_row, 1),
-        ("optimizer.warmup_steps", optimizer.warmup_steps, 0),
-        ("optimizer.cooldown_steps", optimizer.cooldown_steps, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
-    for name, value, most in (
-        ("optimizer.learning_rate", optimizer.learning_rate, math.inf),
-        ("optimizer.clip_norm", optimizer.clip_norm, math.inf),
-        ("optimizer.layer_decay", optimizer.layer_decay, 1),
-        ("optimizer.ema_decay", optimizer.ema_decay, math.nextafter(1, 0)),
-        ("checkpoint.every_minutes", cfg.checkpoint.every_minutes, math.inf),
-        ("health.spike_factor", cfg.health.spike_factor, math.inf),
-    ):
-        if value is not None and not 0 < value <= most:
-            limit = "" if most == math.inf else f" and {'below' if most < 1 else 'at most'} 1"
-            raise ValueError(f"{name}={value} must be above 0{limit}")
+def check(cfg: TrainConfig):
+    """Refuse settings of several groups that contradict each other. No device is touched."""
+    make_schedule(cfg.optimizer, cfg.steps)
+    _check_frozen(cfg.model)
+    named_evaluators(cfg.evaluation)
+    best_direction(cfg)
+
+
+def check_devices(cfg: TrainConfig, mesh: Mesh):
+    """Refuse settings that the devices do not allow."""
     sharding.check_batch("data.batch_size", cfg.data.batch_size, mesh, parts=cfg.data.accumulation)
     sharding.check_batch("evaluation.batch_size", cfg.evaluation.batch_size, mesh)
-    if loss.tile is not None and loss.distributed == "replicated":
-        raise ValueError(f'loss.tile={loss.tile} needs loss.distributed="gather" or "ring"')
     attention.check_kind(cfg.model.attention, cfg.model.dtype, setting="model.attention")
-    _check_frozen(cfg.model)
-    if cfg.checkpoint.keep_best_by is not None:
-        others = [entry.partition("=")[0] for entry in cfg.data.eval_also]
-        retention.check_name(cfg.checkpoint.keep_best_by, others)
-    refuse_ignored(cfg)
 
 
 def _open_eval_source(cfg: TrainConfig) -> Source | None:
@@ -193,7 +169,9 @@ def _evaluators(
     probe(source, cfg.data)
     for other in others.values():
         probe(other, cfg.data)
-    return Evaluators(source, others, model, mesh, tokenizer, cfg=cfg.evaluation, data=cfg.data)
+    return Evaluators(
+        source, others, model, mesh, tokenizer, cfg=cfg.evaluation, data=cfg.data, loss=cfg.loss
+    )
 
 
 def probe(source: Source, cfg: DataConfig):
@@ -265,7 +243,7 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The architecture with the vocabulary of the tokenizer that the run uses."""
-    if config.text.pool == "argmax" and tokenizer.kind in ("siglip", "clipa"):
+    if config.text.pool == "argmax" and not tokenizer.ends_at_largest_id:
         raise ValueError(
             f"{config.name} reads a text at its largest id, which is not where the tokenizer of "
             f"kind {tokenizer.kind} ends it: choose another tokenizer.kind, or a model.name of "

@@ -16,7 +16,7 @@ from clip_jax.training.step_log import TooManySkipped
 FREE_TO_CHANGE = {"run.lock", "goodput.json"}  # who holds the folder, and where its time goes
 QUICK = ("--model.name", "ViT-test", "--tokenizer.kind", "clip", "--data.batch-size", "8")
 QUICK += ("--evaluation.batch-size", "8", "--steps", "4", "--optimizer.warmup-steps", "2")
-QUICK += ("--logging.no-progress", "--logging.no-tensorboard", "--logging.no-report")
+QUICK += ("--logging.no-progress", "--logging.loggers", "jsonl", "--logging.no-report")
 
 
 @pytest.fixture

@@ -57,7 +57,8 @@ def arguments(place: Path, run: Path, *more: str) -> list[str]:
         *("--checkpoint.every-steps", str(SAVE_EVERY)),
         *("--evaluation.batch-size", "8"),
         *("--logging.every-steps", "1"),
-        "--logging.no-tensorboard",
+        "--logging.loggers",
+        "jsonl",
         "--logging.no-report",
         *more,
     ]

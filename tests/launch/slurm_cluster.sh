@@ -169,7 +169,7 @@ submit() { # NAME: prints the number of the job
     --data.data-dir "$folder/data" --data.batch-size 256 --data.threads 1 \
     --tokenizer.vocab-size 300 --optimizer.warmup-steps 2 --evaluation.batch-size 32 \
     --checkpoint.every-steps 50 --logging.every-steps 1 --logging.no-progress \
-    --logging.no-tensorboard --logging.no-report
+    --logging.loggers jsonl --logging.no-report
 }
 field() { scontrol show job "$1" | grep -o "$2=[^ ]*" | head -n 1 | cut -d= -f2; }
 last_step() { tail -n 1 "$folder/$1/metrics.jsonl" 2>/dev/null | grep -o '"step": [0-9]*' | grep -o '[0-9]*$' || echo 0; }

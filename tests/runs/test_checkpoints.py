@@ -319,3 +319,20 @@ def test_an_error_on_the_way_out_does_not_hide_the_first_one(tmp_path, full_disk
     with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path, EVERY_STEP) as checkpoints:
         checkpoints.save(1, make_state(1), metadata={})
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["br[a]", "lr=1e-3,[x]", "a*b?"])
+def test_a_folder_of_any_name_holds_checkpoints_that_come_back(tmp_path, name):
+    save_steps(tmp_path / name, 1, 2)
+    assert restored_step(tmp_path / name) == 2
+
+
+def test_a_checkpoint_that_cannot_be_opened_does_not_count_as_saved(tmp_path, monkeypatch, caplog):
+    # What Orbax does in a folder whose name it takes for a pattern: files are not merged.
+    monkeypatch.setattr("etils.epath.gpath.PosixGPath.glob", lambda self, pattern: iter(()))
+    monkeypatch.setattr(save_retries, "FIRST_PAUSE_S", 0.01)
+    cfg = dataclasses.replace(EVERY_STEP, retry_seconds=0.05)
+    with pytest.raises(SaveFailed, match="cannot be read after it was written"):  # noqa: SIM117
+        with Checkpoints(tmp_path, cfg) as checkpoints:
+            checkpoints.save(1, make_state(), metadata={}, force=True)
+    assert not list(Path(tmp_path).glob("[0-9]*/MANIFEST.json"))

@@ -28,7 +28,7 @@ from clip_jax.training.step_log import StepLog, TooManySkipped, make_hooks
 CFG = TrainConfig(
     steps=6,
     evaluation=EvaluationConfig(every_steps=3),
-    logging=LoggingConfig(every_steps=2, progress=False, tensorboard=False, report=False),
+    logging=LoggingConfig(every_steps=2, progress=False, loggers=("jsonl",), report=False),
     health=HealthConfig(max_skipped_in_row=3),
 )
 

@@ -11,16 +11,16 @@ import numpy as np
 from etils import epath
 from markupsafe import Markup
 
-from clip_jax.evaluation.results import (
+from clip_jax.losses.objective import LOSSES
+from clip_jax.runs.report import figures
+from clip_jax.runs.report.charts import charts, cosine
+from clip_jax.runs.results import (
     ClassResult,
     Evaluation,
     load_evaluation,
     load_snapshots,
     read_metrics,
 )
-from clip_jax.losses.objective import LOSSES
-from clip_jax.runs.report import figures
-from clip_jax.runs.report.charts import charts, cosine
 from clip_jax.storage import atomic_write
 
 FILE = "report.html"
@@ -310,7 +310,7 @@ def hyphened(group: str) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clip_jax.evaluation", "."),
+        loader=jinja2.PackageLoader("clip_jax.runs.report", "."),
         autoescape=True,  # captions come from anywhere
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
