@@ -244,6 +244,7 @@ class OptimizerConfig(Settings, group="optimizer."):
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
     ema_decay: Fraction | None = None  # of an average of the variables; None: none is kept
     ema_warmup: bool = True  # the decay rises to it over the first steps
+    shard_over_data: bool = False  # moments are split over the data axis too (ZeRO-1)
 
     def __post_init__(self):
         super().__post_init__()

@@ -37,6 +37,7 @@ class Step:
             freeze=self.cfg.model.freeze,
             unlocked_blocks=self.cfg.model.unlocked_blocks,
             ema=self.cfg.optimizer.ema_decay is not None,
+            shard_over_data=self.cfg.optimizer.shard_over_data,
         )
 
     @property

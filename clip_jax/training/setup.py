@@ -86,6 +86,7 @@ class Setup:
             "freeze": self.cfg.model.freeze,
             "unlocked_blocks": self.cfg.model.unlocked_blocks,
             "ema": self.cfg.optimizer.ema_decay is not None,
+            "shard_over_data": self.cfg.optimizer.shard_over_data,
         }
 
 
