@@ -161,8 +161,8 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
         metadata = functools.partial(describe, parts, batches.ledger)
         parts.checkpoints.save(step, state, metadata=metadata, due=keeps_best, force=last)
 
-        if parts.evaluate.is_due(step):
-            parts.log.flush()
+        if parts.evaluate.has_work(step):
+            parts.log.flush()  # which waits for the step: two programs at once may block each other
         if not parts.evaluate(step, state):
             return save_and_exit(parts, step, state, batches.ledger)
         parts.watchdog.beat()

@@ -12,7 +12,7 @@ from clip_jax.cli.main import main
 SETTINGS = [
     *("--model.name", "ViT-test", "--model.dtype", "float32", "--tokenizer.vocab-size", "300"),
     *("--data.batch-size", "16", "--data.accumulation", "2", "--mesh.fsdp", "2"),
-    *("--evaluation.batch-size", "16", "--optimizer.warmup-steps", "0"),
+    *("--evaluation.batch-size", "48", "--optimizer.warmup-steps", "0"),
     *("--optimizer.schedule", "constant", "--logging.every-steps", "1"),
     *("--checkpoint.every-steps", "2", "--logging.no-progress", "--logging.no-report"),
 ]
