@@ -32,13 +32,14 @@ from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
-from clip_jax.training.optimizer import make_optimizer, make_schedule
+from clip_jax.training.optimizer import make_optimizer, make_schedule, named_optimizer
 from clip_jax.training.state import (
     TrainState,
     abstract_state,
     check_batch_statistics,
     sharded_new_state,
 )
+from clip_jax.training.step_log import make_hooks
 from clip_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -131,6 +132,9 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
 def check(cfg: TrainConfig):
     """Refuse settings of several groups that contradict each other. No device is touched."""
     make_schedule(cfg.optimizer, cfg.steps)
+    named_optimizer(cfg.optimizer)
+    make_objective(cfg.loss)
+    make_hooks(cfg.logging.hooks)
     _check_frozen(cfg.model)
     named_evaluators(cfg.evaluation)
     best_direction(cfg)
