@@ -1,7 +1,6 @@
 """Checkpoints of a run: saved beside the training, checked before they are used, kept by rules."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable
@@ -71,7 +70,7 @@ class Checkpoints:
         self._retries = SaveRetries(self.directory, cfg.retry_seconds)
         self._next_talk = 0  # the step at which the processes compare notes
         self._talked: tuple[int, float] | None = None  # the step and the time of the last talk
-        self._best = retention.best(self.directory, self.steps(), cfg.keep_best_by, better)
+        self._best = self._best_saved()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -180,8 +179,11 @@ class Checkpoints:
         if name not in metrics:
             log.error("checkpoint.keep_best_by=%s was not measured: %s were", name, sorted(metrics))
             return False
-        value = retention.goodness(metrics[name], self._better)
-        return value > (-math.inf if self._best is None else self._best)
+        return retention.goodness(metrics[name], self._better) > self._best
+
+    def _best_saved(self) -> float:
+        name = self._cfg.keep_best_by
+        return retention.best(self.directory, self.steps(), name, better=self._better)
 
     def _begin(self, step: int, state: Any, content: dict):
         """Copy the state off the devices and start to write it."""
@@ -311,8 +313,7 @@ class Checkpoints:
             )
         _exchange([0])  # nobody lists the folder before process 0 is done
         self._manager.reload()
-        names = self._cfg.keep_best_by, self._better
-        self._best = retention.best(self.directory, self.steps(), *names)
+        self._best = self._best_saved()
 
     def _compare(self, step: int, abstract_state: Any):
         """Orbax would cast another type in silence and report another tree on three pages."""

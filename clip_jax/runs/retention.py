@@ -24,7 +24,7 @@ class Keep:
         if cfg.keep_every_steps:
             kept.update(step for step in steps if step % cfg.keep_every_steps == 0)
         if cfg.keep_best_by:
-            kept.add(best_step(self._directory, steps, cfg.keep_best_by, self._better))
+            kept.add(best_step(self._directory, steps, cfg.keep_best_by, better=self._better))
         return [info.step in kept for info in checkpoints]
 
 
@@ -34,11 +34,10 @@ def best_step(directory: epath.Path, steps: list[int], name: str, *, better: Bet
     return max(values, key=lambda step: (values[step], -step), default=None)
 
 
-def best(directory: epath.Path, steps: list[int], name: str | None, better: Better) -> float | None:
-    """The best value of a metric, as `goodness` counts it, or None where there is none."""
-    if name is None:
-        return None
-    return max(_values(directory, steps, name, better).values(), default=None)
+def best(directory: epath.Path, steps: list[int], name: str | None, *, better: Better) -> float:
+    """The best value of a metric, as `goodness` counts it, or the worst where there is none."""
+    values = _values(directory, steps, name, better) if name is not None else {}
+    return max(values.values(), default=-math.inf)
 
 
 def goodness(value: float | None, better: Better) -> float:
