@@ -114,7 +114,7 @@ class ModelConfig(Settings):
     vision: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
     text: TextConfig = field(default_factory=TextConfig)
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    tokenizer: Literal["clip", "sentencepiece", "siglip", "huggingface"] = "clip"
+    tokenizer: str = "clip"  # the kind that a run's `tokenizer.kind="auto"` means
     init_logit_scale: LogScale = INIT_LOGIT_SCALE  # natural logarithm of the multiplier
     init_logit_bias: Bias | None = None  # None: the model has no bias (softmax loss)
     dtype: Dtype = "float32"  # of the towers' matrix products
@@ -136,6 +136,7 @@ class ModelSettings(Settings, group="model."):
     context_length: Count | None = None  # tokens; None: the architecture's
     vocab_size: Count | None = None  # None: the tokenizer's
     patch_dropout: BelowOne | None = None  # None: the architecture's
+    ghost_batch_norm: bool = False  # with data.accumulation: statistics of each micro-batch alone
     init_from: str | None = None  # a run directory or released weights (or their URL) to start from
     init_towers: Literal["both", "image", "text"] = "both"  # which towers init_from fills
     freeze: Literal["none", "image", "text"] = "none"  # tower that is not trained (LiT)
@@ -155,7 +156,8 @@ class ModelSettings(Settings, group="model."):
 class LossConfig(Settings, group="loss."):
     """The contrastive loss and how its similarity matrix is moved and held."""
 
-    kind: Literal["softmax", "sigmoid"] = "softmax"
+    kind: str = "softmax"  # softmax, sigmoid or package.module:NAME
+    terms: tuple[str, ...] = ()  # NAME=WEIGHT each: further losses that are added to it
     distributed: Literal["replicated", "gather", "ring"] = "gather"  # between the devices
     tile: Count | None = None  # rows' worth of similarities held at once in a device; None: all
     max_logit_scale: AtLeastOne = 100.0  # the multiplier is clamped to [1, this] after each step
@@ -216,8 +218,7 @@ class DataConfig(Settings, group="data."):
 class TokenizerConfig(Settings, group="tokenizer."):
     """How captions become token ids."""
 
-    # auto: the architecture's
-    kind: Literal["auto", "sentencepiece", "clip", "siglip", "huggingface"] = "auto"
+    kind: str = "auto"  # auto: the architecture's; sentencepiece, clip, siglip, huggingface, clipa
     path: str | None = None  # a tokenizer file; None with sentencepiece: train on the captions
     vocab_size: Count = 4096  # of a SentencePiece model that is trained here, at most
     train_captions: Count = 1_000_000  # captions that it is trained on, at most
@@ -227,7 +228,8 @@ class TokenizerConfig(Settings, group="tokenizer."):
 class OptimizerConfig(Settings, group="optimizer."):
     """The update rule and its schedule."""
 
-    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
+    name: str = "adamw"  # adamw, lion, adafactor, muon, one of optax's or package.module:NAME
+    options: tuple[str, ...] = ()  # NAME=VALUE each: what else the optimizer takes, momentum=0.9
     learning_rate: Positive = 5e-4  # at the peak
     schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
     warmup_steps: Whole = 100
@@ -241,6 +243,7 @@ class OptimizerConfig(Settings, group="optimizer."):
     layer_decay: Part | None = None  # learning rate's factor from a layer to the one below
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
     ema_decay: Fraction | None = None  # of an average of the variables; None: none is kept
+    ema_warmup: bool = True  # the decay rises to it over the first steps
 
     def __post_init__(self):
         super().__post_init__()
@@ -292,10 +295,11 @@ class LoggingConfig(Settings, group="logging."):
     """What a person sees."""
 
     every_steps: Count = 10
-    tensorboard: bool = True
-    progress: bool = True  # a live line on a terminal
+    loggers: tuple[str, ...] = ("jsonl", "tensorboard")  # jsonl, tensorboard, wandb, module:NAME
+    progress: bool = True  # a live line on a terminal, a line now and then in a file
     report: bool = True  # report.html at the end
     profile_steps: tuple[Count, Count] | None = None  # first and last step of a profiler trace
+    hooks: tuple[str, ...] = ()  # package.module:NAME each: called after every step
 
     def __post_init__(self):
         super().__post_init__()
@@ -307,8 +311,8 @@ class LoggingConfig(Settings, group="logging."):
 class HealthConfig(Settings, group="health."):
     """When a step is not taken, and when a run gives up."""
 
-    skip_nonfinite: bool = True  # leave out a step whose loss or gradient is not finite
-    spike_factor: AboveOne | None = None  # leave out a gradient norm above this times its average
+    skip_nonfinite: bool = True  # skip a step whose loss, gradient or update is not finite
+    spike_factor: AboveOne | None = None  # skip a gradient norm above this times its average
     spike_warmup_steps: Whole = 100  # steps that the average needs before it counts
     max_skipped_in_row: Count = 20  # then the run stops
     hang_seconds: Positive = 1800.0  # without a step: print all stacks, leave with the retry code

@@ -26,6 +26,7 @@ RENAMED = {
     "loss.movement": "loss.distributed",
     "evaluation.zero_shot": "evaluation.metrics",
     "evaluation.retrieval": "evaluation.metrics",
+    "logging.tensorboard": "logging.loggers",
 }
 RENAMED_VALUES = {"loss.distributed": {"dense": "replicated"}}
 
@@ -165,6 +166,8 @@ def translate(data: dict) -> dict:
         zero_shot, retrieval = (value is not False for value in measured)
         metrics = ["zero_shot"] * zero_shot + ["loss", "retrieval"] * retrieval
         flat["evaluation.metrics"] = metrics
+    if (tensorboard := flat.pop("logging.tensorboard", None)) is not None:
+        flat["logging.loggers"] = ["jsonl"] + ["tensorboard"] * bool(tensorboard)
     for old, new in RENAMED.items():
         if old in flat:
             flat[new] = flat.pop(old)

@@ -27,8 +27,9 @@ from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.report.page import write_report
 from clip_jax.runs.save_retries import SaveFailed
 from clip_jax.storage import user_cache
-from clip_jax.training.loop import TooManySkipped, train
+from clip_jax.training.loop import train
 from clip_jax.training.setup import check
+from clip_jax.training.step_log import RunFailed
 from clip_jax.weights.export import export as export_weights
 from clip_jax.weights.stablehlo import export_portable
 
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[args[0]](args[1:])
     except Exception as error:
-        known = isinstance(error, ValueError | OSError | TooManySkipped | SaveFailed)
+        known = isinstance(error, ValueError | OSError | RunFailed | SaveFailed)
         if (text := str(error) if known else environment.explain(error)) is None:
             raise
         if show_traceback:
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             text = " ".join(redact(text).split())
             print(f"clip-jax: {text} (--traceback shows where)", file=sys.stderr)
-        return 1 if isinstance(error, TooManySkipped | SaveFailed) else 2
+        return 1 if isinstance(error, RunFailed | SaveFailed) else 2
 
 
 def _usage() -> str:

@@ -14,7 +14,7 @@ from clip_jax.runs import provenance
 
 PACKAGE = Path(__file__).parents[1]
 # Besides what a checkpoint names: what decodes images and reads tokens.
-LIBRARIES = (*provenance.LIBRARIES, "grain", "pillow", "simplejpeg", "sentencepiece", "xxhash")
+LIBRARIES = (*provenance.LIBRARIES, "pillow", "simplejpeg", "sentencepiece", "xxhash")
 OPTIONAL = ("libtpu", "jax-cuda13-pjrt", "jax-cuda12-pjrt")
 VARIABLES = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_PLATFORMS", "XLA_FLAGS")
 

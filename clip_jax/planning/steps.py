@@ -14,7 +14,7 @@ from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.clip import CLIP
 from clip_jax.training import setup
-from clip_jax.training.state import TrainState, abstract_state
+from clip_jax.training.state import TrainState, abstract_state, check_batch_statistics
 from clip_jax.training.step import abstract_batch, jit_train_step
 
 
@@ -66,7 +66,8 @@ def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:
     config = setup.named_model(plannable)
     model = CLIP(config, constrain=sharding.constrain_batch(mesh))
     step = Step(cfg, mesh, config, model, setup.make_run_optimizer(plannable, config))
-    assert step.state.params  # placed on the mesh now, which refuses an fsdp that splits nothing
+    # Sharded over the mesh now, which refuses an fsdp that splits nothing.
+    check_batch_statistics(plannable, step.state)
     return step
 
 

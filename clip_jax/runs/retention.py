@@ -1,13 +1,18 @@
 """Which checkpoints stay: the last ones, every Kth for ever, and the best by a metric."""
 
 import json
+import logging
 import math
 from typing import Literal
 
 from etils import epath
 
 from clip_jax.config import CheckpointConfig
+from clip_jax.storage import atomic_write
 
+log = logging.getLogger(__name__)
+
+EVALUATIONS = "evaluations.json"  # beside the steps: the metrics of each, by its number
 Better = Literal["higher", "lower"]  # values of a metric
 
 
@@ -34,12 +39,6 @@ def best_step(directory: epath.Path, steps: list[int], name: str, *, better: Bet
     return max(values, key=lambda step: (values[step], -step), default=None)
 
 
-def best(directory: epath.Path, steps: list[int], name: str | None, *, better: Better) -> float:
-    """The best value of a metric, as `goodness` counts it, or the worst where there is none."""
-    values = _values(directory, steps, name, better) if name is not None else {}
-    return max(values.values(), default=-math.inf)
-
-
 def goodness(value: float | None, better: Better) -> float:
     """More is better, whichever way the metric is. What is no number is the worst."""
     if value is None or math.isnan(value):
@@ -55,7 +54,35 @@ def read_metadata(step_directory: epath.Path) -> dict:
         return {}
 
 
+def record(directory: epath.Path, step: int, metrics: dict[str, float]):
+    """Keep what an evaluation of a step found, which was saved before. One process calls this.
+
+    What is not finite has no place in JSON, and counts as not measured.
+    """
+    found = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    try:
+        known = {path.name for path in directory.iterdir()}
+        kept = {k: v for k, v in _recorded(directory).items() if k in known}
+        atomic_write(directory / EVALUATIONS, json.dumps(kept | {str(step): found}))
+    except OSError as error:
+        log.warning("%s could not be written: %s", directory / EVALUATIONS, error)
+
+
+def metrics_of(directory: epath.Path, step: int) -> dict[str, float]:
+    """What an evaluation of a step found; {} where there was none."""
+    saved_with_it = read_metadata(directory / str(step)).get("metrics", {})  # by older versions
+    return saved_with_it | _recorded(directory).get(str(step), {})
+
+
+def _recorded(directory: epath.Path) -> dict[str, dict[str, float]]:
+    try:
+        found = json.loads((directory / EVALUATIONS).read_text())
+    except (OSError, ValueError):
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {step: metrics for step, metrics in entries if isinstance(metrics, dict)}
+
+
 def _values(directory: epath.Path, steps: list[int], name: str, better: Better) -> dict[int, float]:
-    saved = {step: read_metadata(directory / str(step)).get("metrics", {}) for step in steps}
-    values = {step: goodness(saved[step].get(name), better) for step in steps}
+    values = {step: goodness(metrics_of(directory, step).get(name), better) for step in steps}
     return {step: value for step, value in values.items() if value > -math.inf}
