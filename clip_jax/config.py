@@ -1,8 +1,11 @@
 """Every setting there is, as frozen dataclasses: a run is one `TrainConfig`, an architecture one `ModelConfig`."""
 
+import importlib
 import math
 from dataclasses import dataclass, field
 from typing import Literal
+
+from clip_jax.models.tower import ImageTower, TextTower, Tower
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the channels, on a 0 to 1 scale
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -15,77 +18,6 @@ AttentionKind = Literal["auto", "plain", "cudnn"]
 
 
 # --------------------------------------------------------------------------- architectures
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionTransformerConfig:
-    """The image tower as a vision transformer (arXiv:2010.11929, as CLIP changed it)."""
-
-    image_size: int = 224  # pixels on each side
-    patch_size: int = 32  # pixels on each side
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    activation: Activation = "gelu"
-    norm_epsilon: float = 1e-5
-    class_token: bool = True
-    pool: Literal["class", "mean", "map"] = "class"  # mean: of patches; map: attention (SigLIP)
-    pool_before_norm: bool = False  # CLIPA pools, then normalises; CLIP does the reverse
-    pre_norm: bool = True  # LayerNorm between the embeddings and the first block
-    patch_bias: bool = False
-    projection: bool = True  # SigLIP has none: its pooled vector is the embedding
-    position: Literal["learned", "sincos2d"] = "learned"
-    patch_dropout: float = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
-
-    def __post_init__(self):
-        if not 0 < self.patch_size <= self.image_size:
-            raise ValueError(f"patch_size={self.patch_size} must be from 1 to {self.image_size}")
-        _divides("width", self.width, "heads", self.heads)
-        if self.pool == "class" and not self.class_token:
-            raise ValueError('pool="class" needs class_token=True')
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout={self.patch_dropout} must be at least 0 and below 1")
-
-    @property
-    def grid(self) -> int:
-        """Patches on each side. What is left of a last one is cropped (SigLIP's 384 by 14)."""
-        return self.image_size // self.patch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """The image tower as CLIP's modified ResNet (arXiv:2103.00020, section 2.4)."""
-
-    image_size: int = 224  # pixels on each side
-    width: int = 64  # channels after the stem
-    depths: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks of each stage
-    heads: int = 32  # of the attention pooling
-    batch_norm_momentum: float = 0.9
-
-    def __post_init__(self):
-        _divides("image_size", self.image_size, "the stride", 32)
-        _divides("width * 32", self.width * 32, "heads", self.heads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text tower: a transformer over tokens, read at one position."""
-
-    context_length: int = 77  # tokens
-    vocab_size: int = 49_408
-    width: int = 512
-    depth: int = 12
-    heads: int = 8
-    mlp_width: int = 2048
-    activation: Activation = "gelu"
-    norm_epsilon: float = 1e-5
-    causal: bool = True
-    pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
-    projection_bias: bool = False
-
-    def __post_init__(self):
-        _divides("width", self.width, "heads", self.heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +37,8 @@ class ModelConfig:
 
     name: str = "custom"
     embed_dim: int = 512
-    vision: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
-    text: TextConfig = field(default_factory=TextConfig)
+    vision: ImageTower = field(default_factory=lambda: __getattr__("VisionTransformerConfig")())
+    text: TextTower = field(default_factory=lambda: __getattr__("TextConfig")())
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     tokenizer: Literal["clip", "sentencepiece", "siglip", "huggingface"] = "clip"
     init_logit_scale: float = math.log(1 / 0.07)  # natural logarithm of the multiplier
@@ -116,10 +48,24 @@ class ModelConfig:
     unroll: int = 1  # blocks in one turn of the loop over a tower's blocks
     attention: AttentionKind = "auto"
 
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The towers' configs, by the names of their parameters."""
+        return {"image": self.vision, "text": self.text}
 
-def _divides(name: str, value: int, by_name: str, by: int):
-    if by <= 0 or value % by:
-        raise ValueError(f"{name}={value} must be a multiple of {by_name}={by}")
+
+# A tower's config stands in its tower's file, which imports JAX; settings are read without it.
+_TOWER_CONFIGS = {
+    "VisionTransformerConfig": "clip_jax.models.towers.vision_transformer",
+    "ResNetConfig": "clip_jax.models.towers.resnet",
+    "TextConfig": "clip_jax.models.towers.text_transformer",
+}
+
+
+def __getattr__(name: str):
+    if name not in _TOWER_CONFIGS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_TOWER_CONFIGS[name]), name)
 
 
 # ------------------------------------------------------------------------------------ a run
@@ -129,7 +75,7 @@ def _divides(name: str, value: int, by_name: str, by: int):
 class ModelSettings:
     """Which model a run trains, and what it changes of the named architecture."""
 
-    name: str = "ViT-B-32"  # `clip-jax models` lists the names
+    name: str = "ViT-B-32"  # `clip-jax models` lists them; package.module:NAME is a ModelConfig
     dtype: Dtype = "bfloat16"  # of the towers' matrix products; parameters stay float32
     remat: Remat = "none"  # what the backward pass recomputes instead of keeping
     unroll: int = 1  # blocks in one turn of the loop over a tower's blocks: more compile longer

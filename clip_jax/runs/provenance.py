@@ -9,6 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import dacite
 import jax
 
+from clip_jax.config import ModelConfig
+from clip_jax.models.tower import ImageTower, TextTower, Tower
+from clip_jax.models.towers import TOWERS, kind_of, name_of
 from clip_jax.redaction import redact
 
 T = TypeVar("T")
@@ -53,8 +56,12 @@ class Change(NamedTuple):
 
 
 def to_json(cfg: Any) -> dict:
-    """A settings dataclass as JSON's types, without secrets."""
-    return redact(json.loads(json.dumps(dataclasses.asdict(cfg))))
+    """A settings dataclass as JSON's types, without secrets. A model's towers have their names."""
+    content = dataclasses.asdict(cfg)
+    if isinstance(cfg, ModelConfig):
+        for side in ("vision", "text"):
+            content[side] = {"tower": name_of(getattr(cfg, side)), **content[side]}
+    return redact(json.loads(json.dumps(content)))
 
 
 def from_json(kind: type[T], data: dict, *, origin: str) -> T:
@@ -70,7 +77,10 @@ def from_json(kind: type[T], data: dict, *, origin: str) -> T:
         type.
     """
     try:
-        return dacite.from_dict(kind, data, dacite.Config(strict=True, cast=[tuple]))
+        towers = {ImageTower: _tower, TextTower: _tower}
+        return dacite.from_dict(
+            kind, data, dacite.Config(strict=True, cast=[tuple], type_hooks=towers)
+        )
     except dacite.UnexpectedDataError as error:
         names = ", ".join(sorted(error.keys))
         raise ValueError(
@@ -80,6 +90,21 @@ def from_json(kind: type[T], data: dict, *, origin: str) -> T:
         ) from error
     except (dacite.DaciteError, ValueError, TypeError) as error:
         raise ValueError(f"{origin} does not hold a {kind.__name__}: {error}") from error
+
+
+def _tower(data: dict) -> Tower:
+    """A tower's config; before 2026-12 files did not name it, and there were ours alone."""
+    name = data.get("tower")
+    settings = {key: value for key, value in data.items() if key != "tower"}
+    if name is None:
+        shared = {
+            kind: len(settings.keys() & {field.name for field in dataclasses.fields(kind)})
+            for kind in TOWERS.values()
+        }
+        kind = max(shared, key=shared.__getitem__)
+    else:
+        kind = kind_of(name)
+    return dacite.from_dict(kind, settings, dacite.Config(strict=True, cast=[tuple]))
 
 
 def check_resume(old: dict, new: dict, allow: tuple[str, ...] = ()) -> list[Change]:

@@ -2,14 +2,14 @@
 
 import functools
 
-from clip_jax.config import ResNetConfig, TrainConfig
+from clip_jax.config import TrainConfig
 from clip_jax.models.architectures import model_config
 
 
 def refuse_ignored(cfg: TrainConfig):
     """Raise a ValueError that names a changed setting without an effect, and what takes it away."""
     model, optimizer = cfg.model, cfg.optimizer
-    resnet = isinstance(model_config(model.name).vision, ResNetConfig)
+    no_patches = "patch_dropout" not in model_config(model.name).vision.fields()
     ends_high = optimizer.schedule in ("constant", "rsqrt") and optimizer.cooldown_steps == 0
     no_weights, no_jitter = model.init_from is None, cfg.data.augment.color_jitter is None
     spikes_pass = cfg.health.spike_factor is None
@@ -26,7 +26,7 @@ def refuse_ignored(cfg: TrainConfig):
             optimizer.name in ("adafactor", "lion"),
             f"optimizer.name={optimizer.name} has none",
         ),
-        ("model.patch_dropout", resnet, f"model.name={model.name} has no patches"),
+        ("model.patch_dropout", no_patches, f"model.name={model.name} has no patches"),
         ("model.patch_dropout", model.freeze == "image", "model.freeze=image trains no patches"),
         ("model.unlocked_blocks", model.freeze == "none", "model.freeze=none trains all"),
         ("model.init_towers", no_weights, "model.init_from names no weights"),

@@ -13,14 +13,14 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.config import ModelConfig, ModelSettings, ResNetConfig, TrainConfig
+from clip_jax.config import ModelConfig, ModelSettings, TrainConfig
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION, Tokenizer
 from clip_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
 from clip_jax.evaluation.suite import open_others
 from clip_jax.load import load_to_host
-from clip_jax.models import attention
+from clip_jax.models import attention, towers
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.runs import retention
@@ -28,7 +28,12 @@ from clip_jax.runs.directory import RunDirectory
 from clip_jax.training.ignored_settings import refuse_ignored
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
 from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.state import TrainState, abstract_state, sharded_new_state
+from clip_jax.training.state import (
+    TrainState,
+    abstract_state,
+    replication_warning,
+    sharded_new_state,
+)
 from clip_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -50,7 +55,10 @@ class Setup:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        return abstract_state(self.mesh, **self._state_arguments)
+        state = abstract_state(self.mesh, **self._state_arguments)
+        if warning := replication_warning(self.mesh, state):
+            log.warning("%s", warning)
+        return state
 
     def new_state(self) -> TrainState:
         """The state at step 0."""
@@ -185,7 +193,7 @@ def _check_frozen(cfg: ModelSettings):
             f"{cfg.init_towers} loads the other tower alone: set it to {cfg.freeze} or both"
         )
     config = model_config(cfg.name)
-    depth = getattr({"image": config.vision, "text": config.text}[cfg.freeze], "depth", 0)
+    depth = config.towers[cfg.freeze].depth
     if cfg.unlocked_blocks > depth:
         raise ValueError(
             f"model.unlocked_blocks={cfg.unlocked_blocks} must be at most {depth}, the blocks that "
@@ -222,7 +230,7 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The architecture with the vocabulary of the tokenizer that the run uses."""
-    if config.text.pool == "argmax" and tokenizer.kind in ("siglip", "clipa"):
+    if config.text.reads_largest_id and tokenizer.kind in ("siglip", "clipa"):
         raise ValueError(
             f"{config.name} reads a text at its largest id, which is not where the tokenizer of "
             f"kind {tokenizer.kind} ends it: choose another tokenizer.kind, or a model.name of "
@@ -243,13 +251,13 @@ def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -
 
 
 def make_run_optimizer(cfg: TrainConfig, config: ModelConfig) -> optax.GradientTransformation:
-    if cfg.optimizer.layer_decay is not None and isinstance(config.vision, ResNetConfig):
+    plain = [towers.name_of(tower) for tower in config.towers.values() if not tower.depth]
+    if cfg.optimizer.layer_decay is not None and plain:
         raise ValueError(
             f"optimizer.layer_decay={cfg.optimizer.layer_decay} goes by a tower's blocks and "
-            f"{config.name} has a ResNet, which has none: leave it at None"
+            f"{plain[0]}, a tower of {config.name}, has none: leave it at None"
         )
-    depths = {"text": config.text.depth, "image": getattr(config.vision, "depth", 0)}
-    return make_optimizer(cfg.optimizer, cfg.steps, depths=depths)
+    return make_optimizer(cfg.optimizer, cfg.steps, towers=config.towers)
 
 
 def _tokenizer(
