@@ -58,7 +58,6 @@ setup(
         "etils[epath]>=1.13",
         "flax>=0.12.8",
         "fsspec>=2025.9",
-        "grain>=0.2.18",
         "importlib_resources>=6.5",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10.2",
         "jinja2>=3.1.6",

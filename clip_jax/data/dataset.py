@@ -1,6 +1,6 @@
 """A row of a batch by its number: which sample, read, decoded, augmented and tokenized."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,8 @@ from clip_jax.data.shuffle import Mixture, hash64
 
 MAX_TRIES = 20  # samples that are tried for one row before the run stops
 KEPT_PLANS = 16  # batches whose order is remembered, more than are in work at once
+
+Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shapes and types of a batch's arrays
 
 
 class Tokenizer(Protocol):
@@ -59,12 +61,9 @@ class TrainDataset:
         self._plans: dict[int, tuple[np.ndarray, ...]] = {}
 
     @property
-    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def spec(self) -> Spec:
         """Shapes and types of the arrays of this process's part of a batch."""
-        return {
-            "image": ((self.rows, self._image_size, self._image_size, 3), np.dtype(np.uint8)),
-            "tokens": ((self.rows, self._tokenizer.context_length), np.dtype(np.int32)),
-        }
+        return _spec(self.rows, self._image_size, self._tokenizer)
 
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
@@ -146,6 +145,14 @@ class EvalDataset:
         self._samples = min(len(source), max_samples or len(source))
         self.batches = -(-self._samples // batch_size)
 
+    @property
+    def spec(self) -> Spec:
+        """As in `TrainDataset`."""
+        one = {"mask": np.bool_, "index": np.int64, "label": np.int32}
+        return _spec(self.rows, self._image_size, self._tokenizer) | {
+            name: ((self.rows,), np.dtype(kind)) for name, kind in one.items()
+        }
+
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
         place = step * self._batch_size + self._first + row
@@ -184,10 +191,27 @@ class EvalDataset:
         }
 
 
-def collate(rows: Sequence[dict]) -> dict:
-    """Rows to one batch; the bad samples of all of them become one list."""
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "bad"}
-    return batch | {"bad": [error for row in rows for error in row["bad"]]}
+def fill(
+    arrays: dict[str, np.ndarray],
+    dataset: TrainDataset | EvalDataset,
+    step: int,
+    rows: Iterable[int],
+) -> list[BadSample]:
+    """Write some rows of the batch of a step into its arrays; the bad samples among them."""
+    bad = []
+    for row in rows:
+        found = dataset[step * dataset.rows + row]
+        for name, array in arrays.items():
+            array[row] = found[name]
+        bad += found["bad"]
+    return bad
+
+
+def _spec(rows: int, image_size: int, tokenizer: Tokenizer) -> Spec:
+    return {
+        "image": ((rows, image_size, image_size, 3), np.dtype(np.uint8)),
+        "tokens": ((rows, tokenizer.context_length), np.dtype(np.int32)),
+    }
 
 
 def _or_bad(sample: Sample, load: Callable, *arguments):

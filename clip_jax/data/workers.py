@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
@@ -18,41 +18,53 @@ import cloudpickle
 import numpy as np
 from absl import logging
 
-from clip_jax.data.dataset import TrainDataset
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.batches import Batches
+from clip_jax.data.dataset import Spec, TrainDataset, fill
 from clip_jax.redaction import masks_logs, redact_logs
 
 DEPTH = 2  # batches that each process has in work or ready
 STALL_SECONDS = 300.0  # without a batch; then a process is taken for hung and replaced
 MAX_RESTARTS = 5  # of one process without a batch in between
 NAME = "clip_jax-data-worker"
-Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shapes and types of a batch's arrays
 
 
-class WorkerBatches:
-    """Batches `step`, `step` + 1, ... of `rows`; process w of n does every n-th, from w on.
+class WorkerBatches(Batches):
+    """Batches `step`, `step` + 1, ...; process w of n does every n-th, from w on.
 
     A batch is written into shared memory and copied out of it here. A process that dies, or gives
     nothing for STALL_SECONDS, is replaced and gets the same steps again: the order is the same.
     """
 
-    def __init__(self, rows: TrainDataset, step: int, *, workers: int, threads: int):
-        self._step = self._first = step
-        pickled = cloudpickle.dumps((rows, threads))
-        self._workers = [_Worker(pickled, rows.spec, number) for number in range(workers)]
-        for number in range(workers * DEPTH):
-            self._ask(step + number)
+    def __init__(
+        self,
+        dataset: TrainDataset,
+        step: int,
+        *,
+        workers: int,
+        threads: int,
+        ledger: BadSamples,
+        check: Callable[[BadSamples], None],
+    ):
+        super().__init__(step, ledger, check)
+        self._dataset, self._first, self._threads = dataset, step, threads
+        self._count, self._workers = workers, []
 
-    def __iter__(self) -> Iterator[dict]:
-        return self
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
+        if not self._workers:
+            self._start()
+        found = self._worker_of(step).take(step)
+        self._ask(step + self._count * DEPTH)
+        return found
 
-    def __next__(self) -> dict:
-        batch = self._worker_of(self._step).take(self._step)
-        self._ask(self._step + len(self._workers) * DEPTH)
-        self._step += 1
-        return batch
+    def _start(self):
+        pickled = cloudpickle.dumps((self._dataset, self._threads))
+        spec = self._dataset.spec
+        self._workers = [_Worker(pickled, spec, number) for number in range(self._count)]
+        for number in range(self._count * DEPTH):
+            self._ask(self._first + number)
 
-    def close(self):
-        """Stop the processes and free their memory."""
+    def _stop(self):
         for worker in self._workers:
             worker.close()
 
@@ -79,8 +91,8 @@ class _Worker:
         self._asked.append((step, place))
         self._send(step, place)
 
-    def take(self, step: int) -> dict:
-        """The batch that was asked for first, of this step."""
+    def take(self, step: int) -> tuple[dict[str, np.ndarray], list]:
+        """The arrays and bad samples of the batch that was asked for first, of this step."""
         for _ in range(MAX_RESTARTS):
             reply = self._receive()
             if reply is not None:
@@ -90,7 +102,7 @@ class _Worker:
                 if error is not None:
                     raise error
                 arrays = _arrays(self._memory[place], self._spec)
-                return {name: array.copy() for name, array in arrays.items()} | {"bad": bad}
+                return {name: array.copy() for name, array in arrays.items()}, bad
             self._stop()
             end = f"ended with exit code {self._process.exitcode}"
             logging.warning("Data worker %d %s and is replaced.", self._number, end)
@@ -162,26 +174,22 @@ def _work(pipe: Connection, pickled: bytes, spec: Spec, names: list[str], masked
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if masked:  # before anything can be logged
         redact_logs()
-    rows, threads = cloudpickle.loads(pickled)
+    dataset, threads = cloudpickle.loads(pickled)
     memory = [SharedMemory(name=name) for name in names]
     with ThreadPoolExecutor(threads) as pool, contextlib.suppress(EOFError, OSError):
         while True:
             step, place = pipe.recv()
             try:
-                bad, error = _fill(_arrays(memory[place], spec), rows, step, pool), None
+                bad, error = _fill(_arrays(memory[place], spec), dataset, step, pool), None
             except Exception as caught:
                 bad, error = [], _portable(caught)
             pipe.send((step, bad, error))
 
 
-def _fill(arrays: dict[str, np.ndarray], rows: TrainDataset, step: int, pool) -> list:
-    bad = []
-    numbers = range(step * rows.rows, (step + 1) * rows.rows)
-    for place, row in enumerate(pool.map(rows.__getitem__, numbers)):
-        for name, array in arrays.items():
-            array[place] = row[name]
-        bad += row["bad"]
-    return bad
+def _fill(arrays: dict[str, np.ndarray], dataset: TrainDataset, step: int, pool) -> list:
+    rows = ([row] for row in range(dataset.rows))
+    parts = pool.map(lambda part: fill(arrays, dataset, step, part), rows)
+    return [error for part in parts for error in part]
 
 
 def _portable(error: Exception) -> Exception:

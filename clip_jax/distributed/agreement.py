@@ -8,12 +8,13 @@ import socket
 from pathlib import Path
 
 from clip_jax.config import TrainConfig
+from clip_jax.config_io import flatten, to_json
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
 
 PACKAGE = Path(__file__).parents[1]
 # Besides what a checkpoint names: what decodes images and reads tokens.
-LIBRARIES = (*provenance.LIBRARIES, "grain", "pillow", "simplejpeg", "sentencepiece", "xxhash")
+LIBRARIES = (*provenance.LIBRARIES, "pillow", "simplejpeg", "sentencepiece", "xxhash")
 OPTIONAL = ("libtpu", "jax-cuda13-pjrt", "jax-cuda12-pjrt")
 VARIABLES = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_PLATFORMS", "XLA_FLAGS")
 
@@ -31,7 +32,7 @@ MOST_SHOWN = 5  # differences of a process, and processes
 def describe(cfg: TrainConfig) -> dict:
     """What has to be equal on all processes, by name, as JSON."""
     facts = {f"file clip_jax/{name}": digest for name, digest in _files().items()}
-    for name, value in provenance.flatten(provenance.to_json(cfg)).items():
+    for name, value in flatten(to_json(cfg)).items():
         if name not in OWN:
             facts[f"setting {name}"] = value
     facts["version of python"] = platform.python_version()

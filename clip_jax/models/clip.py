@@ -21,6 +21,8 @@ class Outputs(NamedTuple):
     text: jax.Array  # (batch, embedding) float32, unit length
     logit_scale: jax.Array  # multiplier of the cosines, 1 / temperature
     logit_bias: jax.Array | None  # added to the scaled cosines; None without a bias
+    # (batch, ...) each, by name: what further terms of the loss read. Nobody changes the default.
+    extra: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 class CLIP(nn.Module):

@@ -5,9 +5,19 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from clip_jax.registry import Settings, is_import_path, resolve
+
 if TYPE_CHECKING:  # settings are read where JAX is not loaded
     import jax
     from flax import linen as nn
+
+
+# The names that files keep the towers of this tree under, and where their configs stand.
+TOWERS = {
+    "vision_transformer": "clip_jax.models.towers.vision_transformer:VisionTransformerConfig",
+    "resnet": "clip_jax.models.towers.resnet:ResNetConfig",
+    "text_transformer": "clip_jax.models.towers.text_transformer:TextConfig",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +31,7 @@ class Compute:
     constrain: Callable[["jax.Array"], "jax.Array"] = lambda x: x  # on activations (B, ...)
 
 
-class Tower(abc.ABC):
+class Tower(Settings, abc.ABC):
     """The config of one kind of tower, a frozen dataclass.
 
     Its fields are the settings. Its attributes and methods, which a subclass defines where it
@@ -102,6 +112,28 @@ class TextTower(Tower):
         return False
 
 
-def check_divides(name: str, value: int, by_name: str, by: int):
-    if by <= 0 or value % by:
-        raise ValueError(f"{name}={value} must be a multiple of {by_name}={by}")
+def name_of(tower: Tower) -> str:
+    """A tower's name in `TOWERS`, or `package.module:NAME` of its config's class.
+
+    Raises:
+      ValueError: the class cannot be imported under that name, so that no file could name it.
+    """
+    kind = type(tower)
+    path = f"{kind.__module__}:{kind.__qualname__}"
+    for name, known in TOWERS.items():
+        if known == path:
+            return name
+    if not is_import_path(path) or resolve("tower", path, {}) is not kind:
+        raise ValueError(
+            f"the tower {path} cannot be imported under its name: define the class at the top of "
+            "a module on PYTHONPATH"
+        )
+    return path
+
+
+def kind_of(name: str) -> type[Tower]:
+    """The class of a tower's config by the name that `name_of` gave."""
+    found = resolve("tower", TOWERS.get(name, name), TOWERS)
+    if not (isinstance(found, type) and issubclass(found, Tower)):
+        raise ValueError(f"tower={name!r} is {found!r}, not a class of clip_jax.models.tower.Tower")
+    return found

@@ -11,6 +11,7 @@ import jax
 
 from clip_jax import sharding
 from clip_jax.config import ModelConfig
+from clip_jax.losses.objective import make_objective
 from clip_jax.models.clip import CLIP, abstract_inputs, init_variables
 from clip_jax.planning.steps import Step
 
@@ -84,7 +85,10 @@ def loss_bytes(step: Step, batch: int) -> float:
     """
     loss, rows = step.cfg.loss, batch // step.mesh.size
     ring = loss.distributed == "ring" and rows < batch
-    kept = 3.0 * rows * batch if ring and loss.kind == "softmax" and loss.tile is None else 0.0
+    kept = 0.0
+    if ring and loss.tile is None:
+        terms = make_objective(loss).terms
+        kept = sum(term.loss.ring_bytes_per_pair for term in terms) * rows * batch
     tile = min(loss.tile or rows, rows)
     return kept + 2.0 * 4 * tile * (rows if ring else batch)
 

@@ -14,8 +14,7 @@ from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.clip import CLIP
 from clip_jax.training import setup
-from clip_jax.training.optimizer import make_schedule
-from clip_jax.training.state import TrainState, abstract_state
+from clip_jax.training.state import TrainState, abstract_state, check_batch_statistics
 from clip_jax.training.step import abstract_batch, jit_train_step
 
 
@@ -62,11 +61,13 @@ def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:
     """
     mesh = sharding.make_mesh(cfg.mesh, list(devices))
     plannable = _plannable(cfg)
-    setup.check(plannable, mesh)
+    setup.check(plannable)
+    setup.check_devices(plannable, mesh)
     config = setup.named_model(plannable)
     model = CLIP(config, constrain=sharding.constrain_batch(mesh))
     step = Step(cfg, mesh, config, model, setup.make_run_optimizer(plannable, config))
-    assert step.state.params  # placed on the mesh now, which refuses an fsdp that splits nothing
+    # Sharded over the mesh now, which refuses an fsdp that splits nothing.
+    check_batch_statistics(plannable, step.state)
     return step
 
 
@@ -82,10 +83,7 @@ def _plannable(cfg: TrainConfig) -> TrainConfig:
 def refusals(cfg: TrainConfig, mesh: Mesh) -> tuple[str, ...]:
     """What `clip-jax train` would refuse of a run, though its step can be compiled."""
     found = []
-    for check in (
-        lambda: setup.check(cfg, mesh),
-        lambda: make_schedule(cfg.optimizer, cfg.steps),
-    ):
+    for check in (lambda: setup.check(cfg), lambda: setup.check_devices(cfg, mesh)):
         try:
             check()
         except ValueError as error:

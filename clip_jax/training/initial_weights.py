@@ -16,8 +16,7 @@ from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, sharding_rows
-from clip_jax.models.tower import Tower
-from clip_jax.models.towers import name_of
+from clip_jax.models.tower import Tower, name_of
 from clip_jax.training.state import new_state
 from clip_jax.weights import position_embeddings
 from clip_jax.weights.load import Loaded
@@ -105,7 +104,7 @@ def check_arithmetic(cfg: TrainConfig, wanted: ModelConfig, stored: ModelConfig)
         that has it.
     """
     differing = {
-        f"{name} {field}": (theirs[field], ours[field])
+        f"{name} {field}": (theirs.get(field), ours[field])
         for name in TOWERS[cfg.model.init_towers]
         for theirs, ours in [(_plain(stored.towers[name]), _plain(wanted.towers[name]))]
         for field in ours
@@ -163,9 +162,9 @@ def _put(array: Any, place: NamedSharding) -> jax.Array:
 def _resized(stored: ModelConfig, wanted: ModelConfig, towers: tuple) -> ModelConfig:
     """The stored architecture, with the run's image size and context where a tower is taken."""
     vision, text = stored.vision, stored.text
-    if "image" in towers:
+    if "image" in towers and name_of(vision) == name_of(wanted.vision):
         vision = dataclasses.replace(vision, image_size=wanted.vision.image_size)
-    if "text" in towers:
+    if "text" in towers and name_of(text) == name_of(wanted.text):
         text = dataclasses.replace(text, context_length=wanted.text.context_length)
     return dataclasses.replace(stored, vision=vision, text=text)
 

@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import sharding
+from clip_jax.config import TrainConfig
 from clip_jax.models.clip import CLIP, init_variables, sharding_rows
 from clip_jax.models.freezing import merge, split, variables_of
 
@@ -106,3 +107,29 @@ def sharded_new_state(mesh: Mesh, seed: int, **new_state_arguments: Any) -> Trai
         return new_state(key, variables=variables, **new_state_arguments)
 
     return jax.jit(make, out_shardings=places)(jax.random.key(seed), variables)
+
+
+def check_batch_statistics(cfg: TrainConfig, state: TrainState):
+    """Refuse micro-batches whose normalisation would not be that of the whole batch.
+
+    Args:
+      state: abstract or not.
+
+    Raises:
+      ValueError: a tower that trains has batch statistics, and the run did not choose those of
+        micro-batches; or it did, and that has no effect.
+    """
+    trained = state.batch_stats.keys() - set(FROZEN[cfg.model.freeze])
+    parts, ghost = cfg.data.accumulation, cfg.model.ghost_batch_norm
+    if parts > 1 and trained and not ghost:
+        raise ValueError(
+            f"data.accumulation={parts} does not give the gradient of the whole batch, as the "
+            f"{' and '.join(sorted(trained))} tower of {cfg.model.name} has batch normalisation, "
+            "whose statistics would be those of each micro-batch: set data.accumulation to 1 and "
+            "use more devices or model.remat, or accept it by model.ghost_batch_norm=true"
+        )
+    if ghost and not (parts > 1 and trained):
+        raise ValueError(
+            "model.ghost_batch_norm=True has no effect without data.accumulation above 1 and a "
+            "trained tower with batch normalisation: leave it at False"
+        )

@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
-from clip_jax.config import HealthConfig, TrainConfig
+from clip_jax.config import HealthConfig, OptimizerConfig, TrainConfig
+from clip_jax.losses.objective import Objective, make_objective
 from clip_jax.models.clip import CLIP, abstract_inputs
-from clip_jax.training.gradients import LossFn, batch_gradients, sharded_loss
-from clip_jax.training.metrics import in_batch_metrics
+from clip_jax.training.gradients import batch_gradients
+from clip_jax.training.metrics import mean_cosines
+from clip_jax.training.optimizer import follow_step
 from clip_jax.training.state import Health, TrainState
 
 
@@ -32,7 +34,7 @@ def jit_train_step(
         train_step,
         model=model,
         optimizer=optimizer,
-        loss_fn=sharded_loss(mesh, cfg.loss),
+        objective=make_objective(cfg.loss),
         mesh=mesh,
         cfg=cfg,
     )
@@ -50,7 +52,7 @@ def train_step(
     *,
     model: CLIP,
     optimizer: optax.GradientTransformation,
-    loss_fn: LossFn,
+    objective: Objective,
     mesh: Mesh,
     cfg: TrainConfig,
 ) -> tuple[TrainState, dict]:
@@ -61,7 +63,7 @@ def train_step(
       batch: {"image": uint8 (B, H, W, 3), "tokens": int32 (B, L)}, the global batch.
       model: maps a micro-batch to `Outputs`.
       optimizer: of the trained parameters.
-      loss_fn: of embeddings (B, E), multiplier and bias.
+      objective: of `Outputs` and the batch.
       mesh: where it all lies.
       cfg: accumulation, clamping, averaging and health.
 
@@ -71,19 +73,28 @@ def train_step(
     # The step number and the seed are all the randomness there is, so a resumed step repeats it.
     key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
     gradients = batch_gradients(
-        state, batch, key, model=model, loss_fn=loss_fn, mesh=mesh, parts=cfg.data.accumulation
+        state, batch, key, model=model, objective=objective, mesh=mesh, parts=cfg.data.accumulation
     )
     norms = {name: optax.tree.norm(part) for name, part in sorted(gradients.params.items())}
     grad_norm = optax.tree.norm(norms)
-    sound, health = check_health(state.health, gradients.loss, grad_norm, cfg.health)
 
-    updates, opt_state = optimizer.update(gradients.params, state.opt_state, state.params)
+    # The learning rate is that of the step, however many were skipped before it.
+    opt_state = follow_step(state.opt_state, state.step)
+    updates, opt_state = optimizer.update(gradients.params, opt_state, state.params)
+    update_norm = optax.tree.norm(updates)
+    sound, health = check_health(
+        state.health,
+        cfg.health,
+        loss=gradients.loss,
+        grad_norm=grad_norm,
+        update_norm=update_norm,
+    )
     params = optax.apply_updates(state.params, updates)
-    max_norm = jnp.log(cfg.loss.max_logit_scale)
-    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, max_norm)
+    most = jnp.log(cfg.loss.max_logit_scale)
+    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, most)
     changed = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
     if state.ema is not None:
-        decay = cfg.optimizer.ema_decay
+        decay = average_decay(cfg.optimizer, state.step)
         changed["ema"], changed["ema_batch_stats"] = jax.tree.map(
             lambda old, new: decay * old + (1 - decay) * new,
             (state.ema, state.ema_batch_stats),
@@ -96,10 +107,12 @@ def train_step(
     )
     metrics = {
         "loss": gradients.loss,
+        **gradients.metrics,
         "logit_scale": jnp.exp(state.params["logit_scale"]),
         "grad_norm": grad_norm,
+        "update_norm": update_norm,
         **{f"grad_norm_{name}": norms[name] for name in ("image", "text") if name in norms},
-        **in_batch_metrics(gradients.image_BE, gradients.text_BE, mesh),
+        **mean_cosines(gradients.outputs.image, gradients.outputs.text),
         "skipped_steps": health.skipped,
         "skipped_in_row": health.skipped_in_row,
     }
@@ -111,11 +124,27 @@ def train_step(
     )
 
 
+def average_decay(cfg: OptimizerConfig, step: jax.Array) -> jax.Array | float:
+    """The share of the average that a step keeps.
+
+    With `ema_warmup` it rises with the steps as that of TensorFlow's ExponentialMovingAverage, so
+    that the average of a short run is of what it learnt, not of its random start.
+    """
+    if not cfg.ema_warmup:
+        return cfg.ema_decay
+    return jnp.minimum(cfg.ema_decay, (1 + step) / (10 + step))
+
+
 def check_health(
-    health: Health, loss: jax.Array, grad_norm: jax.Array, cfg: HealthConfig
+    health: Health,
+    cfg: HealthConfig,
+    *,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    update_norm: jax.Array,
 ) -> tuple[jax.Array, Health]:
     """Whether to take the step, and the counters after it."""
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
     sound = finite if cfg.skip_nonfinite else jnp.array(True)
     if cfg.spike_factor is not None:
         known = health.counted >= cfg.spike_warmup_steps

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from clip_jax.config import ModelConfig
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.towers import name_of
+from clip_jax.models.tower import name_of
 from clip_jax.models.towers.resnet import ResNetConfig
 from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 from clip_jax.weights.mapping import Shape

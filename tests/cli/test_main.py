@@ -11,12 +11,12 @@ from clip_jax.cli import main as cli
 from clip_jax.cli.main import main
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.training.loop import TooManySkipped
+from clip_jax.training.step_log import TooManySkipped
 
 FREE_TO_CHANGE = {"run.lock", "goodput.json"}  # who holds the folder, and where its time goes
 QUICK = ("--model.name", "ViT-test", "--tokenizer.kind", "clip", "--data.batch-size", "8")
 QUICK += ("--evaluation.batch-size", "8", "--steps", "4", "--optimizer.warmup-steps", "2")
-QUICK += ("--logging.no-progress", "--logging.no-tensorboard", "--logging.no-report")
+QUICK += ("--logging.no-progress", "--logging.loggers", "jsonl", "--logging.no-report")
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ def start(pairs, tmp_path):
             *("--data.source", f"pairs:{pairs}", "--data.batch-size", "8", "--data.threads", "1"),
             *("--optimizer.warmup-steps", "2", "--evaluation.batch-size", "8"),
             *("--checkpoint.every-steps", "2", "--logging.every-steps", "1"),
-            *("--logging.no-tensorboard", "--logging.no-report"),
+            *("--logging.loggers", "jsonl", "--logging.no-report"),
             *("--distributed.coordinator", address),
             *("--distributed.processes", str(processes or len(each))),
         ]

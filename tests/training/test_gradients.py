@@ -14,8 +14,9 @@ from flax import linen as nn
 from clip_jax import sharding
 from clip_jax.config import LossConfig
 from clip_jax.losses import replicated_sigmoid_loss, replicated_softmax_loss
+from clip_jax.losses.objective import make_objective
 from clip_jax.models.clip import CLIP, Outputs, create_model, unit_length
-from clip_jax.training.gradients import batch_gradients, sharded_loss
+from clip_jax.training.gradients import batch_gradients
 from clip_jax.training.state import new_state, sharded_new_state
 
 B = 32
@@ -75,7 +76,7 @@ def sharded_gradients(model, mesh, losses, parts, *, batch=None):
     of_loss = functools.partial(batch_gradients, model=model, mesh=mesh, parts=parts)
 
     def all_losses(state, batch, key):
-        found = [of_loss(state, batch, key, loss_fn=sharded_loss(mesh, cfg)) for cfg in losses]
+        found = [of_loss(state, batch, key, objective=make_objective(cfg)) for cfg in losses]
         return [(gradients.loss, gradients.params) for gradients in found]
 
     program = jax.jit(all_losses, compiler_options=QUICKLY)
@@ -93,7 +94,7 @@ def exact_gradients(model, kind):
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
         def loss_of(params):
-            image_BE, text_BE, *scale_and_bias = model.apply({"params": params}, *batch.values())
+            image_BE, text_BE, *scale_and_bias, _ = model.apply({"params": params}, *batch.values())
             if kind == "softmax":
                 return replicated_softmax_loss(image_BE, text_BE, scale_and_bias[0])
             return replicated_sigmoid_loss(image_BE, text_BE, *scale_and_bias)

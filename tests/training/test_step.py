@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from clip_jax.config import HealthConfig, LossConfig, OptimizerConfig
-from clip_jax.models.clip import create_model
-from clip_jax.training.gradients import batch_gradients, join_batch, sharded_loss, split_batch
+from clip_jax.losses.objective import make_objective
+from clip_jax.models.clip import Outputs, create_model
+from clip_jax.training.gradients import batch_gradients, join_batch, split_batch
 from clip_jax.training.state import Health, new_state
-from clip_jax.training.step import check_health
+from clip_jax.training.step import average_decay, check_health
 
 LOSS_IS_NAN, GRADIENT_IS_NAN, GRADIENT_IS_HUGE = 61, 62, 63  # first tokens; see conftest.py
 KEPT = ("params", "opt_state", "ema", "batch_stats", "ema_batch_stats")
@@ -26,7 +27,9 @@ def mended(compiled, fragile):
     return mesh, compiled(
         mesh,
         fragile,
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=0.75),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-2, warmup_steps=2, ema_decay=0.75, ema_warmup=False
+        ),
         health=HealthConfig(spike_factor=10.0, spike_warmup_steps=3),
     )
 
@@ -148,11 +151,11 @@ def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
     model = create_model("ViT-test", patch_dropout=0.5)
     variables, whole = draw(model), batch(on)
     state = new_state(key, model=model, optimizer=optax.identity(), variables=variables)
-    loss_fn = sharded_loss(on, LossConfig())
+    objective = make_objective(LossConfig())
 
     def in_parts(state):
         found = batch_gradients(
-            state, whole, key, model=model, loss_fn=loss_fn, mesh=on, parts=parts
+            state, whole, key, model=model, objective=objective, mesh=on, parts=parts
         )
         return found.loss, found.params
 
@@ -170,7 +173,8 @@ def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
         image_BE, text_BE = (
             join_batch(jnp.stack(z), on) for z in list(zip(*embedded, strict=True))[:2]
         )
-        return loss_fn(image_BE, text_BE, embedded[0].logit_scale, None)
+        outputs = Outputs(image_BE, text_BE, embedded[0].logit_scale, None)
+        return objective(outputs, whole, mesh=on)[0]
 
     quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     program = jax.jit(lambda state: (in_parts(state), jax.value_and_grad(plain)(state.params)))
@@ -182,12 +186,10 @@ def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
 
 def test_a_ring_of_one_device_is_the_tiled_loss(mesh):
     rng = np.random.default_rng(0)
-    z_BE = rng.normal(size=(2, 12, 8)).astype(np.float32) / 3
+    outputs = Outputs(*rng.normal(size=(2, 12, 8)).astype(np.float32) / 3, 9.0, None)
     losses = [
-        jax.jit(sharded_loss(mesh(1), LossConfig(distributed=distributed, tile=4)))(
-            *z_BE, 9.0, None
-        )
-        for distributed in ("ring", "gather")
+        jax.jit(lambda z, cfg=cfg: make_objective(cfg)(z, {}, mesh=mesh(1))[0])(outputs)
+        for cfg in (LossConfig(distributed=name, tile=4) for name in ("ring", "gather"))
     ]
     assert losses[0] == losses[1]
 
@@ -197,17 +199,50 @@ def health(**values) -> Health:
     return Health(**{name: jnp.asarray(value) for name, value in (start | values).items()})
 
 
+def judge(before: Health, cfg=None, **figures):
+    sound = {"loss": 1.0, "grad_norm": jnp.float32(1), "update_norm": 1.0}
+    return check_health(before, cfg or HealthConfig(), **(sound | figures))
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "update_norm"])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_a_loss_a_gradient_or_an_update_that_is_not_finite_is_not_sound(name, value):
+    sound, after = judge(health(), **{name: value})
+    assert not sound and after.skipped == after.skipped_in_row == 1
+    assert judge(health())[0]
+
+
 def test_a_run_may_choose_to_take_steps_that_are_not_finite():
     cfg = HealthConfig(skip_nonfinite=False)
-    sound, after = check_health(health(counted=5, grad_norm_mean=2.0), 1.0, jnp.inf, cfg)
+    sound, after = judge(health(counted=5, grad_norm_mean=2.0), cfg, grad_norm=jnp.inf)
     assert sound and after.skipped == 0
     assert after.grad_norm_mean == 2  # yet the average stays a number
 
 
 def test_the_average_gradient_norm_is_plain_at_first_and_then_forgets():
-    cfg, state = HealthConfig(), health()
+    state = health()
     for norm in (1.0, 2.0, 6.0):
-        _, state = check_health(state, 0.0, jnp.float32(norm), cfg)
+        _, state = judge(state, grad_norm=jnp.float32(norm))
     assert state.grad_norm_mean == pytest.approx(3.0)
-    _, state = check_health(health(counted=10_000, grad_norm_mean=3.0), 0.0, jnp.float32(4.0), cfg)
+    _, state = judge(health(counted=10_000, grad_norm_mean=3.0), grad_norm=jnp.float32(4.0))
     assert state.grad_norm_mean == pytest.approx(3.01)
+
+
+def test_the_average_of_a_short_run_is_of_what_it_learnt():
+    cfg, random_start = OptimizerConfig(ema_decay=0.9999), 1.0
+    for step in range(100):
+        random_start *= float(average_decay(cfg, jnp.int32(step)))
+    assert random_start < 1e-6
+    assert average_decay(cfg, jnp.int32(10**7)) == pytest.approx(0.9999)
+    plain = OptimizerConfig(ema_decay=0.9999, ema_warmup=False)
+    assert average_decay(plain, jnp.int32(0)) == 0.9999
+
+
+def test_an_update_that_is_not_finite_is_skipped_though_the_gradients_are(compiled, mesh, batch):
+    """A token that never occurs has no gradient, and with eps=0 Adam divides 0 by 0."""
+    on, model = mesh(1), create_model("ViT-test")
+    run = compiled(on, model, optimizer=OptimizerConfig(eps=0.0, warmup_steps=2))
+    state, metrics = run.step(run.state(), batch(on))
+    assert np.isfinite(metrics["grad_norm"]) and not np.isfinite(metrics["update_norm"])
+    assert metrics["skipped_in_row"] == 1
+    assert_same_bits(jax.device_get(state.params), run.first.params)

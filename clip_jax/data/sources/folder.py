@@ -11,7 +11,7 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import Sample
+from clip_jax.data.samples import Sample, SourceFormat
 from clip_jax.data.sources import labels
 from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.packed_strings import PackedStrings
@@ -78,11 +78,6 @@ def open_source(location: str, split: str, cfg: DataConfig) -> FolderSource:
     return FolderSource(path)
 
 
-def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """A folder is one split."""
-    return False
-
-
 def _listing(root: str) -> Iterator[tuple[str, str | None]]:
     """Class folders in order, each with None and then with the images below it, in order."""
     if storage.is_url(root):
@@ -137,3 +132,6 @@ def _check_folders(root: str, counts: dict[str, int]):
             f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}. Remove or fill them, since "
             "each counts as a class"
         )
+
+
+FORMAT = SourceFormat(open_source)

@@ -12,7 +12,7 @@ import xxhash
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
+from clip_jax.data.samples import BadSample, Sample, SourceFormat
 from clip_jax.data.sources import columns, labels
 from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.packed_strings import PackedStrings
@@ -139,11 +139,6 @@ def open_source(location: str, split: str, cfg: DataConfig) -> PairsSource:
     )
 
 
-def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """A caption file is all for training."""
-    return False
-
-
 def _join(texts: list[list[str]]) -> str:
     """The captions of each column of a row in one string; white space in them is plain spaces."""
     return "\n".join("\t".join(column) for column in texts)
@@ -214,3 +209,6 @@ def _read_json_lines(path: str, opened: Opener) -> Iterator:
             yield row
     if names is None:
         raise ValueError(f"{path} is empty; it must hold a JSON object in each line")
+
+
+FORMAT = SourceFormat(open_source)

@@ -12,7 +12,7 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
+from clip_jax.data.samples import BadSample, Sample, SourceFormat
 from clip_jax.data.sources import columns, labels
 from clip_jax.data.sources.image_files import read_image
 
@@ -199,11 +199,6 @@ def open_source(location: str, split: str, cfg: DataConfig) -> ParquetSource:
     )
 
 
-def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """Files are all for training."""
-    return False
-
-
 def _open(path: str) -> pq.ParquetFile:
     try:
         if storage.is_url(path):
@@ -239,3 +234,6 @@ def _image(value, path: str, key: str, shard: str) -> bytes:
     if not storage.is_url(value) and not os.path.isabs(value):
         value = f"{path.rpartition('/')[0] or '.'}/{value}"
     return read_image(value, key=f"{key} {value}", shard=shard)
+
+
+FORMAT = SourceFormat(open_source)

@@ -15,7 +15,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
+from clip_jax.data.samples import BadSample, Sample, SourceFormat
 from clip_jax.data.sources import columns
 
 MANIFEST = "manifest.json"  # beside the files: what `convert` wrote
@@ -165,11 +165,6 @@ def open_source(location: str, split: str, cfg: DataConfig) -> RecordsSource:
     )
 
 
-def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """Records are all for training."""
-    return False
-
-
 def _lists(features) -> dict:
     """Features as lists of their values, so that numbers are seen as numbers."""
     kinds = ("bytes_list", "float_list", "int64_list")
@@ -245,3 +240,6 @@ def _refuse(name: str, verb: str, files: list[str], why: str):
             f"{name} {verb} {len(files)} files that {why}: {shown}. Copy or convert the data again "
             "into an empty folder, or name the files by a pattern"
         )
+
+
+FORMAT = SourceFormat(open_source)

@@ -8,7 +8,7 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
+from clip_jax.data.samples import BadSample, Sample, SourceFormat
 from clip_jax.data.sources import columns, labels
 from clip_jax.data.sources.tar_index import IMAGE_EXTENSIONS, TarIndex, build_index, open_index
 from clip_jax.data.sources.tar_members import members, split_name
@@ -176,11 +176,6 @@ def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarI
     return build_index(storage.expand(location), Path(cfg.data_dir), workers=workers, again=True)
 
 
-def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """Shards are all for training."""
-    return False
-
-
 def _take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
     """Key, contents by extension, and what is wrong with the shard here, if anything."""
     damage: list[int] = []
@@ -203,3 +198,6 @@ def _json(parts: dict[str, bytes]) -> dict:
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
+
+
+FORMAT = SourceFormat(open_source, index=index)

@@ -14,23 +14,27 @@ from clip_jax.models.attention import plain_attention
 from clip_jax.models.layers import REMAT_POLICIES
 from clip_jax.models.linear import Dense
 from clip_jax.models.positions import resize_grid, square_side
-from clip_jax.models.tower import Compute, ImageTower, check_divides
+from clip_jax.models.tower import Compute, ImageTower
 from clip_jax.numerics import precision_of
+from clip_jax.registry import BelowOne, Count
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig(ImageTower):
+class ResNetConfig(ImageTower, group="vision."):
     """The image tower as CLIP's modified ResNet (arXiv:2103.00020, section 2.4)."""
 
-    image_size: int = 224  # pixels on each side
-    width: int = 64  # channels after the stem
-    depths: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks of each stage
-    heads: int = 32  # of the attention pooling
-    batch_norm_momentum: float = 0.9
+    image_size: Count = 224  # pixels on each side
+    width: Count = 64  # channels after the stem
+    depths: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)  # blocks of each stage
+    heads: Count = 32  # of the attention pooling
+    batch_norm_momentum: BelowOne = 0.9
 
     def __post_init__(self):
-        check_divides("image_size", self.image_size, "the stride", 32)
-        check_divides("width * 32", self.width * 32, "heads", self.heads)
+        super().__post_init__()
+        self.require(
+            self.image_size % 32 == 0, "image_size", "must be a multiple of 32, the stride"
+        )
+        self.require_multiple("width", "heads", times=32)
 
     free_fields = ("image_size", "batch_norm_momentum")
     positions_path = "pool/position_embedding"
@@ -214,9 +218,10 @@ class AttentionPool2d(nn.Module):
         x_BLD = jnp.concatenate([x_BLD.mean(axis=1, keepdims=True), x_BLD], axis=1)
         position_LD = self.param("position_embedding", nn.initializers.normal(std), (H * W + 1, D))
         x_BLD = (x_BLD + position_LD).astype(self.dtype)
-        features = (self.heads, D // self.heads)
-        q_B1NK = Dense(features, std, self.dtype, name="query")(x_BLD[:, :1])
-        k_BLNK = Dense(features, std, self.dtype, name="key")(x_BLD)
-        v_BLNK = Dense(features, std, self.dtype, name="value")(x_BLD)
+        heads = (self.heads, D // self.heads)
+        q_B1D = Dense(D, std, self.dtype, name="query")(x_BLD[:, :1])
+        k_BLD = Dense(D, std, self.dtype, name="key")(x_BLD)
+        v_BLD = Dense(D, std, self.dtype, name="value")(x_BLD)
+        q_B1NK, k_BLNK, v_BLNK = (x.reshape(*x.shape[:2], *heads) for x in (q_B1D, k_BLD, v_BLD))
         x_B1NK = plain_attention(q_B1NK, k_BLNK, v_BLNK, causal=False)
-        return Dense(self.embed_dim, std, self.dtype, axes=2, name="out")(x_B1NK)[:, 0]
+        return Dense(self.embed_dim, std, self.dtype, name="out")(x_B1NK.reshape(B, D))

@@ -13,27 +13,29 @@ from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.models.layers import LayerNorm, Transformer, identity
 from clip_jax.models.linear import Dense
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
-from clip_jax.models.tower import Compute, TextTower, check_divides
+from clip_jax.models.tower import Compute, TextTower
+from clip_jax.registry import Count, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(TextTower):
+class TextConfig(TextTower, group="text."):
     """The text tower: a transformer over tokens, read at one position."""
 
-    context_length: int = 77  # tokens
-    vocab_size: int = 49_408
-    width: int = 512
-    depth: int = 12
-    heads: int = 8
-    mlp_width: int = 2048
+    context_length: Count = 77  # tokens
+    vocab_size: Count = 49_408
+    width: Count = 512
+    depth: Count = 12
+    heads: Count = 8
+    mlp_width: Count = 2048
     activation: Activation = "gelu"
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Positive = 1e-5
     causal: bool = True
     pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
     projection_bias: bool = False
 
     def __post_init__(self):
-        check_divides("width", self.width, "heads", self.heads)
+        super().__post_init__()
+        self.require_multiple("width", "heads")
 
     above_blocks = ("post_norm", "projection")
     positions_path = "position_embedding"

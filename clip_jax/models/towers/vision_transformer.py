@@ -16,22 +16,23 @@ from clip_jax.models.layers import LayerNorm, Mlp, Transformer, identity
 from clip_jax.models.linear import Dense
 from clip_jax.models.positions import resize_grid, square_side
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
-from clip_jax.models.tower import Compute, ImageTower, check_divides
+from clip_jax.models.tower import Compute, ImageTower
 from clip_jax.numerics import project
+from clip_jax.registry import BelowOne, Count, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionTransformerConfig(ImageTower):
+class VisionTransformerConfig(ImageTower, group="vision."):
     """The image tower as a vision transformer (arXiv:2010.11929, as CLIP changed it)."""
 
-    image_size: int = 224  # pixels on each side
-    patch_size: int = 32  # pixels on each side
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
+    image_size: Count = 224  # pixels on each side
+    patch_size: Count = 32  # pixels on each side
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    mlp_width: Count = 3072
     activation: Activation = "gelu"
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Positive = 1e-5
     class_token: bool = True
     pool: Literal["class", "mean", "map"] = "class"  # mean: of patches; map: attention (SigLIP)
     pool_before_norm: bool = False  # CLIPA pools, then normalises; CLIP does the reverse
@@ -39,16 +40,15 @@ class VisionTransformerConfig(ImageTower):
     patch_bias: bool = False
     projection: bool = True  # SigLIP has none: its pooled vector is the embedding
     position: Literal["learned", "sincos2d"] = "learned"
-    patch_dropout: float = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
+    patch_dropout: BelowOne = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
 
     def __post_init__(self):
-        if not 0 < self.patch_size <= self.image_size:
-            raise ValueError(f"patch_size={self.patch_size} must be from 1 to {self.image_size}")
-        check_divides("width", self.width, "heads", self.heads)
-        if self.pool == "class" and not self.class_token:
-            raise ValueError('pool="class" needs class_token=True')
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout={self.patch_dropout} must be at least 0 and below 1")
+        super().__post_init__()
+        fits, most = self.patch_size <= self.image_size, self.image_size
+        self.require(fits, "patch_size", f"must be from 1 to {most}, the image's size")
+        self.require_multiple("width", "heads")
+        pooled = self.pool != "class" or self.class_token
+        self.require(pooled, "pool", "needs class_token=True")
 
     @property
     def grid(self) -> int:
@@ -221,15 +221,15 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         cfg = self.config
-        B, _, D = x_BLD.shape
+        B, L, D = x_BLD.shape
         N, K = cfg.heads, D // cfg.heads
         std = D**-0.5
         probe_11D = self.param("probe", nn.initializers.normal(std), (1, 1, D))
         probe_B1D = jnp.broadcast_to(probe_11D, (B, 1, D))
-        q_B1NK = Dense((N, K), std, self.dtype, name="query")(probe_B1D)
-        kv_BL2NK = Dense((2, N, K), std, self.dtype, name="key_value")(x_BLD)
+        q_B1NK = Dense(D, std, self.dtype, name="query")(probe_B1D).reshape(B, 1, N, K)
+        kv_BL2NK = Dense(2 * D, std, self.dtype, name="key_value")(x_BLD).reshape(B, L, 2, N, K)
         x_B1NK = plain_attention(q_B1NK, kv_BL2NK[:, :, 0], kv_BL2NK[:, :, 1], causal=False)
-        x_B1D = Dense(D, std, self.dtype, axes=2, name="out")(x_B1NK)
+        x_B1D = Dense(D, std, self.dtype, name="out")(x_B1NK.reshape(B, 1, D))
         y_B1D = LayerNorm(cfg.norm_epsilon, self.dtype, name="norm")(x_B1D)
         x_B1D = x_B1D + Mlp(cfg.mlp_width, cfg.activation, std, std, self.dtype, name="mlp")(y_B1D)
         return x_B1D[:, 0]
