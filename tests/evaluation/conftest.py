@@ -5,6 +5,7 @@ import io
 import jax
 import numpy as np
 import pytest
+from clip_jax.evaluation.evaluate import evaluate
 from PIL import Image
 
 from clip_jax import sharding
@@ -12,7 +13,6 @@ from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig
 from clip_jax.data.loader import eval_batches
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.evaluate import evaluate
 from clip_jax.models.clip import create_model
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from clip_jax.evaluation.evaluate import Evaluator, evaluate
 
 from clip_jax import losses
 from clip_jax.config import DataConfig, EvaluationConfig
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.images.transforms import eval_image
-from clip_jax.evaluation.evaluate import Evaluator, evaluate
 from clip_jax.models.clip import create_model
 from clip_jax.runs import retention
 

@@ -1,10 +1,10 @@
 """Several data sets in one evaluation."""
 
 import pytest
+from clip_jax.evaluation.evaluate import evaluate
 
 from clip_jax.config import DataConfig, EvaluationConfig
 from clip_jax.evaluation import suite
-from clip_jax.evaluation.evaluate import evaluate
 from clip_jax.evaluation.suite import Evaluators, open_others
 
 DATA, CFG = DataConfig(threads=1), EvaluationConfig(batch_size=8)

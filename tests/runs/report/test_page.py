@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from clip_jax.evaluation.results import ClassResult, Evaluation, save_evaluation, save_snapshot
 
 from clip_jax.config import TrainConfig
 from clip_jax.evaluation.annotations import read_annotations
 from clip_jax.evaluation.examples import choose_examples
-from clip_jax.evaluation.results import ClassResult, Evaluation, save_evaluation, save_snapshot
 from clip_jax.runs.report.page import duration, number, percent, write_report
 
 NASTY = '<script>alert("x")</script> & "quoted" \' ☃'
