@@ -18,7 +18,7 @@ from clip_jax import config as settings
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.tower import TOWERS, ImageTower, TextTower, Tower, kind_of, name_of
 from clip_jax.redaction import redact
-from clip_jax.registry import Settings, hints
+from clip_jax.registry import InvalidSetting, Settings, hints
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ def read_config(path: str | os.PathLike) -> TrainConfig:
             kind = type(config).__name__
             raise ValueError(f"get_config() returns {kind}; it must return a TrainConfig")
     except Exception as error:
-        known = type(error) is ValueError or isinstance(error, settings.InvalidSetting)
+        known = type(error) is ValueError or isinstance(error, InvalidSetting)
         text = str(error) if known else f"{type(error).__name__}: {error}"
         raise ValueError(f"{path}{_line(error, file)}: {text}{_hint(str(error))}") from error
     finally:
@@ -105,7 +105,7 @@ def _hint(text: str) -> str:
     """What a setting or a value that there is not is named now, or the nearest one."""
     for name, values in RENAMED_VALUES.items():
         for old, new in values.items():
-            if f"{name}={old} " in text:
+            if f"{name}={old!r} " in text:
                 return f"; {old!r} is named {new!r} now"
     unknown = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     kind = unknown and getattr(settings, unknown[1], None)

@@ -93,7 +93,7 @@ def best_of(run: RunDirectory) -> int:
     if name is None:
         raise ValueError(f"{run.path} has no best step: it ran without checkpoint.keep_best_by")
     steps, better = list_steps(run.checkpoints), best_direction(config)
-    step = retention.best_step(run.checkpoints, steps, name, better)
+    step = retention.best_step(run.checkpoints, steps, name, better=better)
     if step is None:
         raise ValueError(f"no checkpoint in {run.path} was saved with an evaluation's {name}")
     return step

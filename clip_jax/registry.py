@@ -126,9 +126,7 @@ class Settings:
     def require(self, condition: bool, name: str, what: str):
         """Refuse the setting `name` unless `condition` holds; `what` says what to do."""
         if not condition:
-            value = getattr(self, name)
-            shown = value if isinstance(value, str) and value else repr(value)
-            raise InvalidSetting(f"{self.group}{name}={shown} {what}")
+            raise InvalidSetting(f"{self.group}{name}={getattr(self, name)!r} {what}")
 
     def require_multiple(self, name: str, by: str, *, times: int = 1):
         """Refuse the setting `name` unless it, `times` so much, is a multiple of another."""

@@ -76,7 +76,7 @@ class RunDirectory:
                 ) from error
             self._take_lock()
         if not self.is_local:
-            self._lines = [to_json(values) + "\n" for values in self.metrics()]
+            self._lines = [dump_json(values) + "\n" for values in self.metrics()]
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -112,7 +112,7 @@ class RunDirectory:
     def write_json(self, name: str, content: Any):
         """Write a file of the folder, without secrets; a reader sees the old one or the new one."""
         if self._main:
-            atomic_write(self.path / name, to_json(redact(content), indent=2))
+            atomic_write(self.path / name, dump_json(redact(content), indent=2))
 
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote, or None where there is no such file."""
@@ -189,7 +189,7 @@ class RunDirectory:
         """
         if not self._main:
             return
-        line = to_json(redact(values)) + "\n"
+        line = dump_json(redact(values)) + "\n"
         if not self.is_local:
             self._lines.append(line)
             if time.monotonic() - self._uploaded > UPLOAD_EVERY_S:
@@ -207,7 +207,7 @@ class RunDirectory:
     def rewind_metrics(self, step: int):
         """Remove the lines of steps after `step`, which are about to be done again."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        text = "".join(to_json(line) + "\n" for line in kept)
+        text = "".join(dump_json(line) + "\n" for line in kept)
         self._close_metrics()
         if self._main and (self.path / "metrics.jsonl").exists():
             atomic_write(self.path / "metrics.jsonl", text)
@@ -281,7 +281,7 @@ def _parsed(lines: list[str]) -> Iterator[dict]:
                 yield values
 
 
-def to_json(content: Any, **options) -> str:
+def dump_json(content: Any, **options) -> str:
     """JSON that every reader takes: a number that is not finite becomes null."""
     try:
         return json.dumps(content, allow_nan=False, **options)

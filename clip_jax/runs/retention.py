@@ -29,7 +29,7 @@ class Keep:
         if cfg.keep_every_steps:
             kept.update(step for step in steps if step % cfg.keep_every_steps == 0)
         if cfg.keep_best_by:
-            kept.add(best_step(self._directory, steps, cfg.keep_best_by, self._better))
+            kept.add(best_step(self._directory, steps, cfg.keep_best_by, better=self._better))
         return [info.step in kept for info in checkpoints]
 
 

@@ -129,6 +129,21 @@ def test_a_bad_sample_is_replaced_by_the_same_other_one_each_time(train_rows, nu
             assert number == expected and row["bad"] == []
 
 
+def test_substitutes_of_different_places_differ(train_rows, numbered, ids):
+    rows = train_rows(numbered(100, frozenset(range(50))))
+    replaced = [rows[place] for place in range(300) if rows[place]["bad"]]
+    assert len({ids({"image": row["image"][None]})[0] for row in replaced}) > 30
+
+
+def test_the_same_sample_number_of_two_sources_is_augmented_differently(train_rows, stripes):
+    crop = AugmentConfig(crop_scale=(0.1, 0.5))
+    rows = train_rows(Striped(stripes), Striped(stripes), weights=(1.0, 1.0), augment=crop)
+    first, second = (
+        [rows[2 * epoch + n]["image"].tobytes() for epoch in range(20)] for n in (0, 1)
+    )
+    assert sum(a != b for a, b in zip(first, second)) > 15
+
+
 def test_substitutes_come_from_the_same_source(train_rows, numbered):
     rows = train_rows(numbered(20, frozenset(range(10))), numbered(20, tag=9), weights=(1.0, 1.0))
     tags = [int(rows[place]["image"][0, 0, 2]) for place in range(80)]

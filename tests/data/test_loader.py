@@ -164,7 +164,7 @@ def test_a_hung_worker_is_replaced_and_the_order_goes_on(read, numbered, referen
     with read(numbered(50, captions=3), workers=1) as batches:
         found = [digest(next(batches)) for _ in range(2)]
         victim = next(p for p in multiprocessing.active_children() if workers_module.NAME in p.name)
-        monkeypatch.setattr(workers_module, "STALL_SECONDS", 5.0)
+        monkeypatch.setattr(workers_module, "STALL_SECONDS", 15.0)
         os.kill(victim.pid, signal.SIGSTOP)
         found += [digest(next(batches)) for _ in range(STEPS - 2)]
     assert found == reference

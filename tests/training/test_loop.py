@@ -121,7 +121,7 @@ class Evaluators:
 class Counter(int):
     """A state."""
 
-    ema_variables = property(int)
+    step = ema_variables = property(int)
 
 
 @pytest.fixture

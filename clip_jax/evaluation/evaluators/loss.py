@@ -1,22 +1,23 @@
 """The run's own loss on data that it was not trained on."""
 
 import functools
-import inspect
+import logging
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
 from clip_jax.config import LossConfig, ModelConfig
 from clip_jax.evaluation.encode import check_stop, put
 from clip_jax.evaluation.evaluator import Embedded, Evaluator
-from clip_jax.losses import LOSSES
-from clip_jax.registry import resolve
+from clip_jax.losses.objective import kind_for, make_objective
+from clip_jax.models.clip import Outputs
 from clip_jax.runs.results import Evaluation
+
+log = logging.getLogger(__name__)
 
 TILE = 1024  # rows of a batch's similarities that a device holds at once
 
@@ -36,50 +37,47 @@ def measure(data: Embedded) -> Evaluation:
     if split:
         size -= size % mesh.size
     place = (sharding.batch_sharding if split else sharding.replicated)(mesh)
-    names = scalar_names(data.loss.kind)
-    scalars = _scalars(data.encoder.variables["params"], names, data.loss.kind)
-    loss = _batch_loss(mesh, data.loss.kind, split)
+    loss, params = _batch_loss(mesh, data.loss, split), data.encoder.variables["params"]
+    scalars = jnp.exp(params["logit_scale"]), params.get("logit_bias")
     values = []
     for start in range(0, len(order) - size + 1, size):
         check_stop(data.should_stop)
         rows = order[start : start + size]
         z_image_BE = put(data.z_image_NE[image_N[rows]], place)
         z_text_BE = put(data.z_text_ME[first_N[rows]], place)
-        values.append(loss(z_image_BE, z_text_BE, *scalars))
-    return Evaluation(metrics={"loss": float(np.mean(jax.device_get(values)))})
+        values.append(loss(Outputs(z_image_BE, z_text_BE, *scalars)))
+    found = jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(values))
+    return Evaluation(metrics=found)
 
 
 def default_loss(config: ModelConfig) -> LossConfig:
-    """The loss of released weights, which do not tell it: a model with a bias is SigLIP's."""
-    return LossConfig(kind="softmax" if config.init_logit_bias is None else "sigmoid")
-
-
-def scalar_names(kind: str) -> tuple[str, ...]:
-    """The scalars of the model that a loss takes."""
-    parameters = inspect.signature(resolve("loss.kind", kind, LOSSES)).parameters
-    return tuple(name for name in ("logit_scale", "logit_bias") if name in parameters)
-
-
-def _scalars(params: dict, names: tuple[str, ...], kind: str) -> list[jax.Array]:
-    if missing := [name for name in names if name not in params]:
-        raise ValueError(
-            f"loss.kind={kind} takes {', '.join(missing)}, which the model does not have: name the "
-            "loss that it was trained with, or take loss out of evaluation.metrics"
-        )
-    return [jnp.exp(params[name]) if name == "logit_scale" else params[name] for name in names]
+    """The loss of released weights, which do not tell it: the one that reads their scalars."""
+    bias = () if config.init_logit_bias is None else ("logit_bias",)
+    return LossConfig(kind=kind_for(("logit_scale", *bias)))
 
 
 @functools.lru_cache(maxsize=4)
-def _batch_loss(mesh: Mesh, kind: str, split: bool) -> Callable[..., jax.Array]:
-    """The loss of a batch, split over the devices or whole on each; compiled once."""
-    loss = resolve("loss.kind", kind, LOSSES)
-    if split:
-        loss = jax.shard_map(
-            functools.partial(loss, axis_name=sharding.AXES, tile=TILE),
-            mesh=mesh,
-            in_specs=(sharding.BATCH, sharding.BATCH, *[P()] * len(scalar_names(kind))),
-            out_specs=P(),
+def _batch_loss(mesh: Mesh, cfg: LossConfig, split: bool) -> Callable[[Outputs], dict]:
+    """The loss of a batch, split over the devices or whole on each; compiled once.
+
+    Where it has several terms, each is measured too.
+
+    Raises:
+      ValueError: no term of it can be computed from embeddings alone.
+    """
+    objective, left_out = make_objective(cfg).of_embeddings(tile=TILE if split else None)
+    if objective is None:
+        raise ValueError(
+            f"loss.kind={cfg.kind} needs more than embeddings: take loss out of evaluation.metrics"
         )
+    if left_out:
+        log.warning("The evaluation's loss is without %s: it needs more than embeddings", left_out)
+
+    def loss(outputs: Outputs) -> dict:
+        total, metrics = objective(outputs, {}, mesh=mesh if split else None)
+        terms = {name: x for name, x in metrics.items() if name.startswith("loss/")}
+        return {"loss": total} | (terms if len(objective.terms) > 1 else {})
+
     return jax.jit(loss, out_shardings=sharding.replicated(mesh))
 
 
