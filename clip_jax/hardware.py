@@ -32,9 +32,14 @@ class Chip:
     source: str
 
     @property
+    def peak_flops(self) -> float:
+        """Floating-point operations a second of the chip, at most."""
+        return self.tflops * 1e12
+
+    @property
     def device_flops(self) -> float:
-        """Floating-point operations a second of one JAX device, at most."""
-        return self.tflops * 1e12 / self.devices
+        """The same of one JAX device."""
+        return self.peak_flops / self.devices
 
 
 def _tpu(name: str, devices_named: str, page: str, **figures) -> Chip:

@@ -17,7 +17,7 @@ from clip_jax.planning.roofline import StepTime, step_time
 from clip_jax.planning.search import fitting_changes, try_with_largest
 from clip_jax.planning.steps import make_step, refusals
 from clip_jax.planning.topologies import Topology
-from clip_jax.training.state import FROZEN
+from clip_jax.training.state import FROZEN, replication_warning
 
 # Images that one core decodes, crops and resizes in a second: 512 x 384 JPEGs to 224 pixels, exactly;
 # measured by benchmarks/image_speed.py (benchmarks/RESULTS.md).
@@ -100,6 +100,7 @@ class Plan:
     largest_batch: Attempt | None = None  # None: not searched, or none fits
     suggestions: tuple[Attempt, ...] = ()  # where it does not fit
     refusals: tuple[str, ...] = ()  # what training would refuse, though a plan need not
+    warning: str | None = None  # what "fsdp" leaves whole on each device, where that is much
 
 
 def make_plan(
@@ -159,6 +160,7 @@ def make_plan(
         largest_batch=largest,
         suggestions=suggestions,
         refusals=refusals(cfg, trial.step.mesh),
+        warning=replication_warning(trial.step.mesh, trial.step.state),
     )
 
 
@@ -227,6 +229,6 @@ def _speed(trial: Trial, topology: Topology, images_per_core: float) -> Speed:
         bound=time.bound,
         images_per_second=images,
         images_per_second_per_chip=images / topology.chips,
-        mfu=model / time.seconds / (topology.chip.tflops * 1e12),
+        mfu=model / time.seconds / topology.chip.peak_flops,
         cores_per_host=math.ceil(images / topology.hosts / images_per_core),
     )

@@ -120,7 +120,9 @@ def test_no_more_blocks_are_unlocked_than_the_frozen_tower_has(name, tower, has)
 def test_layer_decay_needs_layers():
     cfg = changed(optimizer=OptimizerConfig(layer_decay=0.7, warmup_steps=0))
     assert make_run_optimizer(cfg, create_model("ViT-test").config)
-    with pytest.raises(ValueError, match=r"optimizer.layer_decay=0.7 .* ResNet"):
+    with pytest.raises(
+        ValueError, match=r"optimizer.layer_decay=0.7 .* resnet, a tower of RN-test"
+    ):
         make_run_optimizer(cfg, create_model("RN-test").config)
 
 
