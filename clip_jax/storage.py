@@ -73,14 +73,8 @@ def expand(pattern: str) -> list[str]:
       FileNotFoundError: nothing matches, or a file that is named without a wildcard is not there.
     """
     paths, missing = [], []
-    for part in bracex.expand(pattern, limit=0):
-        if is_url(part):
-            filesystem, path = fsspec.core.url_to_fs(part)
-            wild = any(character in part for character in "*?[")
-            found = [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)] if wild else [part]  # fmt: skip
-        else:
-            part = os.path.expanduser(part)
-            found = glob.glob(part)
+    for part in _braces(pattern):
+        found = _expand_url(part) if is_url(part) else _expand_path(os.path.expanduser(part))
         paths += sorted(found)
         if not found:
             missing.append(part)
@@ -92,6 +86,36 @@ def expand(pattern: str) -> list[str]:
             f"{missing[0]}"
         )
     return paths
+
+
+def _braces(pattern: str) -> list[str]:
+    """A pattern for each choice in braces that are no part of a folder's name."""
+    folder, name = os.path.split(pattern)
+    if is_url(pattern) or not os.path.isdir(os.path.expanduser(folder)):
+        return bracex.expand(pattern, limit=0)
+    whole = os.path.exists(os.path.expanduser(pattern))
+    return [
+        os.path.join(folder, part) for part in ([name] if whole else bracex.expand(name, limit=0))
+    ]
+
+
+def _expand_path(pattern: str) -> list[str]:
+    """The files that a pattern names; brackets that are part of a name are no pattern."""
+    if os.path.exists(pattern):
+        return [pattern]
+    folder, name = os.path.split(pattern)
+    if folder and os.path.isdir(folder):
+        return glob.glob(os.path.join(glob.escape(folder), name))
+    return glob.glob(pattern)
+
+
+def _expand_url(pattern: str) -> list[str]:
+    if not any(character in pattern for character in "*?["):
+        return [pattern]
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    if "[" in pattern and "*" not in pattern and "?" not in pattern and is_file(pattern):
+        return [pattern]
+    return [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)]
 
 
 def stat(paths: Sequence[str]) -> list[FileInfo]:

@@ -178,11 +178,12 @@ def texts_of(value) -> list[str]:
 def decode(data: bytes) -> str:
     """Text in UTF-8, or in UTF-16 where it says so with a byte order mark.
 
-    What cannot be decoded becomes U+FFFD, which every sample is cleaned of and counted for.
+    Raises:
+      UnicodeDecodeError: it is in another encoding, which nobody can know.
     """
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16", "replace")
-    return data.decode("utf-8-sig", "replace")
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
 
 
 def _field(value, path: Sequence[str]):
