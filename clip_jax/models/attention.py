@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from clip_jax.config import AttentionKind
 
@@ -19,7 +20,8 @@ def attention(
         kind = fastest_kind(q_BLNK.dtype)
     check_kind(kind, q_BLNK.dtype)
     if kind == "plain":
-        return plain_attention(q_BLNK, k_BMNK, v_BMNK, causal=causal)
+        x_BLNK = plain_attention(q_BLNK, k_BMNK, v_BMNK, causal=causal)
+        return checkpoint_name(x_BLNK, "attended")  # for policies of rematerialisation
     return jax.nn.dot_product_attention(
         q_BLNK, k_BMNK, v_BMNK, is_causal=causal, implementation="cudnn"
     )

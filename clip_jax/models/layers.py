@@ -2,7 +2,6 @@
 
 # X: queries, keys and values side by side, 3 D.
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -14,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.models.attention import attention
 from clip_jax.models.linear import Dense
+from clip_jax.models.normalization import normalize
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -31,11 +31,24 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 
+
+def is_fused_attention(primitive: jax.extend.core.Primitive, *_, **__) -> bool:
+    """cuDNN's forward kernel: without its result and statistics it would run twice."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
+def keep(*names: str) -> Callable[..., bool]:
+    """A policy that keeps what has one of these names, and what cuDNN's attention computes."""
+    return jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.save_only_these_names(*names), is_fused_attention
+    )
+
+
 # What the backward pass finds again instead of computing it anew, from nothing kept to all kept.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("qkv", "attended"),
-    "dots": jax.checkpoint_policies.save_only_these_names("dot"),
+    "attention": keep("qkv", "attended"),
+    "dots": keep("dot", "attended"),
 }
 
 
@@ -54,19 +67,7 @@ class LayerNorm(nn.Module):
         D = x_BLD.shape[-1]
         scale_D = self.param("scale", nn.initializers.ones, (D,))
         bias_D = self.param("bias", nn.initializers.zeros, (D,))
-        return normalize(x_BLD, scale_D, bias_D, self.epsilon, self.dtype)
-
-
-@functools.partial(jax.checkpoint, static_argnums=(3, 4), prevent_cse=False)
-def normalize(
-    x_BLD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float, dtype: jnp.dtype
-) -> jax.Array:
-    # Of all that it computes in float32 only x is kept, in its 16 bits: the rest is cheap.
-    x_BLD = x_BLD.astype(jnp.promote_types(dtype, jnp.float32))
-    x_BLD = x_BLD - x_BLD.mean(axis=-1, keepdims=True)
-    variance_BL1 = jnp.square(x_BLD).mean(axis=-1, keepdims=True)
-    x_BLD = x_BLD * jax.lax.rsqrt(variance_BL1 + epsilon)
-    return (x_BLD * scale_D + bias_D).astype(dtype)
+        return normalize(x_BLD, scale_D, bias_D, epsilon=self.epsilon, dtype=self.dtype)
 
 
 class Attention(nn.Module):
@@ -87,7 +88,7 @@ class Attention(nn.Module):
         qkv_BL3NK = qkv_BLX.reshape(B, L, 3, self.heads, D // self.heads)
         q_BLNK, k_BLNK, v_BLNK = (qkv_BL3NK[:, :, i] for i in range(3))
         x_BLNK = attention(q_BLNK, k_BLNK, v_BLNK, causal=self.causal, kind=self.kind)
-        x_BLD = checkpoint_name(x_BLNK.reshape(B, L, D), "attended")
+        x_BLD = x_BLNK.reshape(B, L, D)
         return Dense(D, self.out_std, self.dtype, name="out")(x_BLD)
 
 
@@ -97,12 +98,14 @@ class Mlp(nn.Module):
     in_std: float
     out_std: float
     dtype: jnp.dtype
+    prevent_cse: bool = False
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         h_BLF = Dense(self.width, self.in_std, self.dtype, name="up")(x_BLD)
         # Its derivative is computed anew from h; kept, it would be several arrays of that size.
-        h_BLF = jax.checkpoint(ACTIVATIONS[self.activation], prevent_cse=False)(h_BLF)
+        activation = ACTIVATIONS[self.activation]
+        h_BLF = jax.checkpoint(activation, prevent_cse=self.prevent_cse)(h_BLF)
         return Dense(x_BLD.shape[-1], self.out_std, self.dtype, name="down")(h_BLF)
 
 
@@ -118,6 +121,7 @@ class Block(nn.Module):
     kind: AttentionKind
     dtype: jnp.dtype
     constrain: Callable[[jax.Array], jax.Array]
+    prevent_cse: bool
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> tuple[jax.Array, None]:
@@ -133,7 +137,13 @@ class Block(nn.Module):
         )(y_BLD)
         y_BLD = LayerNorm(name="mlp_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Mlp(
-            self.mlp_width, self.activation, (2 * D) ** -0.5, out_std, self.dtype, name="mlp"
+            self.mlp_width,
+            self.activation,
+            (2 * D) ** -0.5,
+            out_std,
+            self.dtype,
+            self.prevent_cse,
+            name="mlp",
         )(y_BLD)
         return x_BLD, None
 
@@ -158,12 +168,15 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        block = Block
-        if self.remat != "none":
-            # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
-            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
 
         def scan(name: str, blocks: int, x_BLD: jax.Array) -> jax.Array:
+            # Nothing is merged across a loop's boundary. In straight-line code XLA would merge what
+            # is computed anew with what was computed first, and so keep it, but for a barrier.
+            prevent_cse = self.unroll >= blocks
+            block = Block
+            if self.remat != "none":
+                policy = REMAT_POLICIES[self.remat]
+                block = nn.remat(Block, policy=policy, prevent_cse=prevent_cse)
             stack = nn.scan(
                 block,
                 variable_axes={"params": 0},
@@ -180,6 +193,7 @@ class Transformer(nn.Module):
                 kind=self.kind,
                 dtype=self.dtype,
                 constrain=self.constrain,
+                prevent_cse=prevent_cse,
                 name=name,
             )
             return stack(x_BLD)[0]

@@ -72,6 +72,20 @@ def test_unrolling_changes_no_number(variables, x_BLD, expected):
     assert jax.eval_shape(more_than_there_are.apply, variables, x_BLD).shape == x_BLD.shape
 
 
+@pytest.mark.parametrize("unroll", [3, 99])
+def test_what_unrolled_blocks_recompute_is_still_recomputed_in_the_compiled_program(
+    unroll, variables, x_BLD
+):
+    def operations(remat: str) -> float:
+        model = transformer(remat=remat, unroll=unroll)
+        program = jax.jit(jax.grad(lambda v: jnp.sin(model.apply(v, x_BLD)).sum())).lower(variables)
+        return program.compile().cost_analysis()["flops"]
+
+    kept, recomputed = operations("none"), operations("full")
+    # A forward pass is a third of a step. Merged with the first one, it would be nothing.
+    assert recomputed > 1.25 * kept
+
+
 def test_blocks_are_stacked_so_that_the_program_does_not_grow_with_depth(x_BLD):
     texts = []
     for depth in (3, 12):
@@ -99,6 +113,14 @@ def test_causal_blocks_cannot_see_the_future(variables, x_BLD):
     before, after = apply(x_BLD), apply(x_BLD.at[:, 4].add(1.0))
     np.testing.assert_array_equal(before[:, :4], after[:, :4])
     assert not np.allclose(before[:, 4:], after[:, 4:])
+
+
+def test_policies_keep_what_cudnns_kernel_computes_so_that_it_runs_once():
+    class Kernel:
+        name = "dot_product_attention_fwd_wrapper"
+
+    kept = {remat for remat, policy in REMAT_POLICIES.items() if policy(Kernel)}
+    assert kept == {"attention", "dots"}
 
 
 def test_a_layer_norm_computes_in_float32_whatever_the_tower_does():
