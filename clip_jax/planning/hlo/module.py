@@ -5,11 +5,12 @@ XLA's own cost analysis counts the body of a loop once. Here each loop counts as
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from clip_jax.planning.hlo import convolutions
+from clip_jax.planning.hlo.gpu_kernels import kernel_flops, kernel_name
 from clip_jax.planning.hlo.groups import replica_group
 from clip_jax.planning.hlo.text import Computation, Instruction, Module, arrays_of, bytes_of
 
@@ -61,6 +62,7 @@ class Program:
 
     work: list[Work] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)  # of a GPU's libraries and of Triton
 
     @property
     def flops(self) -> float:
@@ -105,6 +107,8 @@ def _walk(module: Module, computation: Computation, count: int, program: Program
         else:
             flops, exact = _flops(module, instruction, computation)
             moved = traffic(instruction, computation, called)
+            if kernel := kernel_name(instruction):
+                program.kernels[kernel] += count
             if flops or exact or moved:
                 program.work.append(Work(flops, exact, moved, count))
         for collective in _collectives(instruction, computation, called, count):
@@ -134,6 +138,8 @@ def _flops(
         inner = module.computations[instruction.attribute("calls")]
         parts = [_flops(module, each, inner) for each in inner.instructions]
         return sum(a for a, _ in parts), sum(b for _, b in parts)
+    if instruction.opcode == "custom-call":
+        return kernel_flops(instruction, computation)
     if instruction.opcode == "dot":
         flops = convolutions.dot_flops(instruction, computation)
     elif instruction.opcode == "convolution":
