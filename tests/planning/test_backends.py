@@ -86,7 +86,7 @@ def test_a_plan_may_ask_for_the_kernel_that_only_gpus_have():
     trial = try_step(cfg, place, read=False)
     assert attention_of(trial.step, place) == "fused"
     assert not [text for text in refusals(cfg, trial.step.mesh) if "attention" in text]
-    with pytest.raises(ValueError, match="model.attention=cudnn needs dtype=bfloat16"):
+    with pytest.raises(ValueError, match=r"model\.attention=cudnn needs dtype=bfloat16"):
         exact = dataclasses.replace(model, dtype="float32")
         try_step(dataclasses.replace(CFG, model=exact), place)
 
