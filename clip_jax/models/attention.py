@@ -1,22 +1,18 @@
 """Exact attention, by the fastest form that a device has."""
 
-import contextlib
 import re
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clip_jax.config import AttentionKind
+from clip_jax.hardware import target_device
 
 # cuDNN's fused attention, forward and backward, as JAX and cuDNN 9 check it: from Ampere (sm_80)
 # on, in 16 bits, with heads whose width is a multiple of 8. Hopper takes widths up to 256 also.
 CUDNN_CAPABILITY = 8
 CUDNN_HEAD_WIDTH = 128
-
-_device: ContextVar[jax.Device | None] = ContextVar("device", default=None)
 
 
 def attention(
@@ -36,22 +32,12 @@ def attention(
       length: keys from there on are padding, which no query before it sees. None: all count.
     """
     K = q_BLNK.shape[-1]
-    device = _device.get() or jax.devices()[0]
+    device = target_device()
     if kind == "auto":
         kind = fastest_kind(q_BLNK.dtype, K, device=device)
     check_kind(kind, q_BLNK.dtype, head_width=K, device=device)
     form = plain_attention if kind == "plain" else cudnn_attention
     return form(q_BLNK, k_BMNK, v_BMNK, causal=causal, length=length)
-
-
-@contextlib.contextmanager
-def traced_for(device: jax.Device) -> Iterator[None]:
-    """Choose the form for this device, which is to run what is traced, not for JAX's first one."""
-    token = _device.set(device)
-    try:
-        yield
-    finally:
-        _device.reset(token)
 
 
 def fastest_kind(dtype: Any, head_width: int, *, device: jax.Device) -> AttentionKind:

@@ -9,7 +9,7 @@ from unittest import mock
 
 from jax._src.cudnn import fused_attention_stablehlo
 
-from clip_jax.models.attention import traced_for
+from clip_jax.hardware import traced_for
 from clip_jax.planning.compiler import Compiled
 from clip_jax.planning.gpu_targets import target_config
 from clip_jax.planning.hlo.module import read_program

@@ -7,13 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.models.attention import (
-    attention,
-    check_kind,
-    fastest_kind,
-    plain_attention,
-    traced_for,
-)
+from clip_jax.hardware import traced_for
+from clip_jax.models.attention import attention, check_kind, fastest_kind, plain_attention
 
 
 def qkv(L: int = 5, M: int = 5, dtype=jnp.float32):
