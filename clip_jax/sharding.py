@@ -19,13 +19,12 @@ BATCH = P(AXES)  # batches are split over both axes; parameters over "fsdp" alon
 # Where the axes of a parameter go; the first match wins. Blocks have their depth as first axis.
 # Every matrix is split along the width of the residual stream, so that one divisor serves all.
 RULES = (
-    (r"blocks/attention/qkv/kernel$", P(None, "fsdp", None, None, None)),
-    (r"blocks/attention/out/kernel$", P(None, None, None, "fsdp")),
+    (r"blocks/attention/qkv/kernel$", P(None, "fsdp", None)),
+    (r"blocks/attention/out/kernel$", P(None, None, "fsdp")),
     (r"blocks/mlp/up/kernel$", P(None, "fsdp", None)),
     (r"blocks/mlp/down/kernel$", P(None, None, "fsdp")),
-    (r"pool/(query|key|value)/kernel$", P("fsdp", None, None)),
-    (r"pool/key_value/kernel$", P("fsdp", None, None, None)),
-    (r"pool/out/kernel$", P(None, None, "fsdp")),
+    (r"pool/(query|key|value|key_value)/kernel$", P("fsdp", None)),
+    (r"pool/out/kernel$", P(None, "fsdp")),
     (r"pool/mlp/up/kernel$", P("fsdp", None)),
     (r"pool/mlp/down/kernel$", P(None, "fsdp")),
     (r"projection/kernel$", P("fsdp", None)),

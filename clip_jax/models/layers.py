@@ -1,5 +1,7 @@
 """The transformer that both towers share: attention, MLP, block, and a scanned stack of blocks."""
 
+# X: queries, keys and values side by side, 3 D.
+
 import functools
 import math
 from collections.abc import Callable
@@ -68,7 +70,7 @@ def normalize(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. One matrix product makes queries, keys and values."""
+    """Multi-head self-attention. One matrix product makes queries, keys and values, in that order."""
 
     heads: int
     causal: bool
@@ -79,14 +81,14 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        D = x_BLD.shape[-1]
-        features = (3, self.heads, D // self.heads)
-        qkv_BL3NK = Dense(features, self.in_std, self.dtype, name="qkv")(x_BLD)
-        qkv_BL3NK = checkpoint_name(qkv_BL3NK, "qkv")
+        B, L, D = x_BLD.shape
+        qkv_BLX = Dense(3 * D, self.in_std, self.dtype, name="qkv")(x_BLD)
+        qkv_BLX = checkpoint_name(qkv_BLX, "qkv")
+        qkv_BL3NK = qkv_BLX.reshape(B, L, 3, self.heads, D // self.heads)
         q_BLNK, k_BLNK, v_BLNK = (qkv_BL3NK[:, :, i] for i in range(3))
         x_BLNK = attention(q_BLNK, k_BLNK, v_BLNK, causal=self.causal, kind=self.kind)
-        x_BLNK = checkpoint_name(x_BLNK, "attended")
-        return Dense(D, self.out_std, self.dtype, axes=2, name="out")(x_BLNK)
+        x_BLD = checkpoint_name(x_BLNK.reshape(B, L, D), "attended")
+        return Dense(D, self.out_std, self.dtype, name="out")(x_BLD)
 
 
 class Mlp(nn.Module):

@@ -13,7 +13,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.runs import manifest, retention
+from clip_jax.runs import manifest, old_layouts, retention
 from clip_jax.runs.save_retries import SaveRetries, hide_echoes
 from clip_jax.sharding import path_name
 
@@ -274,14 +274,17 @@ class Checkpoints:
                 )
             return None
         self._set_aside(problems)
-        self._compare(step, abstract_state)
+        saved = self._manager.item_metadata(step)["state"].tree
+        to_read = old_layouts.as_saved(abstract_state, saved)
+        self._compare(step, saved, to_read)
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract_state), metadata=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(to_read), metadata=ocp.args.JsonRestore()
             ),
         )
-        return Restored(items["state"], step, items["metadata"])
+        state = old_layouts.as_wanted(items["state"], abstract_state)
+        return Restored(state, step, items["metadata"])
 
     def _damage(self, step: int) -> str | None:
         part, parts = jax.process_index(), jax.process_count()
@@ -308,10 +311,9 @@ class Checkpoints:
         self._manager.reload()
         self._best = retention.best(self.directory, self.steps(), self._cfg.keep_best_by)
 
-    def _compare(self, step: int, abstract_state: Any):
+    def _compare(self, step: int, saved_tree: Any, wanted_tree: Any):
         """Orbax would cast another type in silence and report another tree on three pages."""
-        saved = _leaves(self._manager.item_metadata(step)["state"].tree)
-        wanted = _leaves(abstract_state)
+        saved, wanted = _leaves(saved_tree), _leaves(wanted_tree)
         differences = [
             f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
             for name in sorted(saved.keys() | wanted.keys())

@@ -134,15 +134,8 @@ def _muon(cfg: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _matrix_axes(params: Any) -> Any:
-    """Which axes of a stacked kernel are its inputs and which its outputs; depth is a batch axis."""
-
-    def axes(path, leaf):
-        name = path_name(path)
-        if name.endswith("attention/out/kernel"):
-            return optax.contrib.MuonDimensionNumbers((1, 2), (3,))
-        return optax.contrib.MuonDimensionNumbers((1,), tuple(range(2, leaf.ndim)))
-
-    return jax.tree_util.tree_map_with_path(axes, params)
+    """Stacked kernels are (depth, inputs, outputs); depth is a batch axis."""
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers((1,), (2,)), params)
 
 
 def _scale_like_adam(updates: Any, params: Any = None) -> Any:

@@ -51,10 +51,10 @@ def _siglip_image(vision: VisionTransformerConfig) -> list[Link]:
         *norm("params/image/post_norm", "vision_model.post_layernorm"),
         Link(f"{pool}/probe", f"{head}.probe"),
         Link(f"{pool}/query/kernel", weight, "linear", rows=(0, 1, 3)),
-        Link(f"{pool}/query/bias", bias, "flat", rows=(0, 1, 3)),
+        Link(f"{pool}/query/bias", bias, rows=(0, 1, 3)),
         Link(f"{pool}/key_value/kernel", weight, "linear", rows=(1, 3, 3)),
-        Link(f"{pool}/key_value/bias", bias, "flat", rows=(1, 3, 3)),
-        *linear(f"{pool}/out", f"{head}.attention.out_proj", kernel="merge"),
+        Link(f"{pool}/key_value/bias", bias, rows=(1, 3, 3)),
+        *linear(f"{pool}/out", f"{head}.attention.out_proj"),
         *norm(f"{pool}/norm", f"{head}.layernorm"),
         *linear(f"{pool}/mlp/up", f"{head}.mlp.fc1"),
         *linear(f"{pool}/mlp/down", f"{head}.mlp.fc2"),
@@ -67,12 +67,12 @@ def _blocks(ours: str, theirs: str, depth: int) -> list[Link]:
     attention, qkv = f"{theirs}.self_attn", f"{ours}/attention/qkv"
     found = []
     for slot, name in enumerate(("q_proj", "k_proj", "v_proj")):
-        at = {"depth": depth, "slot": slot}
+        at = {"depth": depth, "slot": (slot, 3)}
         found += stacked(f"{qkv}/kernel", f"{attention}.{name}.weight", form="linear", **at)
-        found += stacked(f"{qkv}/bias", f"{attention}.{name}.bias", form="flat", **at)
+        found += stacked(f"{qkv}/bias", f"{attention}.{name}.bias", **at)
     return [
         *found,
-        *stacked(f"{ours}/attention/out/kernel", f"{attention}.out_proj.weight", depth, "merge"),
+        *stacked(f"{ours}/attention/out/kernel", f"{attention}.out_proj.weight", depth, "linear"),
         *stacked(f"{ours}/attention/out/bias", f"{attention}.out_proj.bias", depth),
         *stacked(f"{ours}/attention_norm/scale", f"{theirs}.layer_norm1.weight", depth),
         *stacked(f"{ours}/attention_norm/bias", f"{theirs}.layer_norm1.bias", depth),

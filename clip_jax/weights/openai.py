@@ -58,8 +58,8 @@ def block_links(ours: str, theirs: str, depth: int) -> list[Link]:
         *stacked(f"{ours}/attention_norm/scale", f"{theirs}.ln_1.weight", depth),
         *stacked(f"{ours}/attention_norm/bias", f"{theirs}.ln_1.bias", depth),
         *stacked(f"{ours}/attention/qkv/kernel", f"{theirs}.attn.in_proj_weight", depth, "linear"),
-        *stacked(f"{ours}/attention/qkv/bias", f"{theirs}.attn.in_proj_bias", depth, "flat"),
-        *stacked(f"{ours}/attention/out/kernel", f"{theirs}.attn.out_proj.weight", depth, "merge"),
+        *stacked(f"{ours}/attention/qkv/bias", f"{theirs}.attn.in_proj_bias", depth),
+        *stacked(f"{ours}/attention/out/kernel", f"{theirs}.attn.out_proj.weight", depth, "linear"),
         *stacked(f"{ours}/attention/out/bias", f"{theirs}.attn.out_proj.bias", depth),
         *stacked(f"{ours}/mlp_norm/scale", f"{theirs}.ln_2.weight", depth),
         *stacked(f"{ours}/mlp_norm/bias", f"{theirs}.ln_2.bias", depth),
@@ -87,18 +87,18 @@ def resnet_links(vision: ResNetConfig) -> list[Link]:
         Link("params/image/pool/position_embedding", "visual.attnpool.positional_embedding")
     )
     for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
-        found += linear(f"params/image/pool/{ours}", f"visual.attnpool.{theirs}_proj", "flat")
-    return found + linear("params/image/pool/out", "visual.attnpool.c_proj", kernel="merge")
+        found += linear(f"params/image/pool/{ours}", f"visual.attnpool.{theirs}_proj")
+    return found + linear("params/image/pool/out", "visual.attnpool.c_proj")
 
 
 def norm(ours: str, theirs: str) -> list[Link]:
     return [Link(f"{ours}/scale", f"{theirs}.weight"), Link(f"{ours}/bias", f"{theirs}.bias")]
 
 
-def linear(ours: str, theirs: str, bias: str = "same", kernel: str = "linear") -> list[Link]:
+def linear(ours: str, theirs: str, kernel: str = "linear") -> list[Link]:
     return [
         Link(f"{ours}/kernel", f"{theirs}.weight", kernel),
-        Link(f"{ours}/bias", f"{theirs}.bias", bias),
+        Link(f"{ours}/bias", f"{theirs}.bias"),
     ]
 
 

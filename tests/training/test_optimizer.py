@@ -148,7 +148,7 @@ def test_muon_moves_matrices_as_far_as_adam_would():
     grads = {
         "blocks": {
             "mlp": {"up": {"kernel": rng.normal(size=(2, 16, 48))}},
-            "attention": {"out": {"kernel": rng.normal(size=(2, 4, 4, 16))}},
+            "attention": {"out": {"kernel": rng.normal(size=(2, 16, 16))}},
         }
     }
     grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads)

@@ -121,15 +121,15 @@ class AttentionPool(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         cfg = self.config
-        B, _, D = x_BLD.shape
+        B, L, D = x_BLD.shape
         N, K = cfg.heads, D // cfg.heads
         std = D**-0.5
         probe_11D = self.param("probe", nn.initializers.normal(std), (1, 1, D))
         probe_B1D = jnp.broadcast_to(probe_11D, (B, 1, D))
-        q_B1NK = Dense((N, K), std, self.dtype, name="query")(probe_B1D)
-        kv_BL2NK = Dense((2, N, K), std, self.dtype, name="key_value")(x_BLD)
+        q_B1NK = Dense(D, std, self.dtype, name="query")(probe_B1D).reshape(B, 1, N, K)
+        kv_BL2NK = Dense(2 * D, std, self.dtype, name="key_value")(x_BLD).reshape(B, L, 2, N, K)
         x_B1NK = plain_attention(q_B1NK, kv_BL2NK[:, :, 0], kv_BL2NK[:, :, 1], causal=False)
-        x_B1D = Dense(D, std, self.dtype, axes=2, name="out")(x_B1NK)
+        x_B1D = Dense(D, std, self.dtype, name="out")(x_B1NK.reshape(B, 1, D))
         y_B1D = LayerNorm(cfg.norm_epsilon, self.dtype, name="norm")(x_B1D)
         x_B1D = x_B1D + Mlp(cfg.mlp_width, cfg.activation, std, std, self.dtype, name="mlp")(y_B1D)
         return x_B1D[:, 0]
