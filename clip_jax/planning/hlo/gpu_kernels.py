@@ -4,6 +4,7 @@ import math
 import re
 
 from clip_jax.planning.hlo.text import Computation, Instruction, arrays_of
+from clip_jax.planning.hlo.traffic import target_of
 
 # Products of an attention, each of 2 B N L M K operations: two forward, five backward.
 _ATTENTION_PRODUCTS = {"forward": 2, "backward": 5}
@@ -12,7 +13,7 @@ _ATTENTION_PRODUCTS = {"forward": 2, "backward": 5}
 def kernel_name(instruction: Instruction) -> str:
     """What runs an instruction, where that is a library's or Triton's kernel; else nothing."""
     if instruction.opcode == "custom-call":
-        target = _target(instruction)
+        target = target_of(instruction)
         if target.startswith("__cudnn$fmha"):
             return f"cuDNN attention, {_direction(target)}"
         if target.startswith("__cublas$"):
@@ -27,7 +28,7 @@ def kernel_name(instruction: Instruction) -> str:
 
 def kernel_flops(instruction: Instruction, computation: Computation) -> tuple[float, float]:
     """Floating-point operations of a library's kernel: ordinary ones, and exact ones of float32."""
-    target = _target(instruction)
+    target = target_of(instruction) if instruction.opcode == "custom-call" else ""
     if target.startswith("__cudnn$fmha"):
         dims = re.search(
             r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]', instruction.rest
@@ -42,11 +43,6 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> tuple[fl
         flops = 2.0 * math.prod(arrays_of(instruction.type)[0].dims) * sums
         return (0.0, flops) if left.dtype in ("f32", "f64") else (flops, 0.0)
     return 0.0, 0.0
-
-
-def _target(instruction: Instruction) -> str:
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
-    return found.group(1) if found else ""
 
 
 def _direction(target: str) -> str:
