@@ -112,7 +112,10 @@ def target_device() -> jax.Device:
 
 @contextlib.contextmanager
 def traced_for(device: jax.Device) -> Iterator[None]:
-    """Choose the forms of computations for this device. What is compiled ahead of time needs it."""
+    """Choose the forms of computations for this device. What is compiled ahead of time needs it.
+
+    JAX's caches of traces know nothing of it: make the function that is traced anew.
+    """
     token = _target.set(device)
     try:
         yield

@@ -31,13 +31,20 @@ def attention(
       kind: the form; "auto" takes the fastest one of the device.
       length: keys from there on are padding, which no query before it sees. None: all count.
     """
-    K = q_BLNK.shape[-1]
-    device = target_device()
-    if kind == "auto":
-        kind = fastest_kind(q_BLNK.dtype, K, device=device)
-    check_kind(kind, q_BLNK.dtype, head_width=K, device=device)
+    kind = resolve_kind(kind, q_BLNK.dtype, q_BLNK.shape[-1])
     form = plain_attention if kind == "plain" else cudnn_attention
     return form(q_BLNK, k_BMNK, v_BMNK, causal=causal, length=length)
+
+
+def resolve_kind(kind: AttentionKind, dtype: Any, head_width: int) -> AttentionKind:
+    """The form that is taken on the device that is traced for: never "auto".
+
+    Raises:
+      ValueError: a form that the device does not have.
+    """
+    device = target_device()
+    check_kind(kind, dtype, head_width=head_width, device=device)
+    return fastest_kind(dtype, head_width, device=device) if kind == "auto" else kind
 
 
 def fastest_kind(dtype: Any, head_width: int, *, device: jax.Device) -> AttentionKind:
