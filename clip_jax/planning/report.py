@@ -39,6 +39,9 @@ def to_text(plan: Plan) -> str:
     lines += [f"  clip-jax train would refuse: {text}" for text in plan.refusals]
     if plan.speed:
         lines += ["", *_speed_lines(plan)]
+    if plan.kernels:
+        runs = ", ".join(f"{count} x {name}" for name, count in plan.kernels)
+        lines.append(f"    kernels a step: {runs}")
     if plan.exchanges:
         lines += ["", *_exchange_lines(plan)]
     return "\n".join(lines)

@@ -146,7 +146,9 @@ def check(cfg: TrainConfig, mesh: Mesh):
     sharding.check_batch("evaluation.batch_size", cfg.evaluation.batch_size, mesh)
     if loss.tile is not None and loss.distributed == "replicated":
         raise ValueError(f'loss.tile={loss.tile} needs loss.distributed="gather" or "ring"')
-    attention.check_kind(cfg.model.attention, cfg.model.dtype, setting="model.attention")
+    model = cfg.model
+    device = mesh.devices.flat[0]
+    attention.check_kind(model.attention, model.dtype, device=device, setting="model.attention")
     _check_frozen(cfg.model)
     if cfg.checkpoint.keep_best_by is not None:
         others = [entry.partition("=")[0] for entry in cfg.data.eval_also]

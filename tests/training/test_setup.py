@@ -69,7 +69,7 @@ def changed(**changes) -> TrainConfig:
         ),
         ({"loss": LossConfig(max_logit_scale=0.5)}, "loss.max_logit_scale=0.5"),
         ({"model": ModelSettings(unlocked_blocks=-1)}, "model.unlocked_blocks=-1"),
-        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs a GPU"),
+        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs an NVIDIA GPU"),
         ({"model": ModelSettings(freeze="text")}, r"model.freeze=text .* model.init_from"),
         ({"optimizer": OptimizerConfig(ema_decay=1.0)}, "optimizer.ema_decay=1.0"),
         ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "optimizer.clip_norm=0.0"),

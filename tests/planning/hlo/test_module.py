@@ -2,7 +2,8 @@
 
 import pytest
 
-from clip_jax.planning.hlo.module import Collective, read_program
+from clip_jax.planning.hlo.collectives import Collective
+from clip_jax.planning.hlo.module import read_program
 
 LOOP = """HloModule m
 
@@ -51,9 +52,9 @@ def test_a_noted_trip_count_goes_before_the_bound():
 
 def test_collectives_have_kind_group_bytes_and_count():
     assert read_program(LOOP).collectives == [
-        Collective("all-reduce", (0, 1, 2, 3), 2 * 8 * 16, "bf16", 12, ""),
+        Collective("all-reduce", (0, 1, 2, 3), 2 * 8 * 16, "bf16", 12, "", synchronous=True),
         # What is gathered is the whole: eight devices' parts.
-        Collective("all-gather", tuple(range(8)), 8 * 2 * 8 * 16, "bf16", 1, ""),
+        Collective("all-gather", tuple(range(8)), 8 * 2 * 8 * 16, "bf16", 1, "", synchronous=True),
     ]
 
 
@@ -64,6 +65,14 @@ def test_a_product_that_must_be_exact_is_counted_apart():
     )
     program = read_program(exact)
     assert program.float32_flops == program.flops == 12 * 2 * 8 * 16 * 16
+
+
+def test_the_compiler_s_cycles_count_as_often_as_the_loop_runs():
+    noted = LOOP.replace(
+        "rhs_contracting_dims={0}",
+        'rhs_contracting_dims={0}, backend_config={"window_config":{"estimated_cycles":"250"}}',
+    )
+    assert read_program(noted).cycles == 12 * 250
 
 
 def test_an_instruction_reads_its_operands_and_writes_its_result():
