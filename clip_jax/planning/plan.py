@@ -85,7 +85,7 @@ class Plan:
     chips: int
     devices: int
     hosts: int
-    source: str  # of the figures: libtpu's compiler, or an estimate
+    source: str  # of the figures: a compiler, or an estimate
     model: str
     parameters: int
     remat: str
@@ -96,6 +96,7 @@ class Plan:
     fits: bool
     memory: MemoryGiB
     exchanges: tuple[Exchange, ...] = ()
+    kernels: tuple[tuple[str, int], ...] = ()  # of a GPU's libraries and Triton, with runs a step
     speed: Speed | None = None  # None where it does not fit
     largest_batch: Attempt | None = None  # None: not searched, or none fits
     suggestions: tuple[Attempt, ...] = ()  # where it does not fit
@@ -145,7 +146,7 @@ def make_plan(
         chips=topology.chips,
         devices=topology.devices,
         hosts=topology.hosts,
-        source=_source(topology),
+        source=trial.source,
         model=trial.step.config.name,
         parameters=parameter_count(trial.step.config),
         remat=cfg.model.remat,
@@ -156,18 +157,13 @@ def make_plan(
         fits=trial.fits,
         memory=_memory(trial),
         exchanges=exchanges(trial.program, trial.step.mesh, topology) if fitting else (),
+        kernels=tuple(trial.program.kernels.most_common()) if fitting else (),
         speed=_speed(trial, topology, images_per_core) if fitting else None,
         largest_batch=largest,
         suggestions=suggestions,
         refusals=refusals(cfg, trial.step.mesh),
         warning=replication_warning(trial.step.mesh, trial.step.state),
     )
-
-
-def _source(topology: Topology) -> str:
-    if topology.chip.kind == "tpu":
-        return "compiled by libtpu for these chips"
-    return "ESTIMATE: memory from shapes, the program from a CPU's partitioner, no GPU compiler"
 
 
 def _batch(trial: Trial) -> int:

@@ -40,6 +40,9 @@ def to_text(plan: Plan) -> str:
     lines += [f"  warning: {plan.warning}"] if plan.warning else []
     if plan.speed:
         lines += ["", *_speed_lines(plan)]
+    if plan.kernels:
+        runs = ", ".join(f"{count} x {name}" for name, count in plan.kernels)
+        lines.append(f"    kernels a step: {runs}")
     if plan.exchanges:
         lines += ["", *_exchange_lines(plan)]
     return "\n".join(lines)

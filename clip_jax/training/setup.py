@@ -149,7 +149,8 @@ def check_devices(cfg: TrainConfig, mesh: Mesh):
     """Refuse settings that the devices do not allow."""
     sharding.check_batch("data.batch_size", cfg.data.batch_size, mesh, parts=cfg.data.accumulation)
     sharding.check_batch("evaluation.batch_size", cfg.evaluation.batch_size, mesh)
-    attention.check_kind(cfg.model.attention, cfg.model.dtype, setting="model.attention")
+    model, device = cfg.model, mesh.devices.flat[0]
+    attention.check_kind(model.attention, model.dtype, device=device, setting="model.attention")
 
 
 def _open_eval_source(cfg: TrainConfig) -> Source | None:

@@ -83,7 +83,7 @@ def test_settings_that_contradict_each_other_are_refused_before_a_device_is_touc
         ({"data": DataConfig(batch_size=12)}, r"data.batch_size=12 .* 8 devices"),
         ({"data": DataConfig(batch_size=8, accumulation=2)}, r"batch_size=8 .* 2 micro-batches"),
         ({"evaluation": EvaluationConfig(batch_size=4)}, "evaluation.batch_size=4"),
-        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs a GPU"),
+        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs an NVIDIA GPU"),
     ],
 )
 def test_settings_that_the_devices_do_not_allow_are_refused(mesh, changes, named):
