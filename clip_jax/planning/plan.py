@@ -167,7 +167,10 @@ def make_plan(
             suggestions = tuple(_attempt(name, each) for name, each in changes)
         if propose:
             found = by_speed(
-                trial, lambda c: trial_of(c, True), lambda t: _time(t, topology).seconds
+                trial,
+                lambda changed: trial_of(changed, True),
+                lambda each: _time(each, topology).seconds,
+                unroll=trial.needed_bytes != trial.estimated_bytes,  # compiled, no estimate
             )
             tried = tuple(_attempt(settings_of(each.step.cfg), each, s) for s, each in found)
     else:

@@ -59,7 +59,7 @@ def test_a_run_that_does_not_fit_gets_changes_that_were_tried():
         model=ModelSettings(name="ViT-L-14", remat="none"),
         data=DataConfig(batch_size=4096),
     )
-    plan = make_plan(cfg, parse_topology("h100:8"))
+    plan = make_plan(cfg, parse_topology("h100:8"), propose=False)
     assert not plan.fits
     assert plan.speed is None
     assert plan.suggestions
