@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from clip_jax import sharding
 from clip_jax.config import HealthConfig, OptimizerConfig, TrainConfig
 from clip_jax.losses.objective import Objective, make_objective
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, abstract_inputs
 from clip_jax.training.gradients import batch_gradients
 from clip_jax.training.metrics import mean_cosines
 from clip_jax.training.optimizer import follow_step
@@ -174,9 +174,8 @@ def check_health(
 
 def abstract_batch(mesh: Mesh, model: CLIP, batch_size: int) -> Any:
     """Shapes, types and places of a global batch, for compiling ahead of the data."""
-    size, length = model.config.vision.image_size, model.config.text.context_length
     place = sharding.batch_sharding(mesh)
+    inputs = zip(("image", "tokens"), abstract_inputs(model.config, batch_size), strict=True)
     return {
-        "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=place),
-        "tokens": jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=place),
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in inputs
     }
