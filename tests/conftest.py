@@ -19,7 +19,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 # As clip_jax.hardware.let_cpu_devices_wait does, but for ten losses in one program on eight devices.
-os.environ["NPROC"] = "256"
+os.environ["NPROC"] = "1024"
 
 import jax
 import pytest
