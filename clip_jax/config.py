@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clip_jax.models.tower import TOWERS, ImageTower, TextTower, Tower
+
 from clip_jax.registry import (  # isort: skip
     AboveOne, AtLeastOne, AxisSize, BelowOne, Bias, Count, Fraction, Grey, Hue, LogScale,
-    NotNegative, Part, Positive, Seed, Settings, Share, Threads, Whole, Workers,
+    NotNegative, Part, Positive, Seed, Settings, Share, Threads, Whole, Workers, resolve,
 )  # fmt: skip
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the channels, on a 0 to 1 scale
@@ -18,80 +20,6 @@ Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Remat = Literal["none", "dots", "attention", "full"]
 AttentionKind = Literal["auto", "plain", "cudnn"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class VisionTransformerConfig(Settings, group="vision."):
-    """The image tower as a vision transformer (arXiv:2010.11929, as CLIP changed it)."""
-
-    image_size: Count = 224  # pixels on each side
-    patch_size: Count = 32  # pixels on each side
-    width: Count = 768
-    depth: Count = 12
-    heads: Count = 12
-    mlp_width: Count = 3072
-    activation: Activation = "gelu"
-    norm_epsilon: Positive = 1e-5
-    class_token: bool = True
-    pool: Literal["class", "mean", "map"] = "class"  # mean: of patches; map: attention (SigLIP)
-    pool_before_norm: bool = False  # CLIPA pools, then normalises; CLIP does the reverse
-    pre_norm: bool = True  # LayerNorm between the embeddings and the first block
-    patch_bias: bool = False
-    projection: bool = True  # SigLIP has none: its pooled vector is the embedding
-    position: Literal["learned", "sincos2d"] = "learned"
-    patch_dropout: BelowOne = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
-
-    def __post_init__(self):
-        super().__post_init__()
-        fits, most = self.patch_size <= self.image_size, self.image_size
-        self.require(fits, "patch_size", f"must be from 1 to {most}, the image's size")
-        self.require_multiple("width", "heads")
-        pooled = self.pool != "class" or self.class_token
-        self.require(pooled, "pool", "needs class_token=True")
-
-    @property
-    def grid(self) -> int:
-        """Patches on each side. What is left of a last one is cropped (SigLIP's 384 by 14)."""
-        return self.image_size // self.patch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig(Settings, group="vision."):
-    """The image tower as CLIP's modified ResNet (arXiv:2103.00020, section 2.4)."""
-
-    image_size: Count = 224  # pixels on each side
-    width: Count = 64  # channels after the stem
-    depths: tuple[Count, Count, Count, Count] = (3, 4, 6, 3)  # blocks of each stage
-    heads: Count = 32  # of the attention pooling
-    batch_norm_momentum: BelowOne = 0.9
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require(
-            self.image_size % 32 == 0, "image_size", "must be a multiple of 32, the stride"
-        )
-        self.require_multiple("width", "heads", times=32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig(Settings, group="text."):
-    """The text tower: a transformer over tokens, read at one position."""
-
-    context_length: Count = 77  # tokens
-    vocab_size: Count = 49_408
-    width: Count = 512
-    depth: Count = 12
-    heads: Count = 8
-    mlp_width: Count = 2048
-    activation: Activation = "gelu"
-    norm_epsilon: Positive = 1e-5
-    causal: bool = True
-    pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
-    projection_bias: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.require_multiple("width", "heads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +39,8 @@ class ModelConfig(Settings):
 
     name: str = "custom"
     embed_dim: Count = 512
-    vision: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
-    text: TextConfig = field(default_factory=TextConfig)
+    vision: ImageTower = field(default_factory=lambda: __getattr__("VisionTransformerConfig")())
+    text: TextTower = field(default_factory=lambda: __getattr__("TextConfig")())
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
     tokenizer: str = "clip"  # the kind that a run's `tokenizer.kind="auto"` means
     init_logit_scale: LogScale = INIT_LOGIT_SCALE  # natural logarithm of the multiplier
@@ -122,12 +50,25 @@ class ModelConfig(Settings):
     unroll: Count = 1  # blocks in one turn of the loop over a tower's blocks
     attention: AttentionKind = "auto"
 
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The towers' configs, by the names of their parameters."""
+        return {"image": self.vision, "text": self.text}
+
+
+# A tower's config stands in its tower's file, which imports JAX; settings are read without it.
+def __getattr__(name: str):
+    for path in TOWERS.values():
+        if path.endswith(f":{name}"):
+            return resolve("config", path, TOWERS)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(Settings, group="model."):
     """Which model a run trains, and what it changes of the named architecture."""
 
-    name: str = "ViT-B-32"  # `clip-jax models` lists the names
+    name: str = "ViT-B-32"  # `clip-jax models` lists them; package.module:NAME is a ModelConfig
     dtype: Dtype = "bfloat16"  # of the towers' matrix products; parameters stay float32
     remat: Remat = "none"  # what the backward pass recomputes instead of keeping
     unroll: Count = 1  # blocks in one turn of the loop over a tower's blocks: more compile longer
@@ -205,6 +146,13 @@ class DataConfig(Settings, group="data."):
     image_column: str | None = None  # None: found by name (image, filepath, jpg, ...)
     caption_column: str | None = None  # None: found by name (caption, text, title, ...)
     label_column: str | None = None  # None: found by name (label, cls, class) if it holds numbers
+    group_rows: bool = True  # rows of a list or table with the same image are one sample
+    caption_lines: bool | None = None  # lines of a .txt are captions; None: what its folder says
+    separator: str | None = None  # of lists: comma, tab, semicolon, bar; None: what the header has
+    quoting: Literal["csv", "none"] = "csv"  # of lists; none: a quote is a character like others
+    image_folder: str | None = None  # where paths in lists start; None: the list's folder
+    encoding: str | None = None  # of lists; None: UTF-8, or UTF-16 with a byte order mark
+    exif_rotation: bool = False  # turn images as their EXIF says; open_clip does not
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data_dir: str = "data"  # where `shapes` and indexes are kept
     threads: Threads | None = None  # decoders in each process; None: one a core
@@ -244,6 +192,7 @@ class OptimizerConfig(Settings, group="optimizer."):
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
     ema_decay: Fraction | None = None  # of an average of the variables; None: none is kept
     ema_warmup: bool = True  # the decay rises to it over the first steps
+    shard_over_data: bool = False  # moments are split over the data axis too (ZeRO-1)
 
     def __post_init__(self):
         super().__post_init__()

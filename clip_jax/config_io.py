@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, TypeVar
 import dacite
 
 from clip_jax import config as settings
-from clip_jax.config import TrainConfig
+from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.models.tower import TOWERS, ImageTower, TextTower, Tower, kind_of, name_of
 from clip_jax.redaction import redact
-from clip_jax.registry import InvalidSetting, Settings
+from clip_jax.registry import InvalidSetting, Settings, hints
 
 T = TypeVar("T")
 
@@ -41,6 +42,7 @@ FREE = (
     "model.attention",
     "loss.distributed",
     "loss.tile",
+    "optimizer.shard_over_data",
     "data.eval_source",
     "data.eval_also",
     "data.data_dir",
@@ -122,8 +124,12 @@ def _hint(text: str) -> str:
 
 
 def to_json(cfg: Any) -> dict:
-    """A settings dataclass as JSON's types, without secrets."""
-    return redact(json.loads(json.dumps(dataclasses.asdict(cfg))))
+    """A settings dataclass as JSON's types, without secrets. A model's towers have their names."""
+    content = dataclasses.asdict(cfg)
+    if isinstance(cfg, ModelConfig):
+        for side in ("vision", "text"):
+            content[side] = {"tower": name_of(getattr(cfg, side)), **content[side]}
+    return redact(json.loads(json.dumps(content)))
 
 
 def run_settings(cfg: TrainConfig) -> dict:
@@ -146,7 +152,7 @@ def from_json(kind: type[T], data: dict, *, origin: str) -> T:
     try:
         if kind is TrainConfig:
             data = without(translate(data), ONE_START)
-        return dacite.from_dict(kind, data, dacite.Config(strict=True, cast=[tuple]))
+        return _from_dict(kind, data)
     except dacite.UnexpectedDataError as error:
         names = ", ".join(sorted(error.keys))
         raise ValueError(
@@ -156,6 +162,19 @@ def from_json(kind: type[T], data: dict, *, origin: str) -> T:
         ) from error
     except (dacite.DaciteError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{origin} does not hold a {kind.__name__}: {error}") from error
+
+
+def _from_dict(kind: type[T], data: dict) -> T:
+    towers = {ImageTower: _tower, TextTower: _tower}
+    return dacite.from_dict(kind, data, dacite.Config(strict=True, cast=[tuple], type_hooks=towers))
+
+
+def _tower(data: dict) -> Tower:
+    """A tower's config. Older files do not name it: it is the one that has most of the settings."""
+    data = dict(data)
+    name = data.pop("tower", None)
+    kinds = map(kind_of, TOWERS if name is None else (name,))
+    return _from_dict(max(kinds, key=lambda kind: len(data.keys() & hints(kind).keys())), data)
 
 
 def translate(data: dict) -> dict:

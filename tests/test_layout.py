@@ -16,7 +16,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from the rows above its own, and from its own package. The longest name wins.
 LAYERS = (
-    ("config", "hardware", "numerics", "registry", "redaction", "storage", "distributed.multihost"),
+    (
+        "config",
+        "hardware",
+        "numerics",
+        "registry",
+        "redaction",
+        "storage",
+        "distributed.multihost",
+        "models.tower",
+    ),
     ("config_io",),
     ("models", "losses", "data", "sharding"),
     ("runs",),

@@ -20,10 +20,11 @@ from clip_jax.cli.settings import settings
 from clip_jax.config import TrainConfig
 from clip_jax.hardware import let_cpu_devices_wait, silence_absent_tpus
 from clip_jax.load import Step, load_to_host
-from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.architectures import ARCHITECTURES, model_config
 from clip_jax.models.flops import forward_flops, parameter_count
 from clip_jax.planning.out_of_memory import memory_advice
 from clip_jax.redaction import redact, redact_logs
+from clip_jax.registry import is_import_path
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.report.page import write_report
 from clip_jax.runs.save_retries import SaveFailed
@@ -79,10 +80,13 @@ def models_command(args: list[str]) -> int:
         """List the architectures.
 
         Args:
-            match: only names with this in them.
+            match: only names with this in them; or package.module:NAME of a ModelConfig.
         """
+        known = ARCHITECTURES
+        if is_import_path(match):
+            known = {match: model_config(match)}
         print(f"{'name':34} {'image':>5} {'embedding':>9} {'parameters':>12} {'GFLOP a pair':>13}")
-        for name, config in ARCHITECTURES.items():
+        for name, config in known.items():
             if match.lower() in name.lower():
                 print(
                     f"{name:34} {config.vision.image_size:5} {config.embed_dim:9} "

@@ -17,7 +17,8 @@ from typing import IO, Any
 from etils import epath
 
 from clip_jax.config import ModelConfig, TrainConfig
-from clip_jax.config_io import from_json, run_settings, to_json
+from clip_jax.config_io import from_json, run_settings
+from clip_jax.config_io import to_json as settings_to_json
 from clip_jax.redaction import redact
 from clip_jax.storage import atomic_write
 
@@ -154,7 +155,7 @@ class RunDirectory:
 
     def save_config(self, cfg: TrainConfig, model: ModelConfig):
         self.write_json("config.json", run_settings(cfg))
-        self.write_json("model.json", to_json(model))
+        self.write_json("model.json", settings_to_json(model))
 
     def load_config(self) -> TrainConfig | None:
         """The settings of the run that is in the folder, or None in an empty one."""

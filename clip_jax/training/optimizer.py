@@ -4,7 +4,7 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from clip_jax.config import OptimizerConfig
+from clip_jax.models.tower import Tower
 from clip_jax.registry import resolve
 from clip_jax.sharding import path_name
 
@@ -85,7 +86,7 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(
-    cfg: OptimizerConfig, steps: int, *, depths: dict[str, int] | None = None
+    cfg: OptimizerConfig, steps: int, *, towers: Mapping[str, Tower] | None = None
 ) -> optax.GradientTransformation:
     """The chain of transformations that turns gradients into updates.
 
@@ -97,19 +98,14 @@ def make_optimizer(
     Args:
       cfg: the settings.
       steps: the length of the run, on which the schedule depends.
-      depths: the number of blocks of each tower, which `layer_decay` needs.
+      towers: which `layer_decay` needs, by the names of their parameters.
 
     Raises:
       ValueError: there is no such optimizer, it does not use a setting that was changed, or needs
         more than gradients and parameters.
     """
-    if cfg.ema_decay is None and not cfg.ema_warmup:
-        raise ValueError(
-            "optimizer.ema_warmup=False has no effect, as optimizer.ema_decay is None: leave it at "
-            "True"
-        )
-    function = resolve("optimizer.name", cfg.name, {**OPTAX, **DIRECTIONS})
-    given, schedule = arguments(cfg, function), make_schedule(cfg, steps)
+    function, given = named_optimizer(cfg)
+    schedule = make_schedule(cfg, steps)
     complete = "learning_rate" in inspect.signature(function).parameters
     rule = _made(cfg, function, given | {"learning_rate": schedule} if complete else given)
     chain = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
@@ -117,13 +113,30 @@ def make_optimizer(
     if cfg.weight_decay and not complete:
         chain.append(optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask))
     if cfg.layer_decay is not None:
-        chain.append(scale_by_layer(cfg.layer_decay, depths or {}))
+        chain.append(scale_by_layer(cfg.layer_decay, towers or {}))
     if not complete:
         chain.append(optax.scale_by_learning_rate(schedule))
     return optax.chain(*chain)
 
 
-def arguments(cfg: OptimizerConfig, function: Callable) -> dict[str, Any]:
+def named_optimizer(cfg: OptimizerConfig) -> tuple[Callable, dict[str, Any]]:
+    """The function that `optimizer.name` names, and what it is given. No device is touched.
+
+    Raises:
+      ValueError: see `make_optimizer`.
+    """
+    if cfg.ema_decay is None and not cfg.ema_warmup:
+        raise ValueError(
+            "optimizer.ema_warmup=False has no effect, as optimizer.ema_decay is None: leave it at "
+            "True"
+        )
+    function = resolve("optimizer.name", cfg.name, {**OPTAX, **DIRECTIONS})
+    if not callable(function):
+        raise ValueError(f"optimizer.name={cfg.name} is a {type(function).__name__}, no function")
+    return function, _arguments(cfg, function)
+
+
+def _arguments(cfg: OptimizerConfig, function: Callable) -> dict[str, Any]:
     """The settings that a function has arguments for, and the further ones of `optimizer.options`.
 
     Raises:
@@ -262,20 +275,21 @@ def follow_step(opt_state: optax.OptState, step: jax.Array) -> optax.OptState:
     )
 
 
-def scale_by_layer(decay: float, depths: dict[str, int]) -> optax.GradientTransformation:
+def scale_by_layer(decay: float, towers: Mapping[str, Tower]) -> optax.GradientTransformation:
     """The learning rate shrinks by `decay` a layer from a tower's top to its embeddings (BEiT)."""
 
     def factor(path, leaf):
         name = path_name(path)
-        depth = depths.get(name.split("/", maxsplit=1)[0], 0)
+        tower, _, rest = name.partition("/")
+        if tower not in towers:
+            return 1.0
         if "/blocks/" in name:
             # Block i of d has d - i layers above it, the head being one. A tower that is frozen
             # up to some block has the last ones alone here.
             powers = jnp.arange(leaf.shape[0], 0, -1, dtype=jnp.float32)
             return (decay**powers).reshape(-1, *[1] * (leaf.ndim - 1))
-        # CLIP's first norm stands between the embeddings and the blocks.
-        below = "embedding" in name or "pre_norm" in name
-        return decay ** (depth + 1) if below else 1.0
+        above = rest.partition("/")[0] in towers[tower].above_blocks
+        return 1.0 if above else decay ** (towers[tower].depth + 1)
 
     def update(updates, params=None):
         del params

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.config import DataConfig, ModelConfig, ModelSettings, ResNetConfig, TrainConfig
+from clip_jax.config import DataConfig, ModelConfig, ModelSettings, TrainConfig
 from clip_jax.data.images.transforms import ImageError, decode
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sources import registry
@@ -30,15 +30,18 @@ from clip_jax.losses.objective import make_objective
 from clip_jax.models import attention
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
+from clip_jax.models.tower import name_of
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
-from clip_jax.training.optimizer import make_optimizer, make_schedule
+from clip_jax.training.optimizer import make_optimizer, make_schedule, named_optimizer
 from clip_jax.training.state import (
     TrainState,
     abstract_state,
     check_batch_statistics,
+    replication_warning,
     sharded_new_state,
 )
+from clip_jax.training.step_log import make_hooks
 from clip_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -62,7 +65,10 @@ class Setup:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        return abstract_state(self.mesh, **self._state_arguments)
+        state = abstract_state(self.mesh, **self._state_arguments)
+        if warning := replication_warning(self.mesh, state):
+            log.warning("%s", warning)
+        return state
 
     def new_state(self) -> TrainState:
         """The state at step 0."""
@@ -86,6 +92,7 @@ class Setup:
             "freeze": self.cfg.model.freeze,
             "unlocked_blocks": self.cfg.model.unlocked_blocks,
             "ema": self.cfg.optimizer.ema_decay is not None,
+            "shard_over_data": self.cfg.optimizer.shard_over_data,
         }
 
 
@@ -130,6 +137,9 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
 def check(cfg: TrainConfig):
     """Refuse settings of several groups that contradict each other. No device is touched."""
     make_schedule(cfg.optimizer, cfg.steps)
+    named_optimizer(cfg.optimizer)
+    make_objective(cfg.loss)
+    make_hooks(cfg.logging.hooks)
     _check_frozen(cfg.model)
     named_evaluators(cfg.evaluation)
     best_direction(cfg)
@@ -139,7 +149,8 @@ def check_devices(cfg: TrainConfig, mesh: Mesh):
     """Refuse settings that the devices do not allow."""
     sharding.check_batch("data.batch_size", cfg.data.batch_size, mesh, parts=cfg.data.accumulation)
     sharding.check_batch("evaluation.batch_size", cfg.evaluation.batch_size, mesh)
-    attention.check_kind(cfg.model.attention, cfg.model.dtype, setting="model.attention")
+    model, device = cfg.model, mesh.devices.flat[0]
+    attention.check_kind(model.attention, model.dtype, device=device, setting="model.attention")
 
 
 def _open_eval_source(cfg: TrainConfig) -> Source | None:
@@ -207,7 +218,7 @@ def _check_frozen(cfg: ModelSettings):
             f"{cfg.init_towers} loads the other tower alone: set it to {cfg.freeze} or both"
         )
     config = model_config(cfg.name)
-    depth = getattr({"image": config.vision, "text": config.text}[cfg.freeze], "depth", 0)
+    depth = config.towers[cfg.freeze].depth
     if cfg.unlocked_blocks > depth:
         raise ValueError(
             f"model.unlocked_blocks={cfg.unlocked_blocks} must be at most {depth}, the blocks that "
@@ -243,7 +254,7 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The architecture with the vocabulary of the tokenizer that the run uses."""
-    if config.text.pool == "argmax" and not tokenizer.ends_at_largest_id:
+    if config.text.reads_largest_id and not tokenizer.ends_at_largest_id:
         raise ValueError(
             f"{config.name} reads a text at its largest id, which is not where the tokenizer of "
             f"kind {tokenizer.kind} ends it: choose another tokenizer.kind, or a model.name of "
@@ -264,13 +275,13 @@ def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -
 
 
 def make_run_optimizer(cfg: TrainConfig, config: ModelConfig) -> optax.GradientTransformation:
-    if cfg.optimizer.layer_decay is not None and isinstance(config.vision, ResNetConfig):
+    plain = [name_of(tower) for tower in config.towers.values() if not tower.depth]
+    if cfg.optimizer.layer_decay is not None and plain:
         raise ValueError(
             f"optimizer.layer_decay={cfg.optimizer.layer_decay} goes by a tower's blocks and "
-            f"{config.name} has a ResNet, which has none: leave it at None"
+            f"{plain[0]}, a tower of {config.name}, has none: leave it at None"
         )
-    depths = {"text": config.text.depth, "image": getattr(config.vision, "depth", 0)}
-    return make_optimizer(cfg.optimizer, cfg.steps, depths=depths)
+    return make_optimizer(cfg.optimizer, cfg.steps, towers=config.towers)
 
 
 def _tokenizer(

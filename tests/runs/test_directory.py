@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax.config import DataConfig, ModelConfig, ResNetConfig, TrainConfig
+from clip_jax.config import DataConfig, ModelConfig, TrainConfig
+from clip_jax.models.towers.resnet import ResNetConfig
 from clip_jax.runs import directory
 from clip_jax.runs.directory import RunDirectory
 

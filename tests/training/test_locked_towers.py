@@ -42,7 +42,7 @@ def test_the_gradient_is_the_whole_ones_of_what_trains(model, draw, batch, mesh,
         return found.params
 
     found, whole = (gradients(state, batch(on)) for state in states)
-    expected, _ = split(whole, ("image",), unlocked=1)
+    expected, _ = split(whole, {"image": model.config.vision}, unlocked=1)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
     )

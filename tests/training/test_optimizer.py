@@ -10,7 +10,7 @@ import pytest
 
 from clip_jax.config import OptimizerConfig
 from clip_jax.losses import softmax_loss
-from clip_jax.models.clip import create_model
+from clip_jax.models.clip import create_model, init_variables
 from clip_jax.sharding import path_name
 from clip_jax.training.optimizer import (
     DIRECTIONS,
@@ -21,14 +21,13 @@ from clip_jax.training.optimizer import (
     make_schedule,
     scale_by_layer,
 )
-from clip_jax.training.state import dummy_batch
 
 PLAIN = {"warmup_steps": 0, "schedule": "constant"}
 
 
 def shapes_of(name: str, **changes) -> dict:
     model = create_model(name, **changes)
-    return jax.eval_shape(model.init, jax.random.key(0), *dummy_batch(model.config))["params"]
+    return jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))["params"]
 
 
 def named(tree) -> dict:
@@ -243,7 +242,7 @@ def test_decay_shrinks_by_the_rate_times_its_weight_and_spares_the_rest(name):
 
 def test_a_layer_learns_slower_by_a_factor_than_the_one_above_it():
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes_of("ViT-test"))
-    optimizer = scale_by_layer(0.5, {"image": 2, "text": 2})
+    optimizer = scale_by_layer(0.5, create_model("ViT-test").config.towers)
     found = named(optimizer.update(params, optimizer.init(params))[0])
     for tower in ("image", "text"):
         assert (found[f"{tower}/projection/kernel"] == 1).all()

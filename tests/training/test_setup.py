@@ -83,7 +83,7 @@ def test_settings_that_contradict_each_other_are_refused_before_a_device_is_touc
         ({"data": DataConfig(batch_size=12)}, r"data.batch_size=12 .* 8 devices"),
         ({"data": DataConfig(batch_size=8, accumulation=2)}, r"batch_size=8 .* 2 micro-batches"),
         ({"evaluation": EvaluationConfig(batch_size=4)}, "evaluation.batch_size=4"),
-        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs a GPU"),
+        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs an NVIDIA GPU"),
     ],
 )
 def test_settings_that_the_devices_do_not_allow_are_refused(mesh, changes, named):
@@ -120,7 +120,9 @@ def test_no_more_blocks_are_unlocked_than_the_frozen_tower_has(name, tower, has)
 def test_layer_decay_needs_layers():
     cfg = changed(optimizer=OptimizerConfig(layer_decay=0.7, warmup_steps=0))
     assert make_run_optimizer(cfg, create_model("ViT-test").config)
-    with pytest.raises(ValueError, match=r"optimizer.layer_decay=0.7 .* ResNet"):
+    with pytest.raises(
+        ValueError, match=r"optimizer.layer_decay=0.7 .* resnet, a tower of RN-test"
+    ):
         make_run_optimizer(cfg, create_model("RN-test").config)
 
 
