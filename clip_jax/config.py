@@ -274,7 +274,7 @@ class HealthConfig(Settings, group="health."):
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig(Settings, group="distributed."):
-    """Several processes. On TPU VMs, GKE, Slurm and Open MPI all of it is found by itself."""
+    """Several processes. On TPU VMs, GKE, Slurm and Open MPI these are detected."""
 
     coordinator: str | None = None  # host:port of process 0
     processes: Count | None = None
@@ -286,7 +286,7 @@ class DistributedConfig(Settings, group="distributed."):
 class TrainConfig(Settings):
     """A run. `clip-jax train --config FILE` starts from FILE's `get_config()`."""
 
-    workdir: str = "runs/default"  # the run directory; a run that is in it goes on
+    workdir: str = "runs/default"  # the run directory; a run that is in it is resumed
     seed: Seed = 0
     steps: Count = 1000  # optimizer steps in all
     model: ModelSettings = field(default_factory=ModelSettings)
