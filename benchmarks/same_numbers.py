@@ -8,6 +8,7 @@ A tiny ViT and a tiny ResNet, one device and meshes of eight, both losses, 1 and
 """
 
 import argparse
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -80,9 +81,13 @@ def digest(tree) -> str:
 
 def trained(model: str, mesh: str, loss: str, parts: int, options: dict | None) -> str:
     devices, fsdp = MESHES[mesh]
+    known = {field.name for field in dataclasses.fields(ModelSettings)}
+    ghost = parts > 1 and model.startswith("RN") and "ghost_batch_norm" in known
     cfg = TrainConfig(
         steps=STEPS,
-        model=ModelSettings(name=model, dtype="float32"),
+        model=ModelSettings(
+            name=model, dtype="float32", **{"ghost_batch_norm": True} if ghost else {}
+        ),
         loss=LossConfig(kind=loss),
         data=DataConfig(batch_size=BATCH, accumulation=parts),
         optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=4),

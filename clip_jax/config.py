@@ -146,6 +146,13 @@ class DataConfig(Settings, group="data."):
     image_column: str | None = None  # None: found by name (image, filepath, jpg, ...)
     caption_column: str | None = None  # None: found by name (caption, text, title, ...)
     label_column: str | None = None  # None: found by name (label, cls, class) if it holds numbers
+    group_rows: bool = True  # rows of a list or table with the same image are one sample
+    caption_lines: bool | None = None  # lines of a .txt are captions; None: what its folder says
+    separator: str | None = None  # of lists: comma, tab, semicolon, bar; None: what the header has
+    quoting: Literal["csv", "none"] = "csv"  # of lists; none: a quote is a character like others
+    image_folder: str | None = None  # where paths in lists start; None: the list's folder
+    encoding: str | None = None  # of lists; None: UTF-8, or UTF-16 with a byte order mark
+    exif_rotation: bool = False  # turn images as their EXIF says; open_clip does not
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data_dir: str = "data"  # where `shapes` and indexes are kept
     threads: Threads | None = None  # decoders in each process; None: one a core
@@ -185,6 +192,7 @@ class OptimizerConfig(Settings, group="optimizer."):
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
     ema_decay: Fraction | None = None  # of an average of the variables; None: none is kept
     ema_warmup: bool = True  # the decay rises to it over the first steps
+    shard_over_data: bool = False  # moments are split over the data axis too (ZeRO-1)
 
     def __post_init__(self):
         super().__post_init__()

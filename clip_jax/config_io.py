@@ -42,6 +42,7 @@ FREE = (
     "model.attention",
     "loss.distributed",
     "loss.tile",
+    "optimizer.shard_over_data",
     "data.eval_source",
     "data.eval_also",
     "data.data_dir",

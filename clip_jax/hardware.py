@@ -1,9 +1,14 @@
 """What accelerators can do at most, by the names that JAX gives them: the denominators of MFU."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
+
+import jax
 
 GIB, GB = 2**30, 10**9
 TPU_DOCS = "https://docs.cloud.google.com/tpu/docs/"
@@ -100,6 +105,27 @@ def chip_of(device_kind: str) -> Chip | None:
     """The chip that a JAX device is, or is a half of; None where the peak is not known (any CPU)."""
     matching = (chip for chip in _ALL if re.fullmatch(chip.devices_named, device_kind))
     return next(matching, None)
+
+
+_target: ContextVar[jax.Device | None] = ContextVar("target", default=None)
+
+
+def target_device() -> jax.Device:
+    """The device that is to run what is traced now: JAX's first one, unless `traced_for` names it."""
+    return _target.get() or jax.devices()[0]
+
+
+@contextlib.contextmanager
+def traced_for(device: jax.Device) -> Iterator[None]:
+    """Choose the forms of computations for this device. What is compiled ahead of time needs it.
+
+    JAX's caches of traces know nothing of it: make the function that is traced anew.
+    """
+    token = _target.set(device)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def silence_absent_tpus():

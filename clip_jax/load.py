@@ -1,5 +1,6 @@
 """`load`: a trained model, from a run directory or from released weights."""
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -74,8 +75,10 @@ def load_run(
     run: RunDirectory, model: str | ModelConfig | None = None, *, step: Step = None
 ) -> Loaded:
     """Load a checkpoint of a run directory; see `load`."""
-    config = stored = run.load_model_config()
+    stored = run.load_model_config()
     assert stored is not None
+    # The form of attention that it trained with was the choice of another machine perhaps.
+    config = dataclasses.replace(stored, attention="auto")
     chosen = best_of(run) if step == "best" else step
     variables, found = read_variables(run.checkpoints, step=chosen)
     log.info("%s: read step %d", run.path, found)

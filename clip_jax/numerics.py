@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from clip_jax.hardware import target_device
+
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
     """The mesh axes along which the devices have different values of x, inside `jax.shard_map`."""
@@ -63,6 +65,9 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> j
     and the sum over a whole pod, in bfloat16. The other reason for rules of our own is speed: a
     product of 16-bit factors is the fast one, and those rules would pair a float32 gradient with
     them.
+
+    On a GPU the sums are rounded before the bias is added, as its libraries write them to memory:
+    in float32 they would be twice the traffic there. A TPU adds the bias to sums that it still has.
     """
     if bias is None:
         x, kernel = pvary_like(x, kernel)
@@ -74,7 +79,8 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> j
 
 @jax.custom_vjp
 def _project(x, kernel, bias):
-    y = _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,))
+    stored = x.dtype if target_device().platform == "gpu" else None
+    y = _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), stored=stored)
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
@@ -95,12 +101,19 @@ def _backward(saved, dy):
 _project.defvjp(_forward, _backward)
 
 
-def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
-    """Sum over some axes of each, in float32 at least."""
+def _dot(
+    a: jax.Array,
+    b: jax.Array,
+    of_a: tuple[int, ...],
+    of_b: tuple[int, ...],
+    *,
+    stored: jnp.dtype | None = None,
+) -> jax.Array:
+    """Sum over some axes of each, in float32 at least; `stored` is the type of the result then."""
     return jax.lax.dot_general(
         a,
         b,
         dimension_numbers=((of_a, of_b), ((), ())),
         precision=precision_of(a.dtype),
-        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+        preferred_element_type=stored or jnp.promote_types(a.dtype, jnp.float32),
     )

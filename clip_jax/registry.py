@@ -182,8 +182,9 @@ def in_words(kind: Any) -> str:
     if origin in (types.UnionType, Union):
         return " or ".join(map(in_words, parts))
     if origin is tuple:
-        several = [f"any number of {in_words(parts[0])}"] if parts[-1] is Ellipsis else map(in_words, parts)  # fmt: skip
-        return f"a tuple ({', '.join(several)})"
-    names = {int: "a whole number", float: "a number", str: "a text that is not empty"}
+        if parts[-1] is Ellipsis:
+            return f"a tuple of any length, each {in_words(parts[0])}"
+        return f"a tuple ({', '.join(map(in_words, parts))})"
+    names = {int: "a whole number", float: "a number", str: "text, not empty"}
     names |= {type(None): "None", bool: "True or False"}
     return names.get(kind, getattr(kind, "__name__", str(kind)))

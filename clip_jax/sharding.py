@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.config import MeshConfig
 
 AXES = ("data", "fsdp")
+SPLIT_OVER_DATA = 2**12  # numbers of an array, below which `over_data` leaves it whole
 BATCH = P(AXES)  # batches are split over both axes; parameters over "fsdp" alone
 
 SMALLEST = 4096  # elements; what is smaller stays whole where no row divides it
@@ -206,6 +207,31 @@ def replication_warning(mesh: Mesh, tree: Any) -> str | None:
         f"state whole on each device, as it does not divide their axes: {names}, ...; choose an "
         "fsdp that divides the towers' widths"
     )
+
+
+def over_data(tree: Any, places: Any) -> Any:
+    """Shardings that split each array over "data" as well, along its largest axis that allows it.
+
+    For what no device needs whole, as the moments of an optimizer (ZeRO-1, arXiv:1910.02054).
+    Small arrays stay as they are.
+
+    Args:
+      tree: of arrays or their shapes.
+      places: their shardings otherwise.
+    """
+
+    def split(leaf, place: NamedSharding) -> NamedSharding:
+        data, shard = place.mesh.shape["data"], place.shard_shape(leaf.shape)
+        axes = [axis for axis in range(leaf.ndim) if shard[axis] % data == 0]
+        if data == 1 or not axes or math.prod(leaf.shape) < SPLIT_OVER_DATA:
+            return place
+        axis = max(axes, key=lambda axis: (shard[axis], axis))
+        spec = [*place.spec, *[None] * (leaf.ndim - len(place.spec))]
+        taken = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)
+        spec[axis] = tuple(name for name in (*taken, "data") if name)
+        return NamedSharding(place.mesh, P(*spec))
+
+    return jax.tree.map(split, tree, places)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

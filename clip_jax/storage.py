@@ -7,6 +7,7 @@ import fcntl
 import functools
 import glob
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -27,6 +28,7 @@ T = TypeVar("T")
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries
 FINAL = (IsADirectoryError, NotADirectoryError, PermissionError)  # waiting does not help
 PASSING = (408, 425, 429)  # of HTTP's answers of 400 to 499, those that do pass
+RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?:(?P<total>\d+)|\*)")
 OPEN_FILES = 256  # kept open by a process
 LISTING_THREADS = 32
 
@@ -40,6 +42,16 @@ class FileInfo(NamedTuple):
 
 class Refused(OSError):
     """The storage answers, and its answer is no: asking again does not help."""
+
+
+class NoRanges(ValueError):
+    """A server that does not send parts of files: each of them would be the beginning."""
+
+    def __init__(self, path: str):
+        super().__init__(
+            f"{path}: the server does not send ranges of bytes, which random access needs (python -m "
+            "http.server is such a one): copy the files to a disk or a bucket, or use another server"
+        )
 
 
 def is_url(path: str) -> bool:
@@ -78,14 +90,8 @@ def expand(pattern: str) -> list[str]:
       FileNotFoundError: nothing matches, or a file that is named without a wildcard is not there.
     """
     paths, missing = [], []
-    for part in bracex.expand(pattern, limit=0):
-        if is_url(part):
-            filesystem, path = fsspec.core.url_to_fs(part)
-            wild = any(character in part for character in "*?[")
-            found = [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)] if wild else [part]  # fmt: skip
-        else:
-            part = os.path.expanduser(part)
-            found = glob.glob(part)
+    for part in _braces(pattern):
+        found = _expand_url(part) if is_url(part) else _expand_path(os.path.expanduser(part))
         paths += sorted(found)
         if not found:
             missing.append(part)
@@ -97,6 +103,36 @@ def expand(pattern: str) -> list[str]:
             f"{missing[0]}"
         )
     return paths
+
+
+def _braces(pattern: str) -> list[str]:
+    """A pattern for each choice in braces that are no part of a folder's name."""
+    folder, name = os.path.split(pattern)
+    if is_url(pattern) or not os.path.isdir(os.path.expanduser(folder)):
+        return bracex.expand(pattern, limit=0)
+    whole = os.path.exists(os.path.expanduser(pattern))
+    return [
+        os.path.join(folder, part) for part in ([name] if whole else bracex.expand(name, limit=0))
+    ]
+
+
+def _expand_path(pattern: str) -> list[str]:
+    """The files that a pattern names; brackets that are part of a name are no pattern."""
+    if os.path.exists(pattern):
+        return [pattern]
+    folder, name = os.path.split(pattern)
+    if folder and os.path.isdir(folder):
+        return glob.glob(os.path.join(glob.escape(folder), name))
+    return glob.glob(pattern)
+
+
+def _expand_url(pattern: str) -> list[str]:
+    if not any(character in pattern for character in "*?["):
+        return [pattern]
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    if "[" in pattern and "*" not in pattern and "?" not in pattern and is_file(pattern):
+        return [pattern]
+    return [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)]
 
 
 def stat(paths: Sequence[str]) -> list[FileInfo]:
@@ -126,19 +162,46 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
     Raises:
       OSError: it still fails after all tries; the message names the file.
+      NoRanges: the server sends the file from its beginning, whatever is asked for.
     """
-    if is_url(path):
+    if start >= end:
+        return b""
 
-        def read() -> bytes:
-            filesystem, name = fsspec.core.url_to_fs(path)
-            return filesystem.cat_file(name, start=start, end=end)
-
-    else:
-
-        def read() -> bytes:
+    def read() -> bytes:
+        if not is_url(path):
             return _pread(_files.get(path), start, end)
+        filesystem, name = fsspec.core.url_to_fs(path)
+        if is_web(path):
+            return fsspec.asyn.sync(filesystem.loop, _web_range, filesystem, name, start, end)
+        data = filesystem.cat_file(name, start=start, end=end)
+        if len(data) > end - start:
+            raise NoRanges(path)
+        return data
 
     return retry(read, path)
+
+
+async def _web_range(filesystem, url: str, start: int, end: int) -> bytes:
+    """A range of a file of a web server, which must say that it sends that range and no other.
+
+    fsspec takes the beginning of the file for it where a server ignores the header.
+    """
+    session = await filesystem.set_session()
+    settings = dict(filesystem.kwargs)
+    asked = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    headers = {**settings.pop("headers", {}), **asked}
+    async with session.get(filesystem.encode_url(url), headers=headers, **settings) as answer:
+        if answer.status == 416:  # it begins behind the end of the file
+            return b""
+        filesystem._raise_not_found_for_status(answer, url)
+        span = RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+        if answer.status != 206 or span is None or int(span["first"]) != start:
+            raise NoRanges(url)
+        last = min(int(span["last"]), int(span["total"]) - 1 if span["total"] else end)
+        data = await answer.read()
+    if len(data) != last + 1 - start:
+        raise OSError(f"{len(data)} bytes came of {last + 1 - start}")
+    return data[: end - start]
 
 
 def read_file(path: str) -> bytes:

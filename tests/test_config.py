@@ -97,7 +97,7 @@ def test_the_groups_of_a_run_have_the_names_that_the_command_has():
     ("kind", "settings", "message"),
     [
         (OptimizerConfig, {"b2": 1.5}, "optimizer.b2=1.5 must be a number at least 0 and below 1"),
-        (TrainConfig, {"workdir": ""}, "workdir='' must be a text that is not empty"),
+        (TrainConfig, {"workdir": ""}, "workdir='' must be text, not empty"),
         (TrainConfig, {"data": None}, "data=None must be DataConfig"),
         (LossConfig, {"tile": 2, "distributed": "replicated"}, "loss.tile=2 needs loss.distrib"),
         (AugmentConfig, {"crop_scale": (1.0, 0.5)}, "crop_scale=.1.0, 0.5. must be the smallest"),

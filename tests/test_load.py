@@ -79,6 +79,14 @@ def test_a_run_is_loaded_with_its_tokenizer(run, variables):
     assert loaded.model.apply(loaded.variables, images, method="encode_image").shape == (2, 16)
 
 
+def test_a_run_that_trained_with_a_gpu_s_kernel_is_loaded_anywhere(run):
+    with RunDirectory(run) as directory:
+        directory.save_config(TrainConfig(), model_config("ViT-test", attention="cudnn"))
+    loaded = clip_jax.load(run)
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    assert loaded.model.apply(loaded.variables, images, method="encode_image").shape == (1, 16)
+
+
 def test_a_run_is_loaded_at_another_image_size(run):
     loaded = clip_jax.load(run, model_config("ViT-test", image_size=32))
     images = np.zeros((1, 32, 32, 3), np.uint8)

@@ -16,6 +16,7 @@ from clip_jax.cli.arguments import parse, run_config, take_config
 from clip_jax.cli.data import data
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
+from clip_jax.cli.settings import settings
 from clip_jax.config import TrainConfig
 from clip_jax.hardware import let_cpu_devices_wait, silence_absent_tpus
 from clip_jax.load import Step, load_to_host
@@ -156,6 +157,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "report": report_command,
     "models": models_command,
+    "settings": settings,
     "convert": convert_command,
     "export": export_command,
     "data": data,

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from clip_jax.data.samples import BadSample
+from clip_jax.data.samples import BadSample, Source
 from clip_jax.storage import atomic_write
 
 FIRST = 20  # bad samples that are kept by name
@@ -97,3 +97,17 @@ class BadSamples:
         if not Path(path).exists():
             return cls()
         return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def refuse_lost(source: Source, max_bad_share: float):
+    """Refuse a source of which files with too many of its samples cannot be used.
+
+    Raises:
+      ValueError: they are more than `max_bad_share` of all; it names the files.
+    """
+    lost = getattr(source, "lost", 0)
+    if lost > max_bad_share * (len(source) + lost):
+        raise ValueError(
+            f"{source.name}: about {lost:_} of {len(source) + lost:_} samples are in files that cannot "
+            f"be used, more than data.max_bad_share={max_bad_share} allows: {' '.join(source.notes)}"
+        )

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from clip_jax.config import DataConfig, PreprocessConfig
-from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.bad_samples import BadSamples, refuse_lost
 from clip_jax.data.batches import Batches, ThreadBatches
 from clip_jax.data.dataset import EvalDataset, Tokenizer, TrainDataset
 from clip_jax.data.samples import Source
@@ -95,6 +95,7 @@ def eval_batches(
     Raises:
       ValueError: the batch does not divide, or, while reading, too many samples are bad.
     """
+    refuse_lost(source, cfg.max_bad_share)
     dataset = EvalDataset(
         source,
         tokenizer,

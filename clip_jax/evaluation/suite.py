@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -102,6 +103,14 @@ class Evaluators:
         }
         return dataclasses.replace(results[""], metrics=metrics)
 
+    def facts(self) -> dict[str, object]:
+        """What must be equal in all processes: the test data, their classes and prompts."""
+        return {
+            f"{name}{what}": value
+            for name, one in self._sets.items()
+            for what, value in one.facts().items()
+        }
+
 
 class _DataSet:
     """One data set, with what is known of it from one evaluation to the next."""
@@ -127,6 +136,14 @@ class _DataSet:
             self._templates = read_templates(cfg.templates)
         self._known: dict[int, Annotation] = {}  # by index
         self._tokens: dict[str, np.ndarray] = {}  # of each caption
+
+    def facts(self) -> dict[str, object]:
+        texts = "\n".join([*(self._classes or ()), "", *self._templates])
+        return {
+            "test data": self._source.fingerprint,
+            "test samples": len(self._source),
+            "classes and templates": hashlib.sha256(texts.encode()).hexdigest()[:16],
+        }
 
     def measure(self, variables: Any, should_stop: ShouldStop) -> Evaluation:
         """What all evaluators find, without "eval/" in the names."""

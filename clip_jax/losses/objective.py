@@ -1,6 +1,7 @@
 """What is minimised: a sum of named, weighted losses of the global batch."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -108,7 +109,7 @@ def make_objective(cfg: LossConfig) -> Objective:
             weight = float(text)
         except ValueError:
             weight = None
-        if not equals or weight is None or not jnp.isfinite(weight) or weight == 0:
+        if not equals or weight is None or not math.isfinite(weight) or weight == 0:
             raise ValueError(
                 f"loss.terms has {entry!r}: write NAME=WEIGHT, such as sigmoid=0.5 or "
                 "package.module:NAME=0.1, with a weight that is finite and not 0"

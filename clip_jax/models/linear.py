@@ -17,18 +17,25 @@ class Dense(nn.Module):
       features: numbers of the result.
       std: of the kernel's normal initialisation.
       dtype: of the factors and of the result; parameters are float32.
+      parts: so many equal parts of the result come as arrays of their own, each from a product.
     """
 
     features: int
     std: float
     dtype: jnp.dtype
     use_bias: bool = True
+    parts: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return project(x.astype(self.dtype), kernel, bias)
+        x = x.astype(self.dtype)
+        if self.parts == 1:
+            return project(x, kernel, bias)
+        kernels = jnp.split(kernel, self.parts, axis=1)
+        biases = jnp.split(bias, self.parts) if self.use_bias else [None] * self.parts
+        return tuple(project(x, *part) for part in zip(kernels, biases, strict=True))

@@ -13,9 +13,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.runs import manifest, old_layouts, retention
+from clip_jax.runs import manifest, old_layouts, retention, structure
 from clip_jax.runs.save_retries import SaveRetries, hide_echoes
-from clip_jax.sharding import path_name
 
 log = logging.getLogger(__name__)
 # Orbax logs each failure three times with its stack; here it is one line, or an exception.
@@ -251,7 +250,7 @@ class Checkpoints:
         step = self._in_flight
         for path in self.directory.iterdir():
             if path.name == str(step) or path.name.startswith(f"{step}.orbax-checkpoint-tmp"):
-                manifest.check_readable(path)
+                structure.check_readable(path)
                 manifest.write(path)
 
     # ---------------------------------------------------------------------------- restoring
@@ -286,7 +285,7 @@ class Checkpoints:
         self._set_aside(problems)
         saved = self._manager.item_metadata(step)["state"].tree
         to_read = old_layouts.as_saved(abstract_state, saved)
-        self._compare(step, saved, to_read)
+        structure.compare(self.directory / str(step), saved, to_read)
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -320,20 +319,6 @@ class Checkpoints:
         _exchange([0])  # nobody lists the folder before process 0 is done
         self._manager.reload()
 
-    def _compare(self, step: int, saved_tree: Any, wanted_tree: Any):
-        """Orbax would cast another type in silence and report another tree on three pages."""
-        saved, wanted = _leaves(saved_tree), _leaves(wanted_tree)
-        differences = [
-            f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"The checkpoint of step {step} in {self.directory} is of another model or "
-                f"optimizer; {len(differences)} arrays differ, such as {'; '.join(differences[:3])}"
-            )
-
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
@@ -341,11 +326,6 @@ class _Manager(ocp.CheckpointManager):
         # own, and so move the step on which all processes agree. `Preemption` alone asks.
         del step
         return False
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_name(path): f"{np.dtype(x.dtype).name}{list(x.shape)}" for path, x in leaves}
 
 
 def _exchange(values: list) -> np.ndarray:

@@ -4,8 +4,6 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-import jax
-import orbax.checkpoint as ocp
 import xxhash
 from etils import epath
 
@@ -23,24 +21,6 @@ def write(directory: epath.Path):
         sums = list(pool.map(lambda name: _checksum(directory / name), names))
     content = {"algorithm": "xxh3_128", "files": dict(zip(names, sums))}
     (directory / NAME).write_text(json.dumps(content, indent=1))
-
-
-def check_readable(directory: epath.Path):
-    """Open the structure of the saved state: every array's shape and type.
-
-    Raises:
-      OSError: an array that was saved is not there to be read.
-    """
-    state = directory / "state"
-    try:
-        tree = ocp.StandardCheckpointHandler().metadata(state)
-        leaves = jax.tree.leaves(getattr(tree, "tree", tree))
-        complete = all(leaf.shape is not None and leaf.dtype is not None for leaf in leaves)
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:300]
-        raise OSError(f"{state} cannot be read after it was written: {reason}") from error
-    if not leaves or not complete:
-        raise OSError(f"{state} cannot be read after it was written: arrays are missing from it")
 
 
 def damage(directory: epath.Path, *, part: int = 0, parts: int = 1) -> str | None:

@@ -60,6 +60,13 @@ class Evaluations:
         due = is_time(cfg.evaluation.every_steps, step, cfg.steps)
         return due and self._setup.evaluators is not None
 
+    def has_work(self, step: int) -> bool:
+        """Whether a call at this step uses the model."""
+        return self.is_due(step) or self._keeps_snapshot(step)
+
+    def _keeps_snapshot(self, step: int) -> bool:
+        return step in (0, self._setup.cfg.steps // 2, self._setup.cfg.steps)
+
     def __call__(self, step: int, state: TrainState) -> bool:
         """Measure what is due at a step. False if the run was asked to stop before its end."""
         if self.is_due(step) and not self._evaluate(step, state):
@@ -110,7 +117,7 @@ class Evaluations:
     def _snapshot_if_due(self, step: int, state: TrainState):
         """Keep the similarity matrix of some fixed pairs at the start, middle and end of a run."""
         cfg, setup, config = self._setup.cfg, self._setup, self._setup.model.config
-        if step not in (0, cfg.steps // 2, cfg.steps):
+        if not self._keeps_snapshot(step):
             return
         source = setup.eval_source or setup.sources[0]
         with self._measuring(step, "snapshot"):

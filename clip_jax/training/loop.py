@@ -14,7 +14,7 @@ from clip_jax.config import TrainConfig
 from clip_jax.config_io import flatten, run_settings
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import Batches, train_batches
-from clip_jax.distributed import initialize
+from clip_jax.distributed import agreement, initialize
 from clip_jax.distributed.failures import failing_together, together
 from clip_jax.distributed.multihost import allgather_json
 from clip_jax.distributed.preemption import RETRY_EXIT_CODE, Preemption
@@ -69,7 +69,9 @@ def train(cfg: TrainConfig) -> int:
         stacks = run.path / "stacks.txt" if run.is_local else None
         watchdog = stack.enter_context(Watchdog(cfg.health.hang_seconds, stacks))
         with watchdog.allow("preparing", extra_seconds=COMPILE_SECONDS):
+            agreement.check_same_directory(run.path)
             setup = prepare(cfg, run)
+            agreement.check_equal(run_record.facts(setup))
             run_record.check_resume(setup, run)
             limit_s = cfg.health.hang_seconds + COMPILE_SECONDS
             initialize.barrier("all is prepared", limit_s)  # nobody reads what is written below
@@ -161,8 +163,8 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
         metadata = functools.partial(describe, parts, batches.ledger)
         parts.checkpoints.save(step, state, metadata=metadata, due=keeps_best, force=last)
 
-        if parts.evaluate.is_due(step):
-            parts.log.flush()
+        if parts.evaluate.has_work(step):
+            parts.log.flush()  # which waits for the step: two programs at once may block each other
         if not parts.evaluate(step, state):
             return save_and_exit(parts, step, state, batches.ledger)
         parts.watchdog.beat()

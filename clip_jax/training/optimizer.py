@@ -104,13 +104,8 @@ def make_optimizer(
       ValueError: there is no such optimizer, it does not use a setting that was changed, or needs
         more than gradients and parameters.
     """
-    if cfg.ema_decay is None and not cfg.ema_warmup:
-        raise ValueError(
-            "optimizer.ema_warmup=False has no effect, as optimizer.ema_decay is None: leave it at "
-            "True"
-        )
-    function = resolve("optimizer.name", cfg.name, {**OPTAX, **DIRECTIONS})
-    given, schedule = arguments(cfg, function), make_schedule(cfg, steps)
+    function, given = named_optimizer(cfg)
+    schedule = make_schedule(cfg, steps)
     complete = "learning_rate" in inspect.signature(function).parameters
     rule = _made(cfg, function, given | {"learning_rate": schedule} if complete else given)
     chain = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
@@ -124,7 +119,24 @@ def make_optimizer(
     return optax.chain(*chain)
 
 
-def arguments(cfg: OptimizerConfig, function: Callable) -> dict[str, Any]:
+def named_optimizer(cfg: OptimizerConfig) -> tuple[Callable, dict[str, Any]]:
+    """The function that `optimizer.name` names, and what it is given. No device is touched.
+
+    Raises:
+      ValueError: see `make_optimizer`.
+    """
+    if cfg.ema_decay is None and not cfg.ema_warmup:
+        raise ValueError(
+            "optimizer.ema_warmup=False has no effect, as optimizer.ema_decay is None: leave it at "
+            "True"
+        )
+    function = resolve("optimizer.name", cfg.name, {**OPTAX, **DIRECTIONS})
+    if not callable(function):
+        raise ValueError(f"optimizer.name={cfg.name} is a {type(function).__name__}, no function")
+    return function, _arguments(cfg, function)
+
+
+def _arguments(cfg: OptimizerConfig, function: Callable) -> dict[str, Any]:
     """The settings that a function has arguments for, and the further ones of `optimizer.options`.
 
     Raises:

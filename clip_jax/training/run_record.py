@@ -1,8 +1,14 @@
 """What a run is made of, as its directory keeps it: written once, compared at every later start."""
 
 import logging
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 
 import jax
+import numpy as np
+import xxhash
+from etils import epath
 
 from clip_jax import config_io
 from clip_jax.config import TrainConfig
@@ -78,6 +84,29 @@ def write(setup: Setup, run: RunDirectory):
     run.write_json("environment.json", provenance.environment())
     if jax.process_index() == 0 and not (run.tokenizer / DESCRIPTION).exists():
         setup.tokenizer.save(run.tokenizer)
+
+
+def facts(setup: Setup) -> dict[str, object]:
+    """What each process has found or computed for itself and must have in common with the others."""
+    known = {"training data": fingerprint(setup)}
+    for source in setup.sources:
+        known[f"samples of {source.name}"] = len(source)
+    if setup.evaluators is not None:
+        known |= setup.evaluators.facts()
+    with tempfile.TemporaryDirectory() as folder:
+        setup.tokenizer.save(epath.Path(folder))
+        known["tokenizer"] = _digest(path.read_bytes() for path in sorted(Path(folder).iterdir()))
+    if setup.initial is not None:
+        leaves = jax.tree.leaves(setup.initial.variables)
+        known["model.init_from"] = _digest(np.ascontiguousarray(leaf).data for leaf in leaves)
+    return known
+
+
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def fingerprint(setup: Setup) -> str:

@@ -33,7 +33,7 @@ from clip_jax.models.clip import CLIP
 from clip_jax.models.tower import name_of
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
-from clip_jax.training.optimizer import make_optimizer, make_schedule
+from clip_jax.training.optimizer import make_optimizer, make_schedule, named_optimizer
 from clip_jax.training.state import (
     TrainState,
     abstract_state,
@@ -41,6 +41,7 @@ from clip_jax.training.state import (
     replication_warning,
     sharded_new_state,
 )
+from clip_jax.training.step_log import make_hooks
 from clip_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Setup:
             "freeze": self.cfg.model.freeze,
             "unlocked_blocks": self.cfg.model.unlocked_blocks,
             "ema": self.cfg.optimizer.ema_decay is not None,
+            "shard_over_data": self.cfg.optimizer.shard_over_data,
         }
 
 
@@ -135,6 +137,9 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
 def check(cfg: TrainConfig):
     """Refuse settings of several groups that contradict each other. No device is touched."""
     make_schedule(cfg.optimizer, cfg.steps)
+    named_optimizer(cfg.optimizer)
+    make_objective(cfg.loss)
+    make_hooks(cfg.logging.hooks)
     _check_frozen(cfg.model)
     named_evaluators(cfg.evaluation)
     best_direction(cfg)
@@ -144,7 +149,8 @@ def check_devices(cfg: TrainConfig, mesh: Mesh):
     """Refuse settings that the devices do not allow."""
     sharding.check_batch("data.batch_size", cfg.data.batch_size, mesh, parts=cfg.data.accumulation)
     sharding.check_batch("evaluation.batch_size", cfg.evaluation.batch_size, mesh)
-    attention.check_kind(cfg.model.attention, cfg.model.dtype, setting="model.attention")
+    model, device = cfg.model, mesh.devices.flat[0]
+    attention.check_kind(model.attention, model.dtype, device=device, setting="model.attention")
 
 
 def _open_eval_source(cfg: TrainConfig) -> Source | None:

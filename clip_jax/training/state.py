@@ -81,13 +81,25 @@ def new_state(
     )
 
 
-def abstract_state(mesh: Mesh, *, model: CLIP, **others: Any) -> TrainState:
-    """The state's shapes, types and shardings on the mesh, without one array made."""
+def abstract_state(
+    mesh: Mesh, *, model: CLIP, shard_over_data: bool = False, **others: Any
+) -> TrainState:
+    """The state's shapes, types and shardings on the mesh, without one array made.
+
+    Args:
+      mesh: the devices.
+      model: the rows of its towers shard its parameters.
+      shard_over_data: split the optimizer's state over "data" as well.
+      **others: of `new_state`.
+    """
     shapes = jax.eval_shape(lambda: new_state(jax.random.key(0), model=model, **others))
+    places = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
+    if shard_over_data:
+        places = places.replace(opt_state=sharding.over_data(shapes.opt_state, places.opt_state))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        sharding.shardings(mesh, shapes, rows=sharding_rows(model.config)),
+        places,
     )
 
 
@@ -97,10 +109,16 @@ def replication_warning(mesh: Mesh, state: TrainState) -> str | None:
     return sharding.replication_warning(mesh, held)
 
 
-def sharded_new_state(mesh: Mesh, seed: int, **new_state_arguments: Any) -> TrainState:
+def sharded_new_state(
+    mesh: Mesh,
+    seed: int,
+    *,
+    variables: dict | None = None,
+    shard_over_data: bool = False,
+    **new_state_arguments: Any,
+) -> TrainState:
     """Step 0, each device making its own part, so that no device ever holds the whole."""
-    variables = new_state_arguments.pop("variables", None)
-    abstract = abstract_state(mesh, **new_state_arguments)
+    abstract = abstract_state(mesh, shard_over_data=shard_over_data, **new_state_arguments)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def make(key, variables):

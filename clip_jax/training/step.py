@@ -37,6 +37,9 @@ def jit_train_step(
         objective=make_objective(cfg.loss),
         mesh=mesh,
         cfg=cfg,
+        update_places=sharding.over_data(abstract_state.params, places.params)
+        if cfg.optimizer.shard_over_data
+        else None,
     )
     return jax.jit(
         step,
@@ -55,6 +58,7 @@ def train_step(
     objective: Objective,
     mesh: Mesh,
     cfg: TrainConfig,
+    update_places: Any = None,
 ) -> tuple[TrainState, dict]:
     """Gradients of the whole batch's loss, an update if they are sound, and what to log.
 
@@ -66,6 +70,8 @@ def train_step(
       objective: of `Outputs` and the batch.
       mesh: where it all lies.
       cfg: accumulation, clamping, averaging and health.
+      update_places: shardings of the parameters under which the update is computed, where the
+        optimizer's state is split more than they are; None: as they are.
 
     Returns:
       The state after the step, and float32 scalars by name.
@@ -75,12 +81,17 @@ def train_step(
     gradients = batch_gradients(
         state, batch, key, model=model, objective=objective, mesh=mesh, parts=cfg.data.accumulation
     )
-    norms = {name: optax.tree.norm(part) for name, part in sorted(gradients.params.items())}
+    grads, before = gradients.params, state.params
+    if update_places is not None:
+        grads, before = jax.lax.with_sharding_constraint(
+            (grads, before), (update_places, update_places)
+        )
+    norms = {name: optax.tree.norm(part) for name, part in sorted(grads.items())}
     grad_norm = optax.tree.norm(norms)
 
     # The learning rate is that of the step, however many were skipped before it.
     opt_state = follow_step(state.opt_state, state.step)
-    updates, opt_state = optimizer.update(gradients.params, opt_state, state.params)
+    updates, opt_state = optimizer.update(grads, opt_state, before)
     update_norm = optax.tree.norm(updates)
     sound, health = check_health(
         state.health,
@@ -89,7 +100,7 @@ def train_step(
         grad_norm=grad_norm,
         update_norm=update_norm,
     )
-    params = optax.apply_updates(state.params, updates)
+    params = optax.apply_updates(before, updates)
     most = jnp.log(cfg.loss.max_logit_scale)
     params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, most)
     changed = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
@@ -103,7 +114,7 @@ def train_step(
     changed = jax.tree.map(
         lambda after, before: jnp.where(sound, after, before),
         changed,
-        {name: getattr(state, name) for name in changed},
+        {name: getattr(state, name) for name in changed} | {"params": before},
     )
     metrics = {
         "loss": gradients.loss,

@@ -245,6 +245,18 @@ def hang_in_step(step: int):
     _at_step(step, wait_for_other_hosts)
 
 
+def in_folder(number: int):
+    """The command was started in a folder of its own, as on another host."""
+    os.chdir(Path(sys.argv[sys.argv.index("--workdir") + 1]).parent / str(number))
+
+
+def short_patience(seconds: int):
+    """With a file that another host has written and that this one does not see."""
+    from clip_jax.distributed import agreement
+
+    agreement.SHARED_S = float(seconds)
+
+
 def pause_in_step(step: int):
     """Long enough for something to happen from outside."""
 
@@ -363,22 +375,20 @@ def _poison(when: Callable):
 FAULTS = {
     function.__name__: function
     for function in (
-        *(
-            fail_in_step,
-            kill_in_step,
-            kill_in_save,
-            kill_between_save_and_data,
-            hang_in_step,
-            pause_in_step,
-        ),
+        fail_in_step,
+        kill_in_step,
+        kill_in_save,
+        kill_between_save_and_data,
+        hang_in_step,
+        in_folder,
+        short_patience,
+        pause_in_step,
         hold_in_step,
-        *(
-            slow_compiling,
-            slow_evaluation,
-            fail_in_evaluation,
-            set_clock_back,
-            nan_in_batch,
-            nan_from,
-        ),
+        slow_compiling,
+        slow_evaluation,
+        fail_in_evaluation,
+        set_clock_back,
+        nan_in_batch,
+        nan_from,
     )
 }

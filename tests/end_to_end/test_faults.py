@@ -270,6 +270,20 @@ def test_asked_to_leave_in_an_evaluation(place, run, at):
     assert_same_end(run, undisturbed)
 
 
+@pytest.mark.parametrize("at", [4, STEPS])
+def test_an_evaluation_fails(place, reference, run, at):
+    """The training goes on and its end is saved; the run says at its end that a result is missing."""
+    more = ("--data.eval-source", f"pairs:{place}/captions.csv", "--evaluation.every-steps", "4")
+    with start(place, run, *more, fault=f"fail_in_evaluation={at}") as command:
+        assert command.end() == 1
+        assert f"The evaluation of step {at} failed; the training goes on" in command.text
+        assert f"clip-jax: the evaluation of step {at} failed: 30 of 48 samples" in command.text
+    assert_same_end(run, reference, compare_metrics=False)
+    assert sum("eval/loss" in line for line in metrics(run)) == 1
+    finish(place, run, *more)
+    assert sum("eval/loss" in line for line in metrics(run)) == 1 + (at == STEPS)
+
+
 def test_one_of_two_processes_is_asked_to_leave(place, run):
     undisturbed = place / "pair"
     if not undisturbed.exists():
@@ -461,5 +475,5 @@ def test_a_changed_setting_is_refused_until_it_is_allowed(place, cut):
     assert json.loads((cut / "config.json").read_text())["steps"] == STEPS
     more = ("--steps", "12", "--checkpoint.allow-change", "steps")
     text = finish(place, cut, *more)
-    assert "Resuming with a changed setting: steps: 8 -> 12" in text
+    assert "Resuming with another setting: steps: 8 -> 12" in text
     assert steps_in(cut)[-1] == 12

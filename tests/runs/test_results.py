@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from clip_jax.evaluation.results import (
+
+from clip_jax.runs.results import (
     ClassResult,
     Evaluation,
     load_evaluation,

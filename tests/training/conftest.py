@@ -136,7 +136,8 @@ def compiled(draw):
             "freeze": cfg.model.freeze,
             "unlocked_blocks": cfg.model.unlocked_blocks,
         }
-        abstract = abstract_state(mesh, **parts)
+        zero = cfg.optimizer.shard_over_data
+        abstract = abstract_state(mesh, shard_over_data=zero, **parts)
         step = jit_train_step(mesh, abstract, model=model, optimizer=optimizer, cfg=cfg)
         lowered = step.lower(abstract, abstract_batch(mesh, model, B))
         return Compiled(

@@ -124,6 +124,22 @@ def test_batch_statistics_and_metrics_come_from_the_whole_batch_on_every_mesh(
         )
 
 
+def test_running_statistics_meet_every_micro_batch_in_turn(mesh, fragile, draw, batch):
+    on, key, objective = mesh(1), jax.random.key(0), make_objective(LossConfig())
+    common = {"model": fragile, "optimizer": optax.identity(), "variables": draw(fragile)}
+    state, whole = new_state(key, **common), batch(on)
+
+    @jax.jit
+    def statistics(state):
+        how = {"model": fragile, "objective": objective, "mesh": on, "parts": 2}
+        return batch_gradients(state, whole, key, **how).batch_stats["mean"]
+
+    expected_C = np.asarray(state.batch_stats["mean"])
+    for images_BHWC in split_batch(whole["image"], 2, on):
+        expected_C = 0.9 * expected_C + 0.1 * np.asarray(images_BHWC).mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(statistics(state), expected_C, rtol=1e-5)
+
+
 MESHES = ((1, 1), (8, 1), (4, 2), (1, 8))
 
 
@@ -143,6 +159,30 @@ def test_every_mesh_trains_along_the_same_curve(name, meshes, mesh, compiled, fr
     assert curves[0][-1] < 0.8 * curves[0][0]
     for curve in curves[1:]:
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=str)
+def test_moments_that_are_split_over_the_data_axis_change_no_bit(
+    shape, mesh, compiled, fragile, batch
+):
+    on, found = mesh(*shape), {}
+    for zero in (False, True):
+        optimizer = OptimizerConfig(
+            learning_rate=1e-2, warmup_steps=2, ema_decay=0.75, shard_over_data=zero
+        )
+        run = compiled(on, fragile, optimizer=optimizer)
+        state = run.state()
+        for seed in range(3):
+            state, _ = run.step(state, batch(on, seed, first=LOSS_IS_NAN if seed == 1 else None))
+        found[zero] = state
+    plain, split = found[False], found[True]
+    assert_same_bits(kept(split), kept(plain))
+    kernel = lambda tree: tree["image"]["projection"]["kernel"]  # noqa: E731
+    for state, parts in ((plain, shape[1]), (split, 8)):
+        moment = kernel(optax.tree.get(state.opt_state, "mu"))
+        assert moment.size == parts * moment.addressable_shards[0].data.size
+        param = kernel(state.params)
+        assert param.size == shape[1] * param.addressable_shards[0].data.size
 
 
 def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
@@ -182,6 +222,24 @@ def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), found, expected
     )
+
+
+def test_dropped_patches_are_drawn_anew_by_each_step_and_seed_and_by_nothing_else(
+    mesh, compiled, batch
+):
+    """A learning rate of nearly 0 leaves the parameters: what differs is what was dropped."""
+    on, model = mesh(1), create_model("ViT-test", patch_dropout=0.5)
+    optimizer = OptimizerConfig(learning_rate=1e-30, weight_decay=0.0, warmup_steps=0)
+
+    def losses(seed: int, starts: tuple[int, ...]) -> list[float]:
+        run = compiled(on, model, optimizer=optimizer, seed=seed)
+        states = (run.state(step=np.int32(start)) for start in starts)
+        return [float(run.step(state, batch(on))[1]["loss"]) for state in states]
+
+    first, second, again = losses(0, (0, 1, 0))
+    assert first == again and first != second
+    (other,) = losses(1, (0,))
+    assert other not in (first, second)
 
 
 def test_a_ring_of_one_device_is_the_tiled_loss(mesh):

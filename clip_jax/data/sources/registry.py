@@ -7,6 +7,7 @@ import xxhash
 
 from clip_jax import registry
 from clip_jax.config import DataConfig
+from clip_jax.data.bad_samples import refuse_lost
 from clip_jax.data.samples import BadSample, Sample, Source, SourceFormat, Split
 from clip_jax.data.shuffle import hash64
 
@@ -64,7 +65,13 @@ def open_source(spec: str, split: Split, cfg: DataConfig) -> Source:
 def open_sources(cfg: DataConfig, split: Split = "train") -> list[Source]:
     """Open all of `cfg.source`, after a check of their weights."""
     check_weights(cfg.source, cfg.weights)
-    return [open_source(spec, split, cfg) for spec in cfg.source]
+    return [_open_for_a_run(spec, split, cfg) for spec in cfg.source]
+
+
+def _open_for_a_run(spec: str, split: Split, cfg: DataConfig) -> Source:
+    source = open_source(spec, split, cfg)
+    refuse_lost(source, cfg.max_bad_share)
+    return source
 
 
 def open_eval_source(cfg: DataConfig) -> Source | None:
@@ -73,11 +80,11 @@ def open_eval_source(cfg: DataConfig) -> Source | None:
     None where there is neither: a list of pairs is all for training.
     """
     if cfg.eval_source is not None:
-        return open_source(cfg.eval_source, "test", cfg)
+        return _open_for_a_run(cfg.eval_source, "test", cfg)
     for spec in cfg.source:
         format, location = _parse(spec)
         if format.has_test_split(location, cfg):
-            return open_source(spec, "test", cfg)
+            return _open_for_a_run(spec, "test", cfg)
     return None
 
 

@@ -4,11 +4,13 @@ XLA's own cost analysis counts the body of a loop once. Here each loop counts as
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from clip_jax.planning.hlo.collectives import Collective, collectives_of, runs_alone
 from clip_jax.planning.hlo.convolutions import Product, product_of
+from clip_jax.planning.hlo.gpu_kernels import kernel_flops, kernel_name
 from clip_jax.planning.hlo.kernels import is_kernel, kernel_bytes, stated_cost
 from clip_jax.planning.hlo.text import Computation, Instruction, Module
 from clip_jax.planning.hlo.traffic import moved_bytes
@@ -43,6 +45,7 @@ class Program:
 
     work: list[Work] = field(default_factory=list)
     collectives: list[Collective] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)  # of a GPU's libraries and of Triton
     unpriced: list[str] = field(default_factory=list)  # kernels that state no operations
 
     @property
@@ -117,6 +120,8 @@ def _walk(
             work = _work(module, instruction, computation, count, traffic, background=beside)
             if work.flops or work.float32_flops or work.bytes or work.cycles:
                 program.work.append(work)
+            if kernel := kernel_name(instruction):
+                program.kernels[kernel] += count
             if is_kernel(instruction) and stated_cost(instruction, "flops") is None:
                 program.unpriced.append(instruction.name)
         program.collectives += collectives_of(
@@ -134,7 +139,9 @@ def _work(
     background: bool,
 ) -> Work:
     products = _products(module, instruction, computation)
-    flops = sum(product.flops for product, exact in products if not exact)
+    flops, float32_flops = kernel_flops(instruction, computation)
+    flops += sum(product.flops for product, exact in products if not exact)
+    float32_flops += sum(product.flops for product, exact in products if exact)
     if traffic:
         called = [module.computations[name] for name in instruction.called]
         moved = tiled = traffic(instruction, computation, called)
@@ -148,7 +155,7 @@ def _work(
     cycles = _CYCLES.search(instruction.rest)
     return Work(
         flops=flops,
-        float32_flops=sum(product.flops for product, exact in products if exact),
+        float32_flops=float32_flops,
         bytes=moved,
         count=count,
         tiled_bytes=tiled,
