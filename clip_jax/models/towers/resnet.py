@@ -29,24 +29,22 @@ class ResNetConfig(ImageTower, group="vision."):
     heads: Count = 32  # of the attention pooling
     batch_norm_momentum: BelowOne = 0.9
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.require(
-            self.image_size % 32 == 0, "image_size", "must be a multiple of 32, the stride"
-        )
-        self.require_multiple("width", "heads", times=32)
-
     free_fields = ("image_size", "batch_norm_momentum")
     positions_path = "pool/position_embedding"
-    kept_share = (
-        0.4  # XLA computes batch normalisation and ReLU again rather than keep their results
-    )
+    kept_share = 0.4  # XLA computes batch normalisation and ReLU again
     sharding_rows = (
         ("pool/(query|key|value)/kernel", 0),
         ("pool/out/kernel", -1),
         ("position_embedding", -1),
         ("conv/kernel", -1),
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(
+            self.image_size % 32 == 0, "image_size", "must be a multiple of 32, the stride"
+        )
+        self.require_multiple("width", "heads", times=32)
 
     @property
     def grid(self) -> int:
