@@ -97,6 +97,7 @@ class PreprocessConfig:
     interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     fill: int = 0  # grey level of the padding that `max_norm` adds
+    exif_rotation: bool = False  # images are turned as their EXIF says
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,8 +204,8 @@ def read_file(path: str) -> bytes:
     return read_whole(path) if is_url(path) else Path(path).expanduser().read_bytes()
 
 
-def read_whole(url: str) -> bytes:
-    """All of a file behind a URL; failures are tried again.
+def read_whole(url: str, *, patient: bool = True) -> bytes:
+    """All of a file behind a URL; failures are tried again, unless not `patient`.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -220,15 +220,16 @@ def read_whole(url: str) -> bytes:
         except FileNotFoundError:  # an answer, not a failure: there is no use in asking again
             return None
 
-    data = retry(read, url)
+    data = retry(read, url, patient=patient)
     if data is None:
         raise FileNotFoundError(url)
     return data
 
 
-def retry(action: Callable[[], T], path: str) -> T:
+def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
     """Do it, again after each of RETRY_DELAYS while it fails, and name `path` when it will not."""
-    for number in range(len(RETRY_DELAYS) + 1):
+    delays = RETRY_DELAYS if patient else ()
+    for number in range(len(delays) + 1):
         try:
             return action()
         # The clients of clouds have exception types of their own, of which a few are OSErrors.
@@ -237,14 +238,14 @@ def retry(action: Callable[[], T], path: str) -> T:
                 raise
             _files.forget(path)
             refused = isinstance(error, FINAL) or _is_refusal(error)
-            if number == len(RETRY_DELAYS) or refused:
+            if number == len(delays) or refused:
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
                 raise (Refused if refused else kind)(
-                    f"{path} cannot be read, after {number + 1} tries in {sum(RETRY_DELAYS[:number]):.0f} s: "
+                    f"{path} cannot be read, after {number + 1} tries in {sum(delays[:number]):.0f} s: "
                     f"{type(error).__name__}: {error}"
                 ) from error
             logging.warning("Reading %s failed (%s); trying again.", path, error)
-            time.sleep(RETRY_DELAYS[number])
+            time.sleep(delays[number])
     raise AssertionError("the loop returns or raises")
 
 
