@@ -211,7 +211,7 @@ def test_exif_rotation_turns_as_pillow_does_where_it_is_asked_for(kind, orientat
     assert np.abs(actual - eval_image(plain, PreprocessConfig(), 32, MANY)).mean() < 1
     for resize in ("exact", "fast"):
         crop = AugmentConfig(crop_scale=(0.4, 0.6), resize=resize)
-        plain = encoded(turned, kind, **options)
+        plain = encoded(turned, "JPEG" if kind == "JPEG" else "PNG", **options)
         both = [
             train_image(file, np.random.default_rng(3), crop, how, 16, MANY).astype(int)
             for file, how in ((data, preprocess), (plain, PreprocessConfig()))
