@@ -60,6 +60,7 @@ class RecordsSource:
         caption_column: str | None = None,
         classes: tuple[str, ...] | None = None,
         templates: tuple[str, ...] | None = None,
+        notes: tuple[str, ...] = (),
     ):
         self._again = functools.partial(
             RecordsSource,
@@ -69,6 +70,7 @@ class RecordsSource:
             caption_column=caption_column,
             classes=classes,
             templates=templates,
+            notes=notes,
         )
         self.name, self._paths, self.classes, self.templates = name, paths, classes, templates
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -81,7 +83,7 @@ class RecordsSource:
             reader_options={"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"},
         )
         self._image, self._captions = "image", columns.CaptionColumns(("caption",), None)
-        self.notes = ()
+        self.notes = notes
         if self._length:
             names = self._check_records(counts)
             self._image = columns.find_column(
@@ -190,16 +192,15 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> RecordsSource:
     check_files(paths, manifest, name=name, whole=folder)
     names = (manifest.get(key) for key in ("classes", "templates"))
     classes, templates = (tuple(texts) if texts else None for texts in names)
-    source = RecordsSource(
+    return RecordsSource(
         paths,
         name=name,
         image_column=cfg.image_column,
         caption_column=cfg.caption_column,
         classes=classes,
         templates=templates,
+        notes=(left_out,) * bool(left_out),
     )
-    source.notes += (left_out,) * bool(left_out)
-    return source
 
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
