@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: demo test lint parity slurm clean help
+.PHONY: demo test lint parity gpu-compile slurm clean help
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 $(VENV)/installed: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); \
@@ -42,8 +42,16 @@ test: lint  ## all tests
 parity: .venv-parity/installed  ## compare with open_clip and transformers (needs PyTorch)
 	.venv-parity/bin/python -m pytest tests/parity
 
+.venv-gpu/installed: setup.py
+	$(PYTHON) -m venv --clear .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,plan-gpu]'
+	@touch $@
+
+gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on any x86-64 Linux machine (5 GB)
+	.venv-gpu/bin/python -m pytest tests/gpu_compile -n 2 --dist worksteal --max-worker-restart 0
+
 slurm: $(VENV)/installed-test  ## preempt a run on a real Slurm of this one machine (Debian or Ubuntu, as root)
 	tests/launch/slurm_cluster.sh
 
 clean:  ## remove the environments and caches, never data or runs
-	rm -rf $(VENV) .venv-parity .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .venv-parity .venv-gpu .pytest_cache .ruff_cache build *.egg-info

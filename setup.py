@@ -81,6 +81,9 @@ setup(
         "parquet": ["pyarrow>=21"],
         "beam": ["apache-beam>=2.69"],
         "plan": PLAN,
+        # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would
+        # look for a GPU at every start.
+        "plan-gpu": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
         "parity": PARITY,
         "torch": ["torch>=2.6"],  # reads released .pt files
         "cuda": ["jax[cuda13]>=0.10.2"],

@@ -1,9 +1,14 @@
 """What accelerators can do at most, by the names that JAX gives them: the denominators of MFU."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
+
+import jax
 
 GIB, GB = 2**30, 10**9
 TPU_DOCS = "https://docs.cloud.google.com/tpu/docs/"
@@ -27,17 +32,25 @@ class Chip:
     usable_gib: float | None = None  # of a device, as libtpu 0.0.52 says; None: not known
     devices: int = 1  # JAX devices that one chip shows as
     host_chips: int  # of a machine, where a slice has many
+    matrix_unit: int | None = None  # rows and columns of one, to which products are filled up
+    clock_ghz: float | None = None  # None: no maker's figure is known
     source: str
 
     @property
+    def peak_flops(self) -> float:
+        """Floating-point operations a second of the chip, at most."""
+        return self.tflops * 1e12
+
+    @property
     def device_flops(self) -> float:
-        """Floating-point operations a second of one JAX device, at most."""
-        return self.tflops * 1e12 / self.devices
+        """The same of one JAX device."""
+        return self.peak_flops / self.devices
 
 
 def _tpu(name: str, devices_named: str, page: str, **figures) -> Chip:
     label = "TPU " + name if name.startswith("v") else name.upper().replace("X", "x")
     source = TPU_DOCS + page
+    figures = {"matrix_unit": 128} | figures
     return Chip(name=name, label=label, kind="tpu", devices_named=devices_named, source=source,
                 host_chips=4, **figures)  # fmt: skip
 
@@ -48,24 +61,32 @@ def _gpu(name: str, devices_named: str, page: str, **figures) -> Chip:
                 source=NVIDIA + page, links=1, host_chips=8, **figures)  # fmt: skip
 
 
-# A link's speed is the maker's total of a chip by its links and both ways; v3's and v4's are from
-# https://jax-ml.github.io/scaling-book/tpus. The network between slices is Google's figure of v5e
-# (6.4 Tbit/s a pod), v5p (50 Gbit/s a chip) and TPU7x (100 Gbit/s a chip); v3, v4 and v6e are taken
-# to be like v5e, v5p and TPU7x. GPU machines are taken to have one network card of 200 (A100) or
-# 400 Gbit/s a GPU.
+# A clock is the one at which a chip's matrix units reach its peak (v3 and v4: as in arXiv:2304.01433);
+# v6e's and TPU7x's units do more a cycle than is published. The units' sizes are those of JAX's
+# jax/_src/pallas/mosaic/tpu_info.py. A link's speed is the maker's total of a chip by its links and
+# both ways; v3's and v4's are from https://jax-ml.github.io/scaling-book/tpus. The network between
+# slices is Google's figure of v5e (6.4 Tbit/s a pod), v5p (50 Gbit/s a chip) and TPU7x (100 Gbit/s a
+# chip); v3, v4 and v6e are taken to be like v5e, v5p and TPU7x. GPU machines are taken to have one
+# network card of 200 (A100) or 400 Gbit/s a GPU.
 _ALL = (
     _tpu("v3", "TPU v3", "v3", tflops=123, memory_bytes=32 * GIB, memory_gbps=900,
-         link_gbps=100, links=4, network_gbps=3.125, usable_gib=15.48, devices=2),
+         link_gbps=100, links=4, network_gbps=3.125, usable_gib=15.48, devices=2,
+         clock_ghz=0.94),
     _tpu("v4", "TPU v4", "v4", tflops=275, memory_bytes=32 * GIB, memory_gbps=1200,
-         link_gbps=45, links=6, network_gbps=6.25, usable_gib=30.75),
+         link_gbps=45, links=6, network_gbps=6.25, usable_gib=30.75,
+         clock_ghz=1.05),
     _tpu("v5e", "TPU v5( lite|e)", "v5e", tflops=197, memory_bytes=16 * GIB, memory_gbps=819,
-         link_gbps=50, links=4, network_gbps=3.125, usable_gib=15.75),
+         link_gbps=50, links=4, network_gbps=3.125, usable_gib=15.75,
+         clock_ghz=1.5),
     _tpu("v5p", "TPU v5p?", "v5p", tflops=459, memory_bytes=95 * GIB, memory_gbps=2765,
-         link_gbps=100, links=6, network_gbps=6.25, usable_gib=95.73),
+         link_gbps=100, links=6, network_gbps=6.25, usable_gib=95.73,
+         clock_ghz=1.75),
     _tpu("v6e", "TPU v6( lite|e)", "v6e", tflops=918, memory_bytes=32 * GIB, memory_gbps=1638,
-         link_gbps=100, links=4, network_gbps=12.5, usable_gib=31.24),
+         link_gbps=100, links=4, network_gbps=12.5, usable_gib=31.24,
+         matrix_unit=256),
     _tpu("tpu7x", "TPU7x?", "tpu7x", tflops=2307, memory_bytes=192 * GIB, memory_gbps=7380,
-         link_gbps=100, links=6, network_gbps=12.5, usable_gib=94.74, devices=2),
+         link_gbps=100, links=6, network_gbps=12.5, usable_gib=94.74, devices=2,
+         matrix_unit=256),
     _gpu("a100-40gb", "NVIDIA A100.*40GB.*", "a100", tflops=312, memory_bytes=40 * GB,
          memory_gbps=1555, link_gbps=300, network_gbps=25),
     _gpu("a100", "NVIDIA A100.*", "a100", tflops=312, memory_bytes=80 * GB, memory_gbps=2039,
@@ -84,6 +105,27 @@ def chip_of(device_kind: str) -> Chip | None:
     """The chip that a JAX device is, or is a half of; None where the peak is not known (any CPU)."""
     matching = (chip for chip in _ALL if re.fullmatch(chip.devices_named, device_kind))
     return next(matching, None)
+
+
+_target: ContextVar[jax.Device | None] = ContextVar("target", default=None)
+
+
+def target_device() -> jax.Device:
+    """The device that is to run what is traced now: JAX's first one, unless `traced_for` names it."""
+    return _target.get() or jax.devices()[0]
+
+
+@contextlib.contextmanager
+def traced_for(device: jax.Device) -> Iterator[None]:
+    """Choose the forms of computations for this device. What is compiled ahead of time needs it.
+
+    JAX's caches of traces know nothing of it: make the function that is traced anew.
+    """
+    token = _target.set(device)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def silence_absent_tpus():

@@ -1,5 +1,6 @@
 """`load`: a trained model, from a run directory or from released weights."""
 
+import dataclasses
 import logging
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 from clip_jax import storage
 from clip_jax.config import ModelConfig
 from clip_jax.data.tokenizers.registry import load_tokenizer
+from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.runs import retention
@@ -73,8 +75,10 @@ def load_run(
     run: RunDirectory, model: str | ModelConfig | None = None, *, step: Step = None
 ) -> Loaded:
     """Load a checkpoint of a run directory; see `load`."""
-    config = stored = run.load_model_config()
+    stored = run.load_model_config()
     assert stored is not None
+    # The form of attention that it trained with was the choice of another machine perhaps.
+    config = dataclasses.replace(stored, attention="auto")
     chosen = best_of(run) if step == "best" else step
     variables, found = read_variables(run.checkpoints, step=chosen)
     log.info("%s: read step %d", run.path, found)
@@ -91,7 +95,8 @@ def best_of(run: RunDirectory) -> int:
     name = config and config.checkpoint.keep_best_by
     if name is None:
         raise ValueError(f"{run.path} has no best step: it ran without checkpoint.keep_best_by")
-    step = retention.best_step(run.checkpoints, list_steps(run.checkpoints), name)
+    steps, better = list_steps(run.checkpoints), best_direction(config)
+    step = retention.best_step(run.checkpoints, steps, name, better=better)
     if step is None:
         raise ValueError(f"no checkpoint in {run.path} was saved with an evaluation's {name}")
     return step

@@ -1,10 +1,10 @@
 """Matrix products with float32 sums, their precision and types, and the mesh axes that arrays vary over."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+
+from clip_jax.hardware import target_device
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
@@ -57,41 +57,42 @@ def matmul(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Arra
     )
 
 
-def project(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, axes: int = 1
-) -> jax.Array:
-    """The product of `Dense`, in x's type.
+def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """The product of `Dense`: x (..., inputs) times a kernel (inputs, outputs), in x's type.
 
     Sums, the bias and the kernel's gradient are float32, also where devices add up their shares of
     it: differentiated by JAX's own rules, a kernel that was cast to bfloat16 gets its gradient,
     and the sum over a whole pod, in bfloat16. The other reason for rules of our own is speed: a
     product of 16-bit factors is the fast one, and those rules would pair a float32 gradient with
     them.
+
+    On a GPU the sums are rounded before the bias is added, as its libraries write them to memory:
+    in float32 they would be twice the traffic there. A TPU adds the bias to sums that it still has.
     """
     if bias is None:
         x, kernel = pvary_like(x, kernel)
     else:
         x, kernel, bias = pvary_like(x, kernel, bias)
     # The name lets a policy of rematerialisation keep the result in its 16 bits.
-    return checkpoint_name(_project(x, kernel, bias, axes), "dot")
+    return checkpoint_name(_project(x, kernel, bias), "dot")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _project(x, kernel, bias, axes: int):
-    y = _dot(x, kernel.astype(x.dtype), _last(x, axes), tuple(range(axes)))
+@jax.custom_vjp
+def _project(x, kernel, bias):
+    stored = x.dtype if target_device().platform == "gpu" else None
+    y = _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), stored=stored)
     return (y if bias is None else y + bias).astype(x.dtype)
 
 
-def _forward(x, kernel, bias, axes: int):
+def _forward(x, kernel, bias):
     # The kernel is cast anew in the backward pass, so that no copy of it is kept.
-    return _project(x, kernel, bias, axes), (x, kernel, bias)
+    return _project(x, kernel, bias), (x, kernel, bias)
 
 
-def _backward(axes: int, saved, dy):
+def _backward(saved, dy):
     x, kernel, bias = saved
-    outputs = kernel.ndim - axes
-    rows = tuple(range(x.ndim - axes))
-    dx = _dot(dy, kernel.astype(x.dtype), _last(dy, outputs), tuple(range(axes, kernel.ndim)))
+    rows = tuple(range(x.ndim - 1))
+    dx = _dot(dy, kernel.astype(x.dtype), (dy.ndim - 1,), (1,))
     d_kernel = _dot(x, dy, rows, rows)
     d_bias = None if bias is None else dy.astype(bias.dtype).sum(axis=rows)
     return dx.astype(x.dtype), d_kernel.astype(kernel.dtype), d_bias
@@ -100,16 +101,19 @@ def _backward(axes: int, saved, dy):
 _project.defvjp(_forward, _backward)
 
 
-def _dot(a: jax.Array, b: jax.Array, of_a: tuple[int, ...], of_b: tuple[int, ...]) -> jax.Array:
-    """Sum over some axes of each, in float32 at least."""
+def _dot(
+    a: jax.Array,
+    b: jax.Array,
+    of_a: tuple[int, ...],
+    of_b: tuple[int, ...],
+    *,
+    stored: jnp.dtype | None = None,
+) -> jax.Array:
+    """Sum over some axes of each, in float32 at least; `stored` is the type of the result then."""
     return jax.lax.dot_general(
         a,
         b,
         dimension_numbers=((of_a, of_b), ((), ())),
         precision=precision_of(a.dtype),
-        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32),
+        preferred_element_type=stored or jnp.promote_types(a.dtype, jnp.float32),
     )
-
-
-def _last(x: jax.Array, axes: int) -> tuple[int, ...]:
-    return tuple(range(x.ndim - axes, x.ndim))

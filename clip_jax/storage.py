@@ -1,11 +1,15 @@
 """Local paths and URLs: list, read ranges with retries, write atomically, lock, cache."""
 
+import atexit
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import glob
 import os
 import re
+import shutil
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -17,6 +21,7 @@ import bracex
 import fsspec
 from absl import logging
 from etils import epath
+from etils.epath import gpath
 
 T = TypeVar("T")
 
@@ -325,6 +330,21 @@ def writable(folder: Path) -> bool:
     return True
 
 
+def _glob_in_literal_folder(self, pattern: str):
+    """`epath.Path.glob`, but only `pattern` may hold wildcards, as in `pathlib`.
+
+    epath takes the folder's own name for a part of the pattern. Orbax merges a checkpoint's files
+    by such a glob, so a checkpoint below a folder called run[1] could never be read.
+    """
+    if "**" in pattern:
+        raise NotImplementedError(f"{pattern!r}: ** is not supported")
+    for found in self._backend.glob(self._PATH.join(glob.escape(self._path_str), pattern)):
+        yield self._new(found)
+
+
+gpath.PosixGPath.glob = _glob_in_literal_folder
+
+
 def atomic_write(path: str | os.PathLike, content: bytes | str):
     """Write a file, text in UTF-8, so that neither a reader nor a crash ever meets half of it.
 
@@ -345,5 +365,24 @@ def atomic_write(path: str | os.PathLike, content: bytes | str):
 
 
 def user_cache() -> Path:
-    """The folder for what can be made again: $XDG_CACHE_HOME/clip_jax, or ~/.cache/clip_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clip_jax"
+    """The folder for what can be made again: $XDG_CACHE_HOME/clip_jax, or ~/.cache/clip_jax.
+
+    Where that cannot be written, as in containers without a home, it is a folder of this process.
+    """
+    named = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.path.expanduser(named)) / "clip_jax"
+    if folder.is_absolute():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if writable(folder):
+                return folder
+    return _temporary_cache(str(folder))
+
+
+@functools.cache
+def _temporary_cache(absent: str) -> Path:
+    # A name that others can guess would let them put programs there for this process to run.
+    folder = tempfile.mkdtemp(prefix="clip_jax_cache_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logging.warning("%s cannot be written: set XDG_CACHE_HOME to keep compiled programs", absent)
+    return Path(folder)

@@ -13,10 +13,10 @@ import clip_jax
 from clip_jax.config import CheckpointConfig, TrainConfig
 from clip_jax.data.tokenizers.registry import train_sentencepiece
 from clip_jax.models.architectures import model_config
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, init_variables
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.training.state import dummy_batch, new_state
+from clip_jax.training.state import new_state
 from clip_jax.weights.export import export
 
 CONFIG = model_config("ViT-test")
@@ -25,7 +25,7 @@ CAPTIONS = ["a red circle", "a blue square"]
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(CLIP(CONFIG).init)(jax.random.key(0), *dummy_batch(CONFIG))
+    return jax.jit(lambda key: init_variables(CLIP(CONFIG), key))(jax.random.key(0))
 
 
 @pytest.fixture
@@ -77,6 +77,14 @@ def test_a_run_is_loaded_with_its_tokenizer(run, variables):
     assert loaded.preprocess.image_size == 16
     images = np.zeros((2, 16, 16, 3), np.uint8)
     assert loaded.model.apply(loaded.variables, images, method="encode_image").shape == (2, 16)
+
+
+def test_a_run_that_trained_with_a_gpu_s_kernel_is_loaded_anywhere(run):
+    with RunDirectory(run) as directory:
+        directory.save_config(TrainConfig(), model_config("ViT-test", attention="cudnn"))
+    loaded = clip_jax.load(run)
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    assert loaded.model.apply(loaded.variables, images, method="encode_image").shape == (1, 16)
 
 
 def test_a_run_is_loaded_at_another_image_size(run):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
+from clip_jax.cli.arguments import parse, take_config
 from clip_jax.config import TrainConfig
-from clip_jax.config_io import take_config
 from clip_jax.planning.backends import JAX_SHARE, start
 from clip_jax.planning.plan import IMAGES_PER_CORE, make_plan
 from clip_jax.planning.report import to_table, to_text, write_json
@@ -28,6 +28,9 @@ class PlanSettings(TrainConfig):
     # v5e:16x16, v5litepod-256, v5p-1024, v5e:16x16*2 (two slices), h100:8, ...; may be given again
     topology: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     search: bool = True  # for the largest batch, and for changes where the run does not fit
+    propose: bool = (
+        True  # with the search: the fastest rematerialisation and unrolling, six compiles
+    )
     images_per_core: float = IMAGES_PER_CORE  # that a host's core makes ready in a second
     gpu_memory_share: float = JAX_SHARE  # that JAX may use (XLA_PYTHON_CLIENT_MEM_FRACTION)
     json_out: Path | None = None  # a file that gets all of it
@@ -37,9 +40,7 @@ def plan(args: list[str]) -> int:
     """See on any machine whether a run fits a pod or GPUs, and how fast it goes there."""
     cfg, rest = take_config(args)
     default = PlanSettings(**{f.name: getattr(cfg, f.name) for f in fields(TrainConfig)})
-    told = tyro.cli(
-        PlanSettings, default=default, args=rest, prog="clip-jax plan", description=PLAN_HELP
-    )
+    told = parse(PlanSettings, rest, default=default, prog="clip-jax plan", description=PLAN_HELP)
     if not told.topology:
         raise ValueError("say where it is to go: --topology v5e:16x16, v5p-1024, h100:8, ...")
     for name in ("images_per_core", "gpu_memory_share"):
@@ -54,6 +55,7 @@ def plan(args: list[str]) -> int:
             _sliced(cfg, topology.slices if topology.chip.kind == "tpu" else 1),
             topology,
             search=told.search,
+            propose=told.propose,
             images_per_core=told.images_per_core,
             gpu_share=told.gpu_memory_share,
         )

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from clip_jax.losses.tiling import Block, LogSumExp, is_log_sum_exp, merge, sweep_tiles
+from clip_jax.losses.tiling import Block, is_reduction, merge, sweep_tiles
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SingleDevice:
     ) -> tuple[Any, Any, Any]:
         """`block` over the whole matrix: for the device's rows, for columns, and what is kept.
 
-        Sums over a column come back to the device that has its text. Log-sum-exps of columns
+        Sums over a column come back to the device that has its text. Other reductions of columns
         come back where the next `sweep` wants them; `own` has those of the device's texts.
         """
         return sweep_tiles(block, rows, columns, self.tile, kept)
@@ -63,15 +63,13 @@ class Gather(SingleDevice):
 
     def sweep(self, block, rows, columns, kept=None):
         for_rows, for_columns, kept = super().sweep(block, rows, columns, kept)
-        for_columns = jax.tree.map(self._reduce, for_columns, is_leaf=is_log_sum_exp)
+        for_columns = jax.tree.map(self._reduce, for_columns, is_leaf=is_reduction)
         return for_rows, for_columns, kept
 
     def _reduce(self, part):
-        if not isinstance(part, LogSumExp):
-            return jax.lax.psum_scatter(part, self.axes, tiled=True)
-        largest_B = jax.lax.pmax(part.max, self.axes)
-        scaled_B = part.sum * jnp.exp(part.max - largest_B)
-        return LogSumExp(largest_B, jax.lax.psum(scaled_B, self.axes))
+        if is_reduction(part):
+            return part.over_devices(self.axes)
+        return jax.lax.psum_scatter(part, self.axes, tiled=True)
 
     def own(self, columns, count):
         first = jax.lax.axis_index(self.axes) * count

@@ -1,9 +1,18 @@
-"""Exact attention, by the fastest form that a backend has."""
+"""Exact attention, by the fastest form that a device has."""
+
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from clip_jax.config import AttentionKind
+from clip_jax.hardware import target_device
+
+# cuDNN's fused attention, forward and backward, as JAX and cuDNN 9 check it: from Ampere (sm_80)
+# on, in 16 bits, with heads whose width is a multiple of 8. Hopper takes widths up to 256 also.
+CUDNN_CAPABILITY = 8
+CUDNN_HEAD_WIDTH = 128
 
 
 def attention(
@@ -13,35 +22,122 @@ def attention(
     *,
     causal: bool = False,
     kind: AttentionKind = "auto",
+    length: int | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v for every head, the softmax in float32 (arXiv:1706.03762, 3.2.1)."""
-    if kind == "auto":
-        kind = fastest_kind(q_BLNK.dtype)
-    check_kind(kind, q_BLNK.dtype)
-    if kind == "plain":
-        return plain_attention(q_BLNK, k_BMNK, v_BMNK, causal=causal)
-    return jax.nn.dot_product_attention(
-        q_BLNK, k_BMNK, v_BMNK, is_causal=causal, implementation="cudnn"
-    )
+    """softmax(q k^T / sqrt(K)) v for every head, the softmax in float32 (arXiv:1706.03762, 3.2.1).
+
+    Args:
+      causal: position l sees only positions up to l.
+      kind: the form; "auto" takes the fastest one of the device.
+      length: keys from there on are padding, which no query before it sees. None: all count.
+    """
+    kind = resolve_kind(kind, q_BLNK.dtype, q_BLNK.shape[-1])
+    form = plain_attention if kind == "plain" else cudnn_attention
+    return form(q_BLNK, k_BMNK, v_BMNK, causal=causal, length=length)
 
 
-def fastest_kind(dtype: jnp.dtype | str) -> AttentionKind:
-    """cuDNN's fused kernel takes 16-bit numbers on a GPU; elsewhere the plain form is as fast."""
-    on_gpu = jax.default_backend() == "gpu"
-    return "cudnn" if on_gpu and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16) else "plain"
+def resolve_kind(kind: AttentionKind, dtype: Any, head_width: int) -> AttentionKind:
+    """The form that is taken on the device that is traced for: never "auto".
+
+    Raises:
+      ValueError: a form that the device does not have.
+    """
+    device = target_device()
+    check_kind(kind, dtype, head_width=head_width, device=device)
+    return fastest_kind(dtype, head_width, device=device) if kind == "auto" else kind
 
 
-def check_kind(kind: AttentionKind, dtype: jnp.dtype | str, *, setting: str = "attention"):
+def fastest_kind(dtype: Any, head_width: int, *, device: jax.Device) -> AttentionKind:
+    """cuDNN's kernel where the device, the type and the width allow it, else the plain form."""
+    usable = has_cudnn_attention(device) and not _obstacle(dtype, head_width)
+    return "cudnn" if usable else "plain"
+
+
+def has_cudnn_attention(device: jax.Device) -> bool:
+    """Whether a device is an NVIDIA GPU of Ampere's generation or later.
+
+    AMD's GPUs have the platform "gpu" too; their capability reads "gfx942".
+    """
+    capability = re.match(r"(\d+)\.", str(getattr(device, "compute_capability", "")))
+    return device.platform == "gpu" and bool(capability) and int(capability[1]) >= CUDNN_CAPABILITY
+
+
+def check_kind(
+    kind: AttentionKind,
+    dtype: Any,
+    *,
+    device: jax.Device,
+    head_width: int | None = None,
+    setting: str = "attention",
+):
     """Refuse cuDNN's kernel, by the name of the setting that asks for it, where it cannot work."""
-    if kind != "cudnn" or fastest_kind(dtype) == "cudnn":
+    if kind != "cudnn":
         return
-    backend = jax.default_backend()
-    lack = f"a GPU, not {backend}" if backend != "gpu" else f"dtype=bfloat16, not {dtype}"
-    raise ValueError(f"{setting}=cudnn needs {lack}: auto takes the fastest form that works here")
+    lack = _obstacle(dtype, head_width)
+    if not lack and not has_cudnn_attention(device):
+        lack = f"an NVIDIA GPU of compute capability 8.0 or higher, not {device.device_kind}"
+    if lack:
+        raise ValueError(
+            f"{setting}=cudnn needs {lack}: {setting}=auto takes the fastest form that works"
+        )
+
+
+def _obstacle(dtype: Any, head_width: int | None) -> str:
+    """What cuDNN's kernel lacks for a type and a width of heads, or nothing."""
+    dtype = jnp.dtype(dtype)
+    if dtype not in (jnp.bfloat16, jnp.float16):
+        return f"dtype=bfloat16, not {dtype}"
+    if head_width is not None and (head_width % 8 or head_width > CUDNN_HEAD_WIDTH):
+        return f"heads of a multiple of 8 and at most {CUDNN_HEAD_WIDTH} numbers, not {head_width}"
+    return ""
+
+
+def even(length: int) -> int:
+    """The next even number: JAX refuses odd lengths in the gradient of cuDNN's kernel."""
+    return length + length % 2
+
+
+def cudnn_attention(
+    q_BLNK: jax.Array,
+    k_BMNK: jax.Array,
+    v_BMNK: jax.Array,
+    *,
+    causal: bool,
+    length: int | None = None,
+) -> jax.Array:
+    """cuDNN's fused kernel, which writes no logits to memory.
+
+    JAX 0.10.2 to 0.12.0 take their own empty stand-in for "no bias" as a bias, which needs even
+    lengths. So an odd sequence gets one position more, a key that is masked: causally it comes
+    after every query that counts, else its place is beyond `key_value_seq_lengths`. The added
+    query sees what others see, so that its result is finite; it is dropped, and its gradient is 0.
+    """
+    (L, M), B = (q_BLNK.shape[1], k_BMNK.shape[1]), q_BLNK.shape[0]
+    length = M if length is None else length
+    unseen = causal and L == M  # by the queries that count
+    q_BLNK, k_BMNK, v_BMNK = (
+        jnp.pad(x, ((0, 0), (0, even(x.shape[1]) - x.shape[1]), (0, 0), (0, 0)))
+        for x in (q_BLNK, k_BMNK, v_BMNK)
+    )
+    masked = length < k_BMNK.shape[1] and not unseen
+    x_BLNK = jax.nn.dot_product_attention(
+        q_BLNK,
+        k_BMNK,
+        v_BMNK,
+        is_causal=causal,
+        key_value_seq_lengths=jnp.full(B, length, jnp.int32) if masked else None,
+        implementation="cudnn",
+    )
+    return x_BLNK[:, :L]
 
 
 def plain_attention(
-    q_BLNK: jax.Array, k_BMNK: jax.Array, v_BMNK: jax.Array, *, causal: bool
+    q_BLNK: jax.Array,
+    k_BMNK: jax.Array,
+    v_BMNK: jax.Array,
+    *,
+    causal: bool,
+    length: int | None = None,
 ) -> jax.Array:
     """The reference that every other form must equal."""
     precision = None if q_BLNK.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
@@ -52,9 +148,11 @@ def plain_attention(
         precision=precision,
         preferred_element_type=jnp.promote_types(q_BLNK.dtype, jnp.float32),
     )
+    L, M = logits_BNLM.shape[-2:]
+    visible_LM = jnp.broadcast_to(jnp.arange(M) < (M if length is None else length), (L, M))
     if causal:
-        L, M = logits_BNLM.shape[-2:]
-        visible_LM = jnp.tril(jnp.ones((L, M), bool))
+        visible_LM = jnp.tril(visible_LM)
+    if causal or length is not None:
         logits_BNLM = jnp.where(visible_LM, logits_BNLM, jnp.finfo(logits_BNLM.dtype).min)
     weights_BNLM = jax.nn.softmax(logits_BNLM, axis=-1).astype(q_BLNK.dtype)
     return jnp.einsum("BNLM,BMNK->BLNK", weights_BNLM, v_BMNK, precision=precision)

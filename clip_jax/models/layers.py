@@ -1,5 +1,7 @@
 """The transformer that both towers share: attention, MLP, block, and a scanned stack of blocks."""
 
+# X: queries, keys and values side by side, 3 D.
+
 import functools
 import math
 from collections.abc import Callable
@@ -10,8 +12,9 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from clip_jax.config import Activation, AttentionKind, Remat
-from clip_jax.models.attention import attention
+from clip_jax.models.attention import attention, even, resolve_kind
 from clip_jax.models.linear import Dense
+from clip_jax.numerics import pvary_like
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -29,11 +32,25 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 
+
+def keep_attention_and(*names: str) -> Callable[..., bool]:
+    """A policy: keep what has one of these names, and all that attention returns.
+
+    Of cuDNN's kernel that is the softmax's sums too, without which it would run again.
+    """
+
+    def is_kernel(primitive, *_, **__) -> bool:
+        return primitive.name == "dot_product_attention_fwd_wrapper"
+
+    named = jax.checkpoint_policies.save_only_these_names("attended", *names)
+    return jax.checkpoint_policies.save_from_both_policies(named, is_kernel)
+
+
 # What the backward pass finds again instead of computing it anew, from nothing kept to all kept.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "attention": jax.checkpoint_policies.save_only_these_names("qkv", "attended"),
-    "dots": jax.checkpoint_policies.save_only_these_names("dot"),
+    "attention": keep_attention_and("qkv"),
+    "dots": keep_attention_and("dot"),
 }
 
 
@@ -55,20 +72,45 @@ class LayerNorm(nn.Module):
         return normalize(x_BLD, scale_D, bias_D, self.epsilon, self.dtype)
 
 
-@functools.partial(jax.checkpoint, static_argnums=(3, 4), prevent_cse=False)
 def normalize(
     x_BLD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float, dtype: jnp.dtype
 ) -> jax.Array:
-    # Of all that it computes in float32 only x is kept, in its 16 bits: the rest is cheap.
-    x_BLD = x_BLD.astype(jnp.promote_types(dtype, jnp.float32))
-    x_BLD = x_BLD - x_BLD.mean(axis=-1, keepdims=True)
-    variance_BL1 = jnp.square(x_BLD).mean(axis=-1, keepdims=True)
-    x_BLD = x_BLD * jax.lax.rsqrt(variance_BL1 + epsilon)
-    return (x_BLD * scale_D + bias_D).astype(dtype)
+    return _normalize(*pvary_like(x_BLD, scale_D, bias_D), epsilon, dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _normalize(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype) -> jax.Array:
+    return _normalize_forward(x_BLD, scale_D, bias_D, epsilon, dtype)[0]
+
+
+def _normalize_forward(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype):
+    wide_BLD = x_BLD.astype(jnp.promote_types(dtype, jnp.float32))
+    mean_BL1 = wide_BLD.mean(axis=-1, keepdims=True)
+    variance_BL1 = jnp.square(wide_BLD - mean_BL1).mean(axis=-1, keepdims=True)
+    inverse_BL1 = jax.lax.rsqrt(variance_BL1 + epsilon)
+    y_BLD = ((wide_BLD - mean_BL1) * inverse_BL1 * scale_D + bias_D).astype(dtype)
+    # x is kept in its 16 bits; with both numbers of each row the backward pass is one reduction.
+    return y_BLD, (x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D)
+
+
+def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, dy_BLD):
+    x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D = saved
+    z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
+    dy_BLD = dy_BLD.astype(z_BLD.dtype)
+    dz_BLD = dy_BLD * scale_D
+    constant_BL1 = dz_BLD.mean(axis=-1, keepdims=True)
+    along_BL1 = (dz_BLD * z_BLD).mean(axis=-1, keepdims=True)
+    dx_BLD = inverse_BL1 * (dz_BLD - constant_BL1 - z_BLD * along_BL1)
+    rows = tuple(range(x_BLD.ndim - 1))
+    d_scale_D = (dy_BLD * z_BLD).sum(axis=rows).astype(scale_D.dtype)
+    return dx_BLD.astype(x_BLD.dtype), d_scale_D, dy_BLD.sum(axis=rows).astype(bias_D.dtype)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. One matrix product makes queries, keys and values."""
+    """Multi-head self-attention. One matrix product makes queries, keys and values, in that order."""
 
     heads: int
     causal: bool
@@ -76,17 +118,24 @@ class Attention(nn.Module):
     in_std: float
     out_std: float
     dtype: jnp.dtype
+    length: int | None = None  # positions from there on are padding
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        D = x_BLD.shape[-1]
-        features = (3, self.heads, D // self.heads)
-        qkv_BL3NK = Dense(features, self.in_std, self.dtype, name="qkv")(x_BLD)
-        qkv_BL3NK = checkpoint_name(qkv_BL3NK, "qkv")
-        q_BLNK, k_BLNK, v_BLNK = (qkv_BL3NK[:, :, i] for i in range(3))
-        x_BLNK = attention(q_BLNK, k_BLNK, v_BLNK, causal=self.causal, kind=self.kind)
-        x_BLNK = checkpoint_name(x_BLNK, "attended")
-        return Dense(D, self.out_std, self.dtype, axes=2, name="out")(x_BLNK)
+        B, L, D = x_BLD.shape
+        fused = self.kind == "cudnn"
+        # cuDNN takes queries, keys and values as arrays of their own.
+        qkv = Dense(3 * D, self.in_std, self.dtype, parts=3 if fused else 1, name="qkv")(x_BLD)
+        qkv = checkpoint_name(qkv, "qkv")
+        parts = qkv if fused else jnp.split(qkv, 3, axis=-1)
+        q_BLNK, k_BLNK, v_BLNK = (x.reshape(B, L, self.heads, D // self.heads) for x in parts)
+        x_BLNK = attention(
+            q_BLNK, k_BLNK, v_BLNK, causal=self.causal, kind=self.kind, length=self.length
+        )
+        x_BLD = x_BLNK.reshape(B, L, D)
+        if not fused:  # else `keep_attention_and` finds it
+            x_BLD = checkpoint_name(x_BLD, "attended")
+        return Dense(D, self.out_std, self.dtype, name="out")(x_BLD)
 
 
 class Mlp(nn.Module):
@@ -95,12 +144,14 @@ class Mlp(nn.Module):
     in_std: float
     out_std: float
     dtype: jnp.dtype
+    prevent_cse: bool = False
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         h_BLF = Dense(self.width, self.in_std, self.dtype, name="up")(x_BLD)
         # Its derivative is computed anew from h; kept, it would be several arrays of that size.
-        h_BLF = jax.checkpoint(ACTIVATIONS[self.activation], prevent_cse=False)(h_BLF)
+        activation = ACTIVATIONS[self.activation]
+        h_BLF = jax.checkpoint(activation, prevent_cse=self.prevent_cse)(h_BLF)
         return Dense(x_BLD.shape[-1], self.out_std, self.dtype, name="down")(h_BLF)
 
 
@@ -115,6 +166,8 @@ class Block(nn.Module):
     causal: bool
     kind: AttentionKind
     dtype: jnp.dtype
+    length: int | None
+    prevent_cse: bool
     constrain: Callable[[jax.Array], jax.Array]
 
     @nn.compact
@@ -127,11 +180,24 @@ class Block(nn.Module):
         x_BLD = self.constrain(x_BLD)
         y_BLD = LayerNorm(name="attention_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Attention(
-            self.heads, self.causal, self.kind, in_std, out_std, self.dtype, name="attention"
+            self.heads,
+            self.causal,
+            self.kind,
+            in_std,
+            out_std,
+            self.dtype,
+            self.length,
+            name="attention",
         )(y_BLD)
         y_BLD = LayerNorm(name="mlp_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Mlp(
-            self.mlp_width, self.activation, (2 * D) ** -0.5, out_std, self.dtype, name="mlp"
+            self.mlp_width,
+            self.activation,
+            (2 * D) ** -0.5,
+            out_std,
+            self.dtype,
+            self.prevent_cse,
+            name="mlp",
         )(y_BLD)
         return x_BLD, None
 
@@ -156,12 +222,20 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        block = Block
-        if self.remat != "none":
-            # Inside a scan nothing can be merged across the boundary, so no barrier is needed.
-            block = nn.remat(Block, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        L, D = x_BLD.shape[1:]
+        kind = resolve_kind(self.kind, self.dtype, D // self.heads)
+        padded = even(L) if kind == "cudnn" else L
+        # Once here, and not before each attention, where it would cost a copy.
+        x_BLD = jnp.pad(x_BLD, ((0, 0), (0, padded - L), (0, 0)))
 
         def scan(name: str, blocks: int, x_BLD: jax.Array) -> jax.Array:
+            # What stands outside a loop XLA would merge with what is computed again: a scan of
+            # one turn, or the blocks that are left over by its turns. Else no barrier is needed.
+            looped = blocks >= 2 * self.unroll and blocks % self.unroll == 0
+            block = Block
+            if self.remat != "none":
+                policy = REMAT_POLICIES[self.remat]
+                block = nn.remat(Block, policy=policy, prevent_cse=not looped)
             stack = nn.scan(
                 block,
                 variable_axes={"params": 0},
@@ -175,8 +249,10 @@ class Transformer(nn.Module):
                 activation=self.activation,
                 norm_epsilon=self.norm_epsilon,
                 causal=self.causal,
-                kind=self.kind,
+                kind=kind,
                 dtype=self.dtype,
+                length=L if padded > L else None,
+                prevent_cse=not looped,
                 constrain=self.constrain,
                 name=name,
             )
@@ -186,4 +262,4 @@ class Transformer(nn.Module):
         if self.has_variable("params", "locked_blocks"):
             locked = jax.tree.leaves(self.get_variable("params", "locked_blocks"))[0].shape[0]
             x_BLD = jax.lax.stop_gradient(scan("locked_blocks", locked, x_BLD))
-        return self.constrain(scan("blocks", self.depth - locked, x_BLD))
+        return self.constrain(scan("blocks", self.depth - locked, x_BLD))[:, :L]

@@ -8,25 +8,34 @@ from clip_jax.numerics import project
 
 
 class Dense(nn.Module):
-    """x (..., inputs) times a kernel, plus a bias: (..., *features).
+    """x (..., inputs) times a kernel (inputs, features), plus a bias: (..., features).
+
+    Heads have no axis of their own in a kernel or a bias: copies between layouts would cost more
+    than they explain.
 
     Attributes:
-      features: numbers of the result, in one axis or several.
+      features: numbers of the result.
       std: of the kernel's normal initialisation.
       dtype: of the factors and of the result; parameters are float32.
-      axes: last axes of x that are summed over.
+      parts: so many equal parts of the result come as arrays of their own, each from a product.
     """
 
-    features: int | tuple[int, ...]
+    features: int
     std: float
     dtype: jnp.dtype
-    axes: int = 1
     use_bias: bool = True
+    parts: int = 1
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        features = (self.features,) if isinstance(self.features, int) else self.features
-        inputs = x.shape[x.ndim - self.axes :]
-        kernel = self.param("kernel", nn.initializers.normal(self.std), (*inputs, *features))
-        bias = self.param("bias", nn.initializers.zeros, features) if self.use_bias else None
-        return project(x.astype(self.dtype), kernel, bias, axes=self.axes)
+    def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x = x.astype(self.dtype)
+        if self.parts == 1:
+            return project(x, kernel, bias)
+        kernels = jnp.split(kernel, self.parts, axis=1)
+        biases = jnp.split(bias, self.parts) if self.use_bias else [None] * self.parts
+        return tuple(project(x, *part) for part in zip(kernels, biases, strict=True))

@@ -1,4 +1,4 @@
-"""Two ways to try a step without its devices: libtpu's verdict, and an estimate for GPUs."""
+"""Ways to try a step without its devices: libtpu's verdict, XLA's for GPUs, or an estimate."""
 
 import os
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from clip_jax.config import TrainConfig
-from clip_jax.planning import memory
+from clip_jax.planning import gpu_compiler, memory
 from clip_jax.planning.compiler import GIB, Refused, compile_step, require_libtpu
 from clip_jax.planning.hlo.module import Program
 from clip_jax.planning.hlo.partitioned import compile_for_text, read_partitioned, update_work
@@ -16,6 +16,15 @@ from clip_jax.planning.steps import Step, make_step
 from clip_jax.planning.topologies import Topology
 
 MOST_CPU_DEVICES = 1024
+COMPILED = {
+    "tpu": "compiled by libtpu for these chips",
+    "gpu": "compiled by XLA for these GPUs, but for its choice of products and tiles, which are "
+    "timed on a real one, and for cuDNN's workspace",
+}
+ESTIMATE = (
+    "ESTIMATE: memory from shapes, the program from a CPU's partitioner, no GPU compiler. Compiled "
+    "figures need JAX's CUDA plugin, and no GPU: pip install -e '.[plan-gpu]'"
+)
 JAX_SHARE = 0.75  # of a GPU's memory that JAX takes where XLA_PYTHON_CLIENT_MEM_FRACTION is not set
 
 
@@ -27,22 +36,31 @@ class Trial:
     needed_bytes: float
     available_bytes: float
     estimated_bytes: float  # from shapes alone
-    program: Program | None  # None: the compiler refused it
+    program: Program | None  # None: the compiler refused it, or it was not read
+    source: str  # of the figures
 
     @property
     def fits(self) -> bool:
         return self.needed_bytes <= self.available_bytes
 
 
+def is_compiled(topology: Topology) -> bool:
+    """Whether the compiler of these devices is here; else a step is estimated."""
+    return topology.chip.kind == "tpu" or gpu_compiler.is_installed()
+
+
 def devices_of(topology: Topology) -> Sequence[Any]:
     """Devices that stand for those of the topology.
 
     Raises:
-      ValueError: libtpu is not installed, or JAX has started with fewer CPU devices.
+      ValueError: libtpu is not installed, a compiler does not start, or CPU devices stand for
+        GPUs and JAX has started with fewer.
     """
     if topology.chip.kind == "tpu":
         require_libtpu()
         return topology.compile_only_devices()
+    if is_compiled(topology):
+        return gpu_compiler.compile_only_devices(topology)
     devices = jax.devices("cpu")
     if topology.devices > len(devices):
         raise ValueError(
@@ -55,9 +73,9 @@ def devices_of(topology: Topology) -> Sequence[Any]:
 
 def start(topologies: Sequence[Topology]):
     """Let JAX have enough CPU devices and touch no accelerator; before it looks for devices."""
-    wanted = max([t.devices for t in topologies if t.chip.kind == "gpu"], default=1)
+    wanted = max([t.devices for t in topologies if not is_compiled(t)], default=1)
     if wanted > MOST_CPU_DEVICES:
-        raise ValueError(f"at most {MOST_CPU_DEVICES} GPUs can be planned for, not {wanted}")
+        raise ValueError(f"at most {MOST_CPU_DEVICES} GPUs can be estimated, not {wanted}")
     if any(t.chip.kind == "tpu" for t in topologies):
         require_libtpu()
     jax.config.update("jax_platforms", "cpu")
@@ -78,20 +96,23 @@ def try_step(
       cfg: the run.
       topology: where it is to go.
       gpu_share: of a GPU's memory that JAX may use.
-      read: take the program too. A GPU's memory is known without it.
+      read: take the program too. The estimate of a GPU's memory needs none.
 
     Raises:
       ValueError: settings that contradict each other or the topology.
     """
     step = make_step(cfg, devices_of(topology))
-    if topology.chip.kind == "gpu":
+    kind = topology.chip.kind
+    if not is_compiled(topology):
         return _estimated(step, topology, gpu_share, read)
-    estimated = memory.estimate(step).peak
-    found = compile_step(step)
+    estimated = estimated_bytes(step, topology)
+    found = compile_step(step) if kind == "tpu" else gpu_compiler.compile_for_gpus(step)
     if isinstance(found, Refused):
-        return Trial(step, found.needed_bytes, found.available_bytes, estimated, None)
-    available = available_bytes(topology)
-    return Trial(step, found.peak_bytes, available, estimated, found.program)
+        return Trial(
+            step, found.needed_bytes, found.available_bytes, estimated, None, COMPILED[kind]
+        )
+    available = available_bytes(topology, gpu_share=gpu_share)
+    return Trial(step, found.peak_bytes, available, estimated, found.program, COMPILED[kind])
 
 
 def available_bytes(topology: Topology, *, gpu_share: float = JAX_SHARE) -> float:
@@ -114,7 +135,7 @@ def _estimated(step: Step, topology: Topology, gpu_share: float, read: bool) -> 
         program = read_partitioned(compile_for_text(step.lower()), fused_attention=fused)
         state = memory.parameter_bytes(step), memory.optimizer_bytes(step)
         program.work.append(update_work(*state))
-    return Trial(step, needed, available, needed, program)
+    return Trial(step, needed, available, needed, program, ESTIMATE)
 
 
 def attention_of(step: Step, topology: Topology) -> memory.Attention:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.planning.hlo.module import Collective, Program
+from clip_jax.planning.hlo.collectives import Collective
+from clip_jax.planning.hlo.module import Program, Work
 from clip_jax.planning.topologies import Topology
 
 # A factor in float32 is the sum of three in bfloat16, so an exact product takes six passes on a
@@ -16,15 +17,21 @@ EXACT_PASSES = {"tpu": 6.0, "gpu": 15.0}
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of one device. Collectives are taken to run behind the rest, as far as they can."""
+    """Seconds of one device."""
 
     compute: float  # of the operations that arithmetic limits
     memory: float  # of those that reading and writing memory limits
-    interconnect: float  # of all collectives, one after another
+    exposed: float  # of collectives while which nothing else runs
+    hidden: float  # of those that run beside the rest, as far as it lasts
+
+    @property
+    def interconnect(self) -> float:
+        """Of all collectives, one after another."""
+        return self.exposed + self.hidden
 
     @property
     def seconds(self) -> float:
-        return max(self.compute + self.memory, self.interconnect)
+        return max(self.compute + self.memory, self.hidden) + self.exposed
 
     @property
     def bound(self) -> str:
@@ -34,24 +41,62 @@ class StepTime:
         return "compute" if self.compute >= self.memory else "memory"
 
 
-def step_time(program: Program, topology: Topology, devices: Sequence[Any]) -> StepTime:
-    """Of a program on these devices, which stand in the order of the mesh."""
-    chip = topology.chip
-    flops, gbps = chip.device_flops, chip.memory_gbps * 1e9 / chip.devices
-    compute = memory = 0.0
+def step_time(
+    program: Program, topology: Topology, devices: Sequence[Any], *, tiled: bool = False
+) -> StepTime:
+    """The least that a program takes on these devices, which stand in the order of the mesh.
+
+    Operations run one after another, each as long as its arithmetic or its traffic lasts. Copies
+    that run beside them use the memory while arithmetic limits the others.
+
+    Args:
+      program: of one device.
+      topology: of the devices.
+      devices: all of the mesh.
+      tiled: with arrays in whole tiles, and products filled up to the chip's matrix units.
+    """
+    compute = memory = idle = copies = 0.0
     for work in program.work:
-        arithmetic = (work.flops + EXACT_PASSES[chip.kind] * work.float32_flops) / flops
-        traffic = work.bytes / gbps
-        if arithmetic >= traffic:
+        arithmetic, traffic = _seconds(work, topology, tiled)
+        if work.background:
+            copies += work.count * traffic
+        elif arithmetic >= traffic:
             compute += work.count * arithmetic
+            idle += work.count * (arithmetic - traffic)
         else:
             memory += work.count * traffic
     places = places_of(topology, devices)
-    sent = sum(
-        collective.count * collective_seconds(collective, topology, places)
-        for collective in program.collectives
+    sent = {True: 0.0, False: 0.0}
+    for each in program.collectives:
+        sent[each.synchronous] += each.count * collective_seconds(each, topology, places)
+    return StepTime(compute, memory + max(copies - idle, 0.0), sent[True], sent[False])
+
+
+def compiler_seconds(program: Program, topology: Topology, least: StepTime) -> float | None:
+    """By the compiler's own estimate of cycles; None where it has none or the clock is not known.
+
+    It has none of kernels and collectives, which are taken to last as long as in `least`.
+    """
+    if not program.cycles or topology.chip.clock_ghz is None:
+        return None
+    unknown = sum(
+        work.count * max(_seconds(work, topology, tiled=True))
+        for work in program.work
+        if work.cycles is None and not work.background
     )
-    return StepTime(compute, memory, sent)
+    ran = program.cycles / (topology.chip.clock_ghz * 1e9) + unknown
+    return max(ran, least.hidden) + least.exposed
+
+
+def _seconds(work: Work, topology: Topology, tiled: bool) -> tuple[float, float]:
+    """Of one operation's arithmetic and of its traffic."""
+    chip = topology.chip
+    flops = work.flops + EXACT_PASSES[chip.kind] * work.float32_flops
+    moved = work.bytes
+    if tiled:
+        flops *= work.padding(chip.matrix_unit)
+        moved = work.bytes if work.tiled_bytes is None else work.tiled_bytes
+    return flops / chip.device_flops, moved / (chip.memory_gbps * 1e9 / chip.devices)
 
 
 def places_of(topology: Topology, devices: Sequence[Any]) -> np.ndarray:

@@ -14,8 +14,7 @@ from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.clip import CLIP
 from clip_jax.training import setup
-from clip_jax.training.optimizer import make_schedule
-from clip_jax.training.state import TrainState, abstract_state
+from clip_jax.training.state import TrainState, abstract_state, check_batch_statistics
 from clip_jax.training.step import abstract_batch, jit_train_step
 
 
@@ -38,6 +37,7 @@ class Step:
             freeze=self.cfg.model.freeze,
             unlocked_blocks=self.cfg.model.unlocked_blocks,
             ema=self.cfg.optimizer.ema_decay is not None,
+            shard_over_data=self.cfg.optimizer.shard_over_data,
         )
 
     @property
@@ -62,11 +62,15 @@ def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:
     """
     mesh = sharding.make_mesh(cfg.mesh, list(devices))
     plannable = _plannable(cfg)
-    setup.check(plannable, mesh)
+    setup.check(plannable)
+    setup.check_devices(_on_stand_ins(plannable, mesh), mesh)
     config = setup.named_model(plannable)
+    if config.attention == "cudnn":  # which "auto" takes too, and only on a device that has it
+        config = dataclasses.replace(config, attention="auto")
     model = CLIP(config, constrain=sharding.constrain_batch(mesh))
     step = Step(cfg, mesh, config, model, setup.make_run_optimizer(plannable, config))
-    assert step.state.params  # placed on the mesh now, which refuses an fsdp that splits nothing
+    # Sharded over the mesh now, which refuses an fsdp that splits nothing.
+    check_batch_statistics(plannable, step.state)
     return step
 
 
@@ -79,12 +83,19 @@ def _plannable(cfg: TrainConfig) -> TrainConfig:
     return dataclasses.replace(cfg, steps=steps, evaluation=evaluation, model=model)
 
 
+def _on_stand_ins(cfg: TrainConfig, mesh: Mesh) -> TrainConfig:
+    """The run without its wish for cuDNN's attention, where CPU devices stand for GPUs."""
+    if mesh.devices.flat[0].platform != "cpu" or cfg.model.dtype == "float32":
+        return cfg
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, attention="auto"))
+
+
 def refusals(cfg: TrainConfig, mesh: Mesh) -> tuple[str, ...]:
     """What `clip-jax train` would refuse of a run, though its step can be compiled."""
     found = []
     for check in (
-        lambda: setup.check(cfg, mesh),
-        lambda: make_schedule(cfg.optimizer, cfg.steps),
+        lambda: setup.check(cfg),
+        lambda: setup.check_devices(_on_stand_ins(cfg, mesh), mesh),
     ):
         try:
             check()

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from clip_jax.models.freezing import join_blocks, merge, variables_of
-from clip_jax.runs import manifest
+from clip_jax.runs import manifest, old_layouts
 
 PARTS = ("params", "frozen", "batch_stats", "ema", "ema_batch_stats")
 ATTEMPTS = 3  # the run may delete a step while it is being read
@@ -89,5 +89,5 @@ def _read(path: epath.Path, average: bool) -> dict:
         )
     params = read.get("ema") or read["params"]
     batch_stats = read.get("ema_batch_stats") or read.get("batch_stats", {})
-    params = join_blocks(merge(params, read.get("frozen", {})))
+    params = old_layouts.flatten(join_blocks(merge(params, read.get("frozen", {}))))
     return variables_of(params, batch_stats)

@@ -1,12 +1,14 @@
 """Hugging Face's names for the parts of CLIPModel and SiglipModel."""
 
-from clip_jax.config import ModelConfig, VisionTransformerConfig
-from clip_jax.weights.mapping import Link, stacked
+from clip_jax.config import ModelConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.mapping import Link, known_tower, stacked
 from clip_jax.weights.openai import linear, norm
 
 
 def links(config: ModelConfig) -> list[Link]:
     """The table of names of a whole model."""
+    check_towers(config)
     is_siglip = config.vision.pool == "map"
     scalar = "lead" if is_siglip else "same"
     found = [
@@ -22,6 +24,12 @@ def links(config: ModelConfig) -> list[Link]:
         found += linear("params/text/projection", "text_model.head")
         return [*found, Link("params/logit_bias", "logit_bias", scalar)]
     return [*found, Link("params/text/projection/kernel", "text_projection.weight", "linear")]
+
+
+def check_towers(config: ModelConfig):
+    """Refuse towers that neither CLIPModel nor SiglipModel has."""
+    known_tower("Hugging Face transformers", ("vision_transformer",), config.vision)
+    known_tower("Hugging Face transformers", ("text_transformer",), config.text)
 
 
 def is_no_weight(name: str) -> bool:
@@ -51,10 +59,10 @@ def _siglip_image(vision: VisionTransformerConfig) -> list[Link]:
         *norm("params/image/post_norm", "vision_model.post_layernorm"),
         Link(f"{pool}/probe", f"{head}.probe"),
         Link(f"{pool}/query/kernel", weight, "linear", rows=(0, 1, 3)),
-        Link(f"{pool}/query/bias", bias, "flat", rows=(0, 1, 3)),
+        Link(f"{pool}/query/bias", bias, rows=(0, 1, 3)),
         Link(f"{pool}/key_value/kernel", weight, "linear", rows=(1, 3, 3)),
-        Link(f"{pool}/key_value/bias", bias, "flat", rows=(1, 3, 3)),
-        *linear(f"{pool}/out", f"{head}.attention.out_proj", kernel="merge"),
+        Link(f"{pool}/key_value/bias", bias, rows=(1, 3, 3)),
+        *linear(f"{pool}/out", f"{head}.attention.out_proj"),
         *norm(f"{pool}/norm", f"{head}.layernorm"),
         *linear(f"{pool}/mlp/up", f"{head}.mlp.fc1"),
         *linear(f"{pool}/mlp/down", f"{head}.mlp.fc2"),
@@ -67,12 +75,12 @@ def _blocks(ours: str, theirs: str, depth: int) -> list[Link]:
     attention, qkv = f"{theirs}.self_attn", f"{ours}/attention/qkv"
     found = []
     for slot, name in enumerate(("q_proj", "k_proj", "v_proj")):
-        at = {"depth": depth, "slot": slot}
+        at = {"depth": depth, "slot": (slot, 3)}
         found += stacked(f"{qkv}/kernel", f"{attention}.{name}.weight", form="linear", **at)
-        found += stacked(f"{qkv}/bias", f"{attention}.{name}.bias", form="flat", **at)
+        found += stacked(f"{qkv}/bias", f"{attention}.{name}.bias", **at)
     return [
         *found,
-        *stacked(f"{ours}/attention/out/kernel", f"{attention}.out_proj.weight", depth, "merge"),
+        *stacked(f"{ours}/attention/out/kernel", f"{attention}.out_proj.weight", depth, "linear"),
         *stacked(f"{ours}/attention/out/bias", f"{attention}.out_proj.bias", depth),
         *stacked(f"{ours}/attention_norm/scale", f"{theirs}.layer_norm1.weight", depth),
         *stacked(f"{ours}/attention_norm/bias", f"{theirs}.layer_norm1.bias", depth),

@@ -1,15 +1,15 @@
 """A table of names ties our parameters to another library's tensors, and is read both ways."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.config import ModelConfig
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, init_variables
+from clip_jax.models.tower import Tower, name_of
 
 Shape = tuple[int, ...]
 
@@ -19,9 +19,11 @@ class Link(NamedTuple):
 
     ours: str  # a path such as "params/image/post_norm/scale"
     theirs: str
-    form: str = "same"  # a key of FORMS: how the numbers are laid out over there
+    form: "str | Form" = "same"  # a key of FORMS, or one: how the numbers are laid out over there
     layer: int | None = None  # of our array's leading axis
-    slot: int | None = None  # of our array's third axis from the end: query, key or value
+    slot: tuple[int, int] | None = (
+        None  # index and number of parts of our last axis: (0, 3) is query
+    )
     rows: tuple[int, int, int] | None = None  # first, last and number of parts of their first axis
 
 
@@ -47,19 +49,8 @@ def _size(shape: Shape) -> int:
 FORMS = {
     "same": Form(lambda s: s, lambda t, s: t, lambda o: o),
     "lead": Form(lambda s: (1, *s), lambda t, s: t[0], lambda o: o[None]),
-    "flat": Form(lambda s: (_size(s),), lambda t, s: t.reshape(s), lambda o: o.reshape(-1)),
-    # torch.nn.Linear: (outputs, inputs), where we have (inputs, outputs...).
-    "linear": Form(
-        lambda s: (_size(s[1:]), s[0]),
-        lambda t, s: t.T.reshape(s),
-        lambda o: o.reshape(len(o), -1).T,
-    ),
-    # The same after attention, where the inputs are heads by numbers of a head.
-    "merge": Form(
-        lambda s: (s[-1], _size(s[:-1])),
-        lambda t, s: t.T.reshape(s),
-        lambda o: o.reshape(-1, o.shape[-1]).T,
-    ),
+    # torch.nn.Linear: (outputs, inputs), where we have (inputs, outputs).
+    "linear": Form(lambda s: s[::-1], lambda t, s: t.T, lambda o: o.T),
     # torch.nn.Conv2d: (outputs, inputs, rows, columns).
     "conv": Form(
         lambda s: (s[3], s[2], s[0], s[1]),
@@ -69,15 +60,24 @@ FORMS = {
 }
 
 
+def known_tower(library: str, known: Collection[str], tower: Tower) -> str:
+    """The name of a tower, which must be one of those that a library has.
+
+    Raises:
+      ValueError: it is not.
+    """
+    name = name_of(tower)
+    if name not in known:
+        raise ValueError(
+            f"{library} has no tower {name}, but {' and '.join(known)}: export the model to a "
+            "library that has it, or as StableHLO (clip-jax export)"
+        )
+    return name
+
+
 def abstract_variables(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of all variables of a model by their paths; nothing is computed."""
-    size = config.vision.image_size
-    variables = jax.eval_shape(
-        CLIP(config).init,
-        jax.random.key(0),
-        jnp.zeros((1, size, size, 3)),
-        jnp.zeros((1, config.text.context_length), jnp.int32),
-    )
+    variables = jax.eval_shape(lambda key: init_variables(CLIP(config), key), jax.random.key(0))
     return flax.traverse_util.flatten_dict(variables, sep="/")
 
 
@@ -113,7 +113,7 @@ def import_variables(
         for link in parts:
             view = _part_of_ours(array, link)
             tensor = _part_of_theirs(tensors.read(link.theirs), link)
-            view[...] = FORMS[link.form].to_ours(tensor, view.shape)
+            view[...] = _form(link).to_ours(tensor, view.shape)
         variables[path] = array
     return flax.traverse_util.unflatten_dict(variables, sep="/")
 
@@ -167,7 +167,7 @@ def export_tensors(
     for link in links:
         if host[0] != link.ours:
             host = (link.ours, np.asarray(arrays[link.ours]))
-        part = FORMS[link.form].to_theirs(_part_of_ours(host[1], link))
+        part = _form(link).to_theirs(_part_of_ours(host[1], link))
         if link.rows is None:
             tensors[link.theirs] = np.array(part, dtype, order="C")
             continue
@@ -182,10 +182,18 @@ def stacked(ours: str, theirs: str, depth: int, form: str = "same", **part) -> l
     return [Link(ours, theirs.format(i), form, layer=i, **part) for i in range(depth)]
 
 
+def _form(link: Link) -> Form:
+    return FORMS[link.form] if isinstance(link.form, str) else link.form
+
+
 def _part_of_ours(array: np.ndarray, link: Link) -> np.ndarray:
     if link.layer is not None:
         array = array[link.layer]
-    return array if link.slot is None else array[..., link.slot, :, :]
+    if link.slot is None:
+        return array
+    index, parts = link.slot
+    width = array.shape[-1] // parts
+    return array[..., index * width : (index + 1) * width]
 
 
 def _part_of_theirs(tensor: np.ndarray, link: Link) -> np.ndarray:
@@ -201,8 +209,8 @@ def _whole_shape(link: Link, shape: Shape) -> Shape:
     if link.layer is not None:
         shape = shape[1:]
     if link.slot is not None:
-        shape = (*shape[:-3], *shape[-2:])
-    expected = FORMS[link.form].their_shape(tuple(shape))
+        shape = (*shape[:-1], shape[-1] // link.slot[1])
+    expected = _form(link).their_shape(tuple(shape))
     if link.rows is None:
         return expected
     first, last, parts = link.rows

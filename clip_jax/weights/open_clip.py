@@ -1,27 +1,33 @@
 """open_clip's names: OpenAI's for most models, and timm's for the image towers of SigLIP."""
 
-from clip_jax.config import ModelConfig, ResNetConfig, VisionTransformerConfig
+from clip_jax.config import ModelConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 from clip_jax.weights import openai
-from clip_jax.weights.mapping import Link, stacked
+from clip_jax.weights.mapping import Link, known_tower, stacked
 from clip_jax.weights.openai import linear, norm
 
 
 def links(config: ModelConfig) -> list[Link]:
     """The table of names of a whole model."""
-    if isinstance(config.vision, ResNetConfig) or config.vision.pool != "map":
-        found = openai.links(config)
-    else:
-        found = [
-            *_timm_links(config.vision),
-            *openai.text_links(config, prefix="text."),
-            Link("params/logit_scale", "logit_scale"),
-        ]
+    image, prefix = IMAGE_LINKS[known_tower("open_clip", IMAGE_LINKS, config.vision)](config.vision)
+    found = [
+        *image,
+        *openai.text_links(config, prefix=prefix),
+        Link("params/logit_scale", "logit_scale"),
+    ]
     if config.init_logit_bias is not None:
         found.append(Link("params/logit_bias", "logit_bias"))
     return found
 
 
 is_no_weight = openai.is_no_weight
+
+
+def _vision_transformer(vision: VisionTransformerConfig) -> tuple[list[Link], str]:
+    """The table of an image tower, and what stands before the names of its text tower."""
+    if vision.pool == "map":
+        return _timm_links(vision), "text."
+    return openai.vision_transformer_links(vision), ""
 
 
 def _timm_links(vision: VisionTransformerConfig) -> list[Link]:
@@ -32,9 +38,9 @@ def _timm_links(vision: VisionTransformerConfig) -> list[Link]:
         *_timm_blocks("params/image/transformer/blocks", f"{trunk}.blocks.{{}}", vision.depth),
         *norm("params/image/post_norm", f"{trunk}.norm"),
         Link(f"{pool}/probe", f"{head}.latent"),
-        *linear(f"{pool}/query", f"{head}.q", bias="flat"),
-        *linear(f"{pool}/key_value", f"{head}.kv", bias="flat"),
-        *linear(f"{pool}/out", f"{head}.proj", kernel="merge"),
+        *linear(f"{pool}/query", f"{head}.q"),
+        *linear(f"{pool}/key_value", f"{head}.kv"),
+        *linear(f"{pool}/out", f"{head}.proj"),
         *norm(f"{pool}/norm", f"{head}.norm"),
         *linear(f"{pool}/mlp/up", f"{head}.mlp.fc1"),
         *linear(f"{pool}/mlp/down", f"{head}.mlp.fc2"),
@@ -46,8 +52,8 @@ def _timm_blocks(ours: str, theirs: str, depth: int) -> list[Link]:
         *stacked(f"{ours}/attention_norm/scale", f"{theirs}.norm1.weight", depth),
         *stacked(f"{ours}/attention_norm/bias", f"{theirs}.norm1.bias", depth),
         *stacked(f"{ours}/attention/qkv/kernel", f"{theirs}.attn.qkv.weight", depth, "linear"),
-        *stacked(f"{ours}/attention/qkv/bias", f"{theirs}.attn.qkv.bias", depth, "flat"),
-        *stacked(f"{ours}/attention/out/kernel", f"{theirs}.attn.proj.weight", depth, "merge"),
+        *stacked(f"{ours}/attention/qkv/bias", f"{theirs}.attn.qkv.bias", depth),
+        *stacked(f"{ours}/attention/out/kernel", f"{theirs}.attn.proj.weight", depth, "linear"),
         *stacked(f"{ours}/attention/out/bias", f"{theirs}.attn.proj.bias", depth),
         *stacked(f"{ours}/mlp_norm/scale", f"{theirs}.norm2.weight", depth),
         *stacked(f"{ours}/mlp_norm/bias", f"{theirs}.norm2.bias", depth),
@@ -56,3 +62,9 @@ def _timm_blocks(ours: str, theirs: str, depth: int) -> list[Link]:
         *stacked(f"{ours}/mlp/down/kernel", f"{theirs}.mlp.fc2.weight", depth, "linear"),
         *stacked(f"{ours}/mlp/down/bias", f"{theirs}.mlp.fc2.bias", depth),
     ]
+
+
+IMAGE_LINKS = {
+    "vision_transformer": _vision_transformer,
+    "resnet": lambda vision: (openai.resnet_links(vision), ""),
+}

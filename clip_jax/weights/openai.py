@@ -2,17 +2,10 @@
 
 import itertools
 
-from clip_jax.config import ModelConfig, ResNetConfig, VisionTransformerConfig
-from clip_jax.weights.mapping import Link, stacked
-
-
-def links(config: ModelConfig) -> list[Link]:
-    """The table of names of a whole model."""
-    if isinstance(config.vision, ResNetConfig):
-        image = resnet_links(config.vision)
-    else:
-        image = vision_transformer_links(config.vision)
-    return [*image, *text_links(config), Link("params/logit_scale", "logit_scale")]
+from clip_jax.config import ModelConfig
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.mapping import Link, known_tower, stacked
 
 
 def is_no_weight(name: str) -> bool:
@@ -40,6 +33,7 @@ def vision_transformer_links(vision: VisionTransformerConfig) -> list[Link]:
 def text_links(config: ModelConfig, prefix: str = "") -> list[Link]:
     """The table of names of a text tower; open_clip puts "text." before some."""
     text = config.text
+    known_tower("open_clip", ("text_transformer",), text)
     found = [
         Link("params/text/token_embedding", f"{prefix}token_embedding.weight"),
         Link("params/text/position_embedding", f"{prefix}positional_embedding"),
@@ -58,8 +52,8 @@ def block_links(ours: str, theirs: str, depth: int) -> list[Link]:
         *stacked(f"{ours}/attention_norm/scale", f"{theirs}.ln_1.weight", depth),
         *stacked(f"{ours}/attention_norm/bias", f"{theirs}.ln_1.bias", depth),
         *stacked(f"{ours}/attention/qkv/kernel", f"{theirs}.attn.in_proj_weight", depth, "linear"),
-        *stacked(f"{ours}/attention/qkv/bias", f"{theirs}.attn.in_proj_bias", depth, "flat"),
-        *stacked(f"{ours}/attention/out/kernel", f"{theirs}.attn.out_proj.weight", depth, "merge"),
+        *stacked(f"{ours}/attention/qkv/bias", f"{theirs}.attn.in_proj_bias", depth),
+        *stacked(f"{ours}/attention/out/kernel", f"{theirs}.attn.out_proj.weight", depth, "linear"),
         *stacked(f"{ours}/attention/out/bias", f"{theirs}.attn.out_proj.bias", depth),
         *stacked(f"{ours}/mlp_norm/scale", f"{theirs}.ln_2.weight", depth),
         *stacked(f"{ours}/mlp_norm/bias", f"{theirs}.ln_2.bias", depth),
@@ -87,18 +81,18 @@ def resnet_links(vision: ResNetConfig) -> list[Link]:
         Link("params/image/pool/position_embedding", "visual.attnpool.positional_embedding")
     )
     for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
-        found += linear(f"params/image/pool/{ours}", f"visual.attnpool.{theirs}_proj", "flat")
-    return found + linear("params/image/pool/out", "visual.attnpool.c_proj", kernel="merge")
+        found += linear(f"params/image/pool/{ours}", f"visual.attnpool.{theirs}_proj")
+    return found + linear("params/image/pool/out", "visual.attnpool.c_proj")
 
 
 def norm(ours: str, theirs: str) -> list[Link]:
     return [Link(f"{ours}/scale", f"{theirs}.weight"), Link(f"{ours}/bias", f"{theirs}.bias")]
 
 
-def linear(ours: str, theirs: str, bias: str = "same", kernel: str = "linear") -> list[Link]:
+def linear(ours: str, theirs: str, kernel: str = "linear") -> list[Link]:
     return [
         Link(f"{ours}/kernel", f"{theirs}.weight", kernel),
-        Link(f"{ours}/bias", f"{theirs}.bias", bias),
+        Link(f"{ours}/bias", f"{theirs}.bias"),
     ]
 
 

@@ -149,6 +149,6 @@ def test_the_command_trains_goes_on_and_loads_in_a_bucket(bucket, small, tmp_pat
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Going on after step 2 of gs://clip/first" in done.stderr
+    assert "Resuming from step 2 of gs://clip/first" in done.stderr
     assert "[]" in done.stdout  # no folder that is called gs:
     assert "gs://clip/nowhere" in done.stdout.splitlines()[-1]

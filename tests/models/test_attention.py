@@ -1,11 +1,13 @@
 """Attention against its definition."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.models import attention as module
+from clip_jax.hardware import traced_for
 from clip_jax.models.attention import attention, check_kind, fastest_kind, plain_attention
 
 
@@ -42,30 +44,53 @@ def test_bfloat16_factors_keep_a_float32_softmax():
     assert exponentials and all("xf32>" in line for line in exponentials)
 
 
+def device(platform: str, capability: str | None = None, kind: str = "") -> SimpleNamespace:
+    said = {} if capability is None else {"compute_capability": capability}
+    return SimpleNamespace(platform=platform, device_kind=kind or platform, **said)
+
+
+H100 = device("gpu", "9.0", "NVIDIA H100 80GB HBM3")
+
+
 @pytest.mark.parametrize(
-    ("backend", "dtype", "kind"),
+    ("found", "dtype", "head_width", "kind"),
     [
-        ("gpu", jnp.bfloat16, "cudnn"),
-        ("gpu", jnp.float32, "plain"),
-        ("tpu", jnp.bfloat16, "plain"),
-        ("cpu", jnp.bfloat16, "plain"),
+        (H100, "bfloat16", 64, "cudnn"),
+        (H100, "float16", 128, "cudnn"),
+        (H100, "float32", 64, "plain"),
+        (H100, "bfloat16", 60, "plain"),
+        (H100, "bfloat16", 136, "plain"),
+        (device("gpu", "8.0", "NVIDIA A100-SXM4-80GB"), "bfloat16", 112, "cudnn"),
+        (device("gpu", "8.9", "NVIDIA L4"), "bfloat16", 64, "cudnn"),
+        (device("gpu", "10.0", "NVIDIA B200"), "bfloat16", 64, "cudnn"),
+        (device("gpu", "12.0", "NVIDIA RTX PRO 6000"), "bfloat16", 64, "cudnn"),
+        (device("gpu", "7.0", "Tesla V100-SXM2-16GB"), "bfloat16", 64, "plain"),
+        (device("gpu", "7.5", "Tesla T4"), "float16", 64, "plain"),
+        (device("gpu", "gfx942", "AMD Instinct MI300X"), "bfloat16", 64, "plain"),
+        (device("tpu"), "bfloat16", 64, "plain"),
+        (device("cpu"), "bfloat16", 64, "plain"),
     ],
 )
-def test_the_fastest_exact_form_of_the_backend_is_taken(backend, dtype, kind, monkeypatch):
-    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
-    assert fastest_kind(jnp.dtype(dtype)) == kind
+def test_the_fastest_exact_form_of_the_device_is_taken(found, dtype, head_width, kind):
+    assert fastest_kind(dtype, head_width, device=found) == kind
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "named"),
-    [("cpu", jnp.bfloat16, "a GPU, not cpu"), ("gpu", jnp.float32, "dtype=bfloat16, not float32")],
+    ("found", "dtype", "head_width", "named"),
+    [
+        (device("cpu"), "bfloat16", 64, "compute capability 8.0 or higher, not cpu"),
+        (device("gpu", "7.5", "Tesla T4"), "bfloat16", 64, "8.0 or higher, not Tesla T4"),
+        (device("gpu", "gfx942", "AMD"), "bfloat16", 64, "an NVIDIA GPU .* not AMD"),
+        (H100, "float32", 64, "dtype=bfloat16, not float32"),
+        (H100, "bfloat16", 20, "a multiple of 8 and at most 128 numbers, not 20"),
+    ],
 )
-def test_the_fused_kernel_is_refused_where_there_is_none(backend, dtype, named, monkeypatch):
-    monkeypatch.setattr(module.jax, "default_backend", lambda: backend)
-    with pytest.raises(ValueError, match=f"attention=cudnn needs {named}"):
-        attention(*qkv(dtype=dtype), kind="cudnn")
+def test_the_fused_kernel_is_refused_where_there_is_none(found, dtype, head_width, named):
+    x = jnp.zeros((1, 4, 2, head_width), dtype)
+    with pytest.raises(ValueError, match=f"attention=cudnn needs .*{named}"), traced_for(found):
+        attention(x, x, x, kind="cudnn")
 
 
-def test_the_fused_kernel_is_taken_where_it_works(monkeypatch):
-    monkeypatch.setattr(module.jax, "default_backend", lambda: "gpu")
-    check_kind("cudnn", "bfloat16")  # as settings name a type
+def test_the_fused_kernel_may_be_asked_for_where_it_works():
+    check_kind("cudnn", "bfloat16", device=H100)  # as settings name a type
+    check_kind("plain", "float32", device=device("cpu"))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, LayerNorm, Transformer
+from clip_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, LayerNorm, Transformer, normalize
 
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
@@ -72,6 +72,17 @@ def test_unrolling_changes_no_number(variables, x_BLD, expected):
     assert jax.eval_shape(more_than_there_are.apply, variables, x_BLD).shape == x_BLD.shape
 
 
+@pytest.mark.parametrize("unroll", [2, 3])
+def test_unrolled_blocks_are_rematerialised_all_the_same(unroll, variables, x_BLD):
+    """Outside a loop XLA would merge what is computed again with what was computed before."""
+
+    def flops(**changes) -> float:
+        program, _ = loss_and_gradients(transformer(unroll=unroll, **changes), variables, x_BLD)
+        return program.compile().cost_analysis()["flops"]
+
+    assert flops(remat="full") > 1.2 * flops(remat="none")
+
+
 def test_blocks_are_stacked_so_that_the_program_does_not_grow_with_depth(x_BLD):
     texts = []
     for depth in (3, 12):
@@ -101,6 +112,14 @@ def test_causal_blocks_cannot_see_the_future(variables, x_BLD):
     assert not np.allclose(before[:, 4:], after[:, 4:])
 
 
+def test_policies_keep_what_cudnns_kernel_computes_so_that_it_runs_once():
+    class Kernel:
+        name = "dot_product_attention_fwd_wrapper"
+
+    kept = {remat for remat, policy in REMAT_POLICIES.items() if policy(Kernel)}
+    assert kept == {"attention", "dots"}
+
+
 def test_a_layer_norm_computes_in_float32_whatever_the_tower_does():
     x_BLD = jnp.asarray(np.random.default_rng(0).normal(300, 1, (2, 3, 64)), jnp.bfloat16)
     norm = LayerNorm(1e-5, jnp.bfloat16)
@@ -111,6 +130,31 @@ def test_a_layer_norm_computes_in_float32_whatever_the_tower_does():
     y_BLD = norm.apply(variables, x_BLD)
     assert y_BLD.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(y_BLD, np.float64), exact, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)])
+def test_the_gradient_of_a_layer_norm_is_that_of_its_formula(dtype, error):
+    rng = np.random.default_rng(0)
+    x_BLD, dy_BLD = (3 + 2 * rng.normal(size=(2, 5, 32)) for _ in range(2))
+    scale_D, bias_D = rng.normal(size=(2, 32))
+
+    def formula(x_BLD, scale_D, bias_D):
+        centred_BLD = x_BLD - x_BLD.mean(-1, keepdims=True)
+        inverse_BL1 = 1 / jnp.sqrt(jnp.square(centred_BLD).mean(-1, keepdims=True) + 1e-5)
+        return centred_BLD * inverse_BL1 * scale_D + bias_D
+
+    def gradients(form, x_BLD):
+        arguments = x_BLD, jnp.float32(scale_D), jnp.float32(bias_D)
+        y_BLD, vjp = jax.vjp(form, *arguments)
+        return vjp(jnp.asarray(dy_BLD, y_BLD.dtype))
+
+    def ours(*arguments):
+        return normalize(*arguments, 1e-5, dtype)
+
+    rounded = jnp.asarray(x_BLD, dtype)
+    expected = gradients(formula, rounded.astype(jnp.float32))
+    for found, exact in zip(gradients(ours, rounded), expected, strict=True):
+        assert np.linalg.norm(np.float32(found) - exact) < error * np.linalg.norm(exact)
 
 
 def test_activations_are_what_their_names_say():

@@ -5,14 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.models.linear import Dense
 from clip_jax.numerics import project
 
 
 def arrays(dtype):
     rng = np.random.default_rng(0)
     x_BLD = jnp.asarray(rng.normal(size=(3, 5, 8)), dtype)
-    kernel, bias = rng.normal(size=(8, 2, 6)), rng.normal(size=(2, 6))
+    kernel, bias = rng.normal(size=(8, 6)), rng.normal(size=6)
     return x_BLD, jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)
 
 
@@ -29,20 +28,11 @@ def test_product_and_gradients_are_those_of_an_einsum(dtype, error, with_bias):
     assert [g.dtype for g in found[1]] == [a.dtype for a in given]
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.asarray(a, np.float64), jnp.float64) for a in given]
-        plain = lambda x, k, b=0.0: jnp.einsum("bld,dnk->blnk", x, k) + b  # noqa: E731
+        plain = lambda x, k, b=0.0: jnp.einsum("bld,dk->blk", x, k) + b  # noqa: E731
         expected = jax.device_get(jax.value_and_grad(loss(plain), argnums)(*exact))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         distance = np.linalg.norm(np.asarray(a, np.float64) - b)
         assert distance <= error * max(1.0, np.linalg.norm(b))
-
-
-def test_several_last_axes_can_be_summed_over():
-    x = jnp.ones((2, 3, 4))
-    dense = Dense(5, std=0.1, dtype=jnp.float32, axes=2)
-    variables = dense.init(jax.random.key(0), x)
-    assert variables["params"]["kernel"].shape == (3, 4, 5)
-    expected = jnp.einsum("bnk,nkd->bd", x, variables["params"]["kernel"])
-    np.testing.assert_allclose(dense.apply(variables, x), expected, rtol=1e-5)
 
 
 def test_factors_have_16_bits_and_sums_32_in_both_directions():

@@ -1,4 +1,4 @@
-"""A step is tried on TPUs by libtpu, and on GPUs by an estimate."""
+"""A step is tried on TPUs by libtpu, and on GPUs by an estimate where JAX's CUDA plugin is not installed."""
 
 import dataclasses
 import os
@@ -10,14 +10,20 @@ from clip_jax.config import DataConfig, ModelSettings, TrainConfig
 from clip_jax.config_io import read_config
 from clip_jax.planning import backends
 from clip_jax.planning.backends import attention_of, devices_of, start, try_step
-from clip_jax.planning.steps import make_step
+from clip_jax.planning.steps import make_step, refusals
 from clip_jax.planning.topologies import parse_topology
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # Small enough to compile in seconds.
+pytestmark = pytest.mark.usefixtures("no_cuda_plugin")
 CFG = TrainConfig(
     model=ModelSettings(name="ViT-test", remat="full"), data=DataConfig(batch_size=64)
 )
+
+
+@pytest.fixture
+def no_cuda_plugin(monkeypatch):
+    monkeypatch.setattr(backends.gpu_compiler, "is_installed", lambda: False)
 
 
 def test_gpus_are_estimated_from_shapes_and_a_partitioned_program():
@@ -25,6 +31,8 @@ def test_gpus_are_estimated_from_shapes_and_a_partitioned_program():
     assert trial.fits
     assert trial.program.flops > 0
     assert trial.needed_bytes == trial.estimated_bytes
+    assert trial.source.startswith("ESTIMATE")
+    assert "pip install -e '.[plan-gpu]'" in trial.source
     assert trial.available_bytes == 0.75 * 80e9
     assert {c.kind for c in trial.program.collectives} >= {"all-gather", "all-reduce"}
 
@@ -71,13 +79,25 @@ def test_attention_is_as_the_backend_has_it(topology, attention, dtype, form):
     assert attention_of(step, place) == form
 
 
+def test_a_plan_may_ask_for_the_kernel_that_only_gpus_have():
+    model = dataclasses.replace(CFG.model, attention="cudnn")
+    cfg = dataclasses.replace(CFG, model=model)
+    place = parse_topology("h100:8")
+    trial = try_step(cfg, place, read=False)
+    assert attention_of(trial.step, place) == "fused"
+    assert not [text for text in refusals(cfg, trial.step.mesh) if "attention" in text]
+    with pytest.raises(ValueError, match=r"model\.attention=cudnn needs dtype=bfloat16"):
+        exact = dataclasses.replace(model, dtype="float32")
+        try_step(dataclasses.replace(CFG, model=exact), place)
+
+
 def test_too_few_devices_to_stand_for_gpus_are_refused_with_the_mend():
     with pytest.raises(ValueError, match="JAX_NUM_CPU_DEVICES=16"):
         devices_of(parse_topology("h100:16"))
 
 
 def test_too_many_gpus_are_refused_at_the_start():
-    with pytest.raises(ValueError, match="at most 1024 GPUs"):
+    with pytest.raises(ValueError, match="at most 1024 GPUs can be estimated"):
         start([parse_topology("h100:2048")])
 
 

@@ -1,5 +1,7 @@
 """Tests of tables of names, for every library and family."""
 
+import math
+
 import chex
 import numpy as np
 import pytest
@@ -57,27 +59,28 @@ def test_half_precision_comes_back_bit_for_bit(dtype, configs, variables):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_are_their_own_inverse_and_know_their_shapes(form):
-    ours = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    shape = (2, 3, 4, 5) if form == "conv" else (4, 5)
+    ours = np.arange(math.prod(shape)).reshape(shape)
     theirs = FORMS[form].to_theirs(ours)
     assert theirs.shape == FORMS[form].their_shape(ours.shape)
     np.testing.assert_array_equal(FORMS[form].to_ours(theirs, ours.shape), ours)
 
 
-def test_a_linear_layer_is_transposed_and_its_heads_are_split(configs, variables):
+def test_a_linear_layer_is_transposed_and_queries_keys_and_values_are_split(configs, variables):
     tensors = export_tensors(variables["plain"], huggingface.links(configs["plain"]))
     kernel = variables["plain"]["params"]["text"]["transformer"]["blocks"]["attention"]["qkv"][
         "kernel"
     ]
     value = tensors["text_model.encoder.layers.1.self_attn.v_proj.weight"]
-    np.testing.assert_array_equal(value, np.asarray(kernel[1, :, 2]).reshape(16, 16).T)
+    np.testing.assert_array_equal(value, np.asarray(kernel[1, :, 32:48]).T)
 
 
 def test_rows_of_one_tensor_may_hold_several_arrays(configs, variables):
     tensors = export_tensors(variables["siglip"], huggingface.links(configs["siglip"]))
     pool = variables["siglip"]["params"]["image"]["pool"]
     together = tensors["vision_model.head.attention.in_proj_bias"]
-    np.testing.assert_array_equal(together[:32], pool["query"]["bias"].reshape(-1))
-    np.testing.assert_array_equal(together[32:], pool["key_value"]["bias"].reshape(-1))
+    np.testing.assert_array_equal(together[:32], pool["query"]["bias"])
+    np.testing.assert_array_equal(together[32:], pool["key_value"]["bias"])
 
 
 def test_big_visions_layers_may_be_stacked(configs, variables):
@@ -90,6 +93,17 @@ def test_big_visions_layers_may_be_stacked(configs, variables):
     name = "img/Transformer/encoderblock{}/MlpBlock_0/Dense_0/kernel"
     np.testing.assert_array_equal(stacked[name.format("")][1], apart[name.format("_1")])
     chex.assert_trees_all_equal(read(config, links, stacked), variables["siglip"])
+
+
+def test_big_visions_attention_has_an_axis_for_heads(configs, variables):
+    tensors = export_tensors(variables["siglip"], big_vision.links(configs["siglip"], {}))
+    attention = "img/Transformer/encoderblock_1/MultiHeadDotProductAttention_0"
+    shapes = {name: tensors[f"{attention}/{name}"].shape for name in ("key/kernel", "key/bias")}
+    assert shapes == {"key/kernel": (32, 2, 16), "key/bias": (2, 16)}
+    assert tensors[f"{attention}/out/kernel"].shape == (2, 16, 32)
+    blocks = variables["siglip"]["params"]["image"]["transformer"]["blocks"]
+    second_head = np.asarray(blocks["attention"]["qkv"]["kernel"][1, :, 32 + 16 : 64])
+    np.testing.assert_array_equal(tensors[f"{attention}/key/kernel"][:, 1], second_head)
 
 
 def test_a_missing_an_extra_and_a_wrong_tensor_are_named(configs, variables):

@@ -2,23 +2,60 @@
 
 import math
 import re
+from typing import NamedTuple
 
 from clip_jax.planning.hlo.text import Computation, Instruction, arrays_of
 
 
-def dot_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for every multiplication and addition."""
+class Product(NamedTuple):
+    """Products of a matrix of rows x depth by one of depth x columns, all of one size."""
+
+    flops: float  # two for every multiplication and addition
+    rows: int
+    columns: int
+    depth: int
+
+    def padded_flops(self, unit: int) -> float:
+        """What a matrix unit of `unit` x `unit` places works through.
+
+        One factor stands in the unit, rounded up to it on both axes; the other passes by in rows of
+        eight. Either may be the one that stands.
+        """
+        needed = self.rows * self.columns * self.depth
+        if not needed:
+            return self.flops
+        stands = min(
+            _up(self.rows, 8) * _up(self.columns, unit), _up(self.columns, 8) * _up(self.rows, unit)
+        )
+        return self.flops * stands * _up(self.depth, unit) / needed
+
+
+def _up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
+
+
+def product_of(instruction: Instruction, computation: Computation) -> Product:
+    """Of a dot or a convolution."""
+    read = dot_product if instruction.opcode == "dot" else convolution_product
+    return read(instruction, computation)
+
+
+def dot_product(instruction: Instruction, computation: Computation) -> Product:
     out = arrays_of(instruction.type)[0]
     left = arrays_of(computation.type_of(instruction.operands[0]))[0]
-    contracted = _numbers(instruction.rest, "lhs_contracting_dims")
-    return 2.0 * math.prod(out.dims) * math.prod(left.dims[i] for i in contracted)
+    depth = math.prod(left.dims[i] for i in _numbers(instruction.rest, "lhs_contracting_dims"))
+    batch = math.prod(left.dims[i] for i in _numbers(instruction.rest, "lhs_batch_dims"))
+    results = math.prod(out.dims)
+    rows = math.prod(left.dims) // max(depth * batch, 1)
+    return Product(2.0 * results * depth, rows, results // max(rows * batch, 1), depth)
 
 
-def convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for every multiplication and addition with a number that is there.
+def convolution_product(instruction: Instruction, computation: Computation) -> Product:
+    """Of a convolution, as the matrix product that it is.
 
-    A batched product becomes a convolution over a dilated input, most of whose products are with
-    holes or padding; the compiler skips them, so they are not counted.
+    A batched product becomes a convolution over a dilated input, most of whose multiplications are
+    with holes or padding; the compiler skips them, so they are not counted. An axis of the window
+    that only one factor has, or that is summed over, is part of the rows, columns or depth.
     """
     out = arrays_of(instruction.type)[0]
     left, right = (arrays_of(computation.type_of(name))[0] for name in instruction.operands[:2])
@@ -27,18 +64,36 @@ def convolution_flops(instruction: Instruction, computation: Computation) -> flo
     lhs, rhs, result = labels.groups()
     spatial = sorted(label for label in lhs if label.isdigit())
     window = _window(instruction.rest, len(spatial))
-    products = 1
+    rows, columns = out.dims[result.index("b")], out.dims[result.index("f")]
+    depth = right.dims[rhs.index("i")]  # those of one group already
+    flops = 2.0 * rows * columns * depth
     for axis, label in enumerate(spatial):
-        products *= _valid_products(
-            size=left.dims[lhs.index(label)],
-            kernel=right.dims[rhs.index(label)],
-            out=out.dims[result.index(label)],
-            **{name: values[axis] for name, values in window.items()},
+        size, kernel, places = (
+            array.dims[names.index(label)]
+            for array, names in ((left, lhs), (right, rhs), (out, result))
         )
-    batch = out.dims[result.index("b")]
-    features = out.dims[result.index("f")]
-    # The kernel's input features are those of one group already.
-    return 2.0 * batch * features * right.dims[rhs.index("i")] * products
+        found = _valid_products(
+            size=size, kernel=kernel, out=places,
+            **{name: values[axis] for name, values in window.items()},
+        )  # fmt: skip
+        flops *= found
+        if found == size == kernel == places:
+            continue  # an axis of both factors and of the result: as many products apart
+        if size == 1 and found == places:
+            columns *= places
+        else:
+            rows, depth = rows * places, depth * kernel
+    return Product(flops, rows, columns, depth)
+
+
+def dot_flops(instruction: Instruction, computation: Computation) -> float:
+    """Two for every multiplication and addition."""
+    return dot_product(instruction, computation).flops
+
+
+def convolution_flops(instruction: Instruction, computation: Computation) -> float:
+    """Two for every multiplication and addition with a number that is there."""
+    return convolution_product(instruction, computation).flops
 
 
 def _valid_products(

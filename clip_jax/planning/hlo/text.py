@@ -15,27 +15,67 @@ class Array(NamedTuple):
     dtype: str
     dims: tuple[int, ...]
     in_hbm: bool
+    layout: str = ""  # minor to major and the tiles: "1,0:T(8,128)(2,1)"
 
     @property
     def bytes(self) -> int:
+        """Of its elements alone."""
+        return math.prod(self.dims) * self._bits // 8
+
+    @property
+    def tiled_bytes(self) -> int:
+        """As it is stored: in whole tiles."""
+        return stored_elements(self.dims, self.layout) * self._bits // 8
+
+    @property
+    def _bits(self) -> int:
         bits = _BITS.get(self.dtype)
-        if bits is None:
-            bits = int(re.search(r"\d+", self.dtype).group())
-        return math.prod(self.dims) * bits // 8
+        return int(re.search(r"\d+", self.dtype).group()) if bits is None else bits
+
+
+@functools.lru_cache(maxsize=65_536)
+def stored_elements(dims: tuple[int, ...], layout: str) -> int:
+    """Elements that an array has room for, its axes rounded up to whole tiles.
+
+    "1,0:T(8,128)(2,1)" names the axes from the minor one on, a tile of the most minor axes, and a
+    tile inside of that tile; "*" as a tile's size joins an axis to the next minor one.
+    """
+    order, _, rest = layout.partition(":")
+    physical = [dims[int(axis)] for axis in reversed(order.split(",")) if axis]
+    tiles = re.search(r"T((?:\([\d,*]+\))+)", rest)
+    for tile in re.findall(r"\(([\d,*]+)\)", tiles.group(1)) if tiles else ():
+        sizes = tile.split(",")
+        physical = [1] * (len(sizes) - len(physical)) + physical
+        outer, inner, joined = [], [], 1
+        for length, size in zip(physical[-len(sizes) :], sizes, strict=True):
+            if size == "*":
+                joined *= length
+                continue
+            outer.append(-(-joined * length // int(size)))
+            inner.append(int(size))
+            joined = 1
+        physical = physical[: -len(sizes)] + outer + inner
+    return math.prod(physical) if layout else math.prod(dims)
 
 
 @functools.lru_cache(maxsize=65_536)
 def arrays_of(type_text: str) -> tuple[Array, ...]:
     """The arrays of a type such as `(f32[8,4]{1,0}, s32[])`. S(1) marks a chip's own memory."""
     return tuple(
-        Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in (layout or ""))
+        Array(dtype, tuple(int(n) for n in dims.split(",") if n), "S(" not in layout, layout)
         for dtype, dims, layout in _ARRAY.findall(type_text)
     )
 
 
-def bytes_of(type_text: str) -> int:
-    """Bytes of the arrays that lie in HBM."""
-    return sum(array.bytes for array in arrays_of(type_text) if array.in_hbm)
+def bytes_of(type_text: str, *, tiled: bool = False) -> int:
+    """Bytes of the arrays that lie in HBM; `tiled`: as they are stored there."""
+    arrays = (array for array in arrays_of(type_text) if array.in_hbm)
+    return sum(array.tiled_bytes if tiled else array.bytes for array in arrays)
+
+
+def elements_of(type_text: str) -> int:
+    """Of all arrays, wherever they lie."""
+    return sum(math.prod(array.dims) for array in arrays_of(type_text))
 
 
 class Instruction(NamedTuple):
@@ -85,6 +125,12 @@ class Computation:
                 users[name].append(each)
         return users
 
+    @functools.cached_property
+    def parameters(self) -> dict[int, Instruction]:
+        """By their place in a call."""
+        found = (each for each in self.instructions if each.opcode == "parameter")
+        return {int(each.operands_text): each for each in found}
+
     def type_of(self, name: str) -> str:
         """Of a value by its name, or by `name#1` of the second element of a tuple."""
         name, _, index = name.partition("#")
@@ -95,11 +141,6 @@ class Computation:
 
     def users(self, name: str) -> list[Instruction]:
         return self._users.get(name, [])
-
-    def same_as(self, name: str) -> list[str]:
-        """Other names of a value: its bitcasts."""
-        found = [each.name for each in self.users(name) if each.opcode in ("bitcast", "reshape")]
-        return found + [other for each in found for other in self.same_as(each)]
 
 
 class Module:

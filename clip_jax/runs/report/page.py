@@ -11,15 +11,16 @@ import numpy as np
 from etils import epath
 from markupsafe import Markup
 
-from clip_jax.evaluation.results import (
+from clip_jax.losses.objective import LOSSES
+from clip_jax.runs.report import figures
+from clip_jax.runs.report.charts import charts, cosine
+from clip_jax.runs.results import (
     ClassResult,
     Evaluation,
     load_evaluation,
     load_snapshots,
     read_metrics,
 )
-from clip_jax.runs.report import figures
-from clip_jax.runs.report.charts import charts, cosine
 from clip_jax.storage import atomic_write
 
 FILE = "report.html"
@@ -126,9 +127,10 @@ def _lead(settings: dict, metrics: dict) -> str:
 
 
 def _guessing(settings: dict) -> float | None:
-    """The softmax loss of a model that gives all pairs of a batch the same similarity."""
-    batch = _setting(settings, "data.batch_size")
-    return math.log(batch) if batch and _setting(settings, "loss.kind") == "softmax" else None
+    """The loss of a model that gives all pairs of a batch the same similarity."""
+    batch, loss = _setting(settings, "data.batch_size"), LOSSES.get(_setting(settings, "loss.kind"))
+    known = batch and loss and loss.random_loss and not _setting(settings, "loss.terms")
+    return loss.random_loss(batch) if known else None
 
 
 def _facts(settings: dict, metrics: dict) -> dict[str, str]:
@@ -308,7 +310,7 @@ def hyphened(group: str) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clip_jax.evaluation", "."),
+        loader=jinja2.PackageLoader("clip_jax.runs.report", "."),
         autoescape=True,  # captions come from anywhere
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

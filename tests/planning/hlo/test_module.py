@@ -1,8 +1,11 @@
 """Operations, traffic and collectives of a program are counted as often as they run."""
 
+import dataclasses
+
 import pytest
 
-from clip_jax.planning.hlo.module import Collective, read_program
+from clip_jax.planning.hlo.collectives import Collective
+from clip_jax.planning.hlo.module import read_program
 
 LOOP = """HloModule m
 
@@ -51,9 +54,9 @@ def test_a_noted_trip_count_goes_before_the_bound():
 
 def test_collectives_have_kind_group_bytes_and_count():
     assert read_program(LOOP).collectives == [
-        Collective("all-reduce", (0, 1, 2, 3), 2 * 8 * 16, "bf16", 12, ""),
+        Collective("all-reduce", (0, 1, 2, 3), 2 * 8 * 16, "bf16", 12, "", synchronous=True),
         # What is gathered is the whole: eight devices' parts.
-        Collective("all-gather", tuple(range(8)), 8 * 2 * 8 * 16, "bf16", 1, ""),
+        Collective("all-gather", tuple(range(8)), 8 * 2 * 8 * 16, "bf16", 1, "", synchronous=True),
     ]
 
 
@@ -64,6 +67,14 @@ def test_a_product_that_must_be_exact_is_counted_apart():
     )
     program = read_program(exact)
     assert program.float32_flops == program.flops == 12 * 2 * 8 * 16 * 16
+
+
+def test_the_compiler_s_cycles_count_as_often_as_the_loop_runs():
+    noted = LOOP.replace(
+        "rhs_contracting_dims={0}",
+        'rhs_contracting_dims={0}, backend_config={"window_config":{"estimated_cycles":"250"}}',
+    )
+    assert read_program(noted).cycles == 12 * 250
 
 
 def test_an_instruction_reads_its_operands_and_writes_its_result():
@@ -125,13 +136,19 @@ def test_a_slice_reads_what_it_takes():
     assert work.bytes == 2 * 4 * 64
 
 
-def test_what_goes_between_slices_is_written_as_a_send():
-    text = """ENTRY %main (x: bf16[75,8,128]) -> token[] {
+BETWEEN_SLICES = """ENTRY %main (x: bf16[75,8,128]) -> token[] {
   %x = bf16[75,8,128]{2,1,0} parameter(0)
   %token = token[] after-all()
   %send = (bf16[75,8,128]{2,1,0}, u32[]{:S(2)}, token[]) send(%x, %token), is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:255}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[75,8,128]{2,1,0}, u32[]{:S(2)}, token[]) recv(%token), is_host_transfer=true
+  %y = bf16[75,8,128]{2,1,0} negate(%x)
   ROOT %done = token[] send-done(%send), is_host_transfer=true
 }
 """
-    (found,) = read_program(text).collectives
+
+
+def test_what_goes_between_slices_is_written_as_a_send():
+    (found,) = read_program(BETWEEN_SLICES).collectives
     assert found == Collective("all-reduce", (0, 256), 2 * 75 * 8 * 128, "bf16", 1, "")
+    at_once = "\n".join(line for line in BETWEEN_SLICES.splitlines() if "negate" not in line)
+    assert read_program(at_once).collectives == [dataclasses.replace(found, synchronous=True)]

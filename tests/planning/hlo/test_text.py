@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_jax.planning.hlo.text import Array, Module, arrays_of, bytes_of
+from clip_jax.planning.hlo.text import Array, Module, arrays_of, bytes_of, stored_elements
 
 TEXT = """HloModule m, entry_computation_layout={(f32[4,2]{1,0})->f32[4,2]{1,0}}
 
@@ -47,8 +47,29 @@ def test_an_element_of_a_tuple_can_be_named_by_its_place():
 
 
 def test_bytes_are_of_arrays_in_hbm_alone():
-    assert arrays_of("bf16[3,5]{1,0:T(8,128)}") == (Array("bf16", (3, 5), True),)
+    found = Array("bf16", (3, 5), True, "1,0:T(8,128)")
+    assert arrays_of("bf16[3,5]{1,0:T(8,128)}") == (found,)
     assert bytes_of("(bf16[3,5]{1,0}, f32[2]{0:S(1)}, s32[])") == 30 + 4
+
+
+@pytest.mark.parametrize(
+    ("dims", "layout", "stored"),
+    [
+        ((3, 5), "", 3 * 5),
+        ((3, 5), "1,0", 3 * 5),
+        ((3, 5), "1,0:T(8,128)(2,1)", 8 * 128),
+        ((3, 5), "0,1:T(2,128)", 6 * 128),
+        ((2, 9, 130), "2,1,0:T(8,128)", 2 * 16 * 256),
+        ((9, 2, 130), "2,0,1:T(8,128)", 2 * 16 * 256),
+        ((9, 130), "1,0:T(16,128)(2,1)", 16 * 256),
+        ((300,), "0:T(256)", 512),
+        ((), ":T(128)", 128),
+        ((4, 6, 5), "2,1,0:T(*,8,128)", 3 * 8 * 128),
+        ((4, 6, 100), "2,1,0:T(8,*,128)", 8 * 640),
+    ],
+)
+def test_an_array_has_room_for_whole_tiles(dims, layout, stored):
+    assert stored_elements(dims, layout) == stored
 
 
 def test_text_without_a_program_is_refused():

@@ -12,8 +12,8 @@ import pytest
 from clip_jax.config import TrainConfig
 from clip_jax.evaluation.annotations import read_annotations
 from clip_jax.evaluation.examples import choose_examples
-from clip_jax.evaluation.results import ClassResult, Evaluation, save_evaluation, save_snapshot
-from clip_jax.runs.report.page import duration, number, percent, write_report
+from clip_jax.runs.report.page import LISTED, duration, number, percent, write_report
+from clip_jax.runs.results import ClassResult, Evaluation, save_evaluation, save_snapshot
 
 NASTY = '<script>alert("x")</script> & "quoted" \' ☃'
 VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
@@ -221,7 +221,7 @@ def test_of_very_many_classes_the_best_and_the_worst_are_listed(tmp_path):
     save_evaluation(tmp_path, 1, Evaluation(metrics=metrics, classes=classes))
     page = read(write_report(tmp_path))
     assert "class 999" in page.text and "class 0" in page.text and "class 500" not in page.text
-    assert page.tags.count("li") == 2 * page.LISTED
+    assert page.tags.count("li") == 2 * LISTED
 
 
 def test_the_same_run_gives_the_same_page(run):

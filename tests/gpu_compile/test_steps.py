@@ -1,0 +1,53 @@
+"""The train step compiles for GPUs on every mesh, with every loss, and in both types."""
+
+import pytest
+
+from clip_jax.config import LossConfig, MeshConfig
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16"])
+def test_an_a100_takes_cudnn_attention_too(name, compile_for):
+    runs = compile_for("a100:1", batch_size=8, name=name).program.kernels
+    assert runs["cuDNN attention, forward"] == runs["cuDNN attention, backward"] == 24
+
+
+def test_float32_is_computed_with_plain_attention(compile_for):
+    compiled = compile_for("h100:1", batch_size=8, name="ViT-test", dtype="float32")
+    assert not [kernel for kernel in compiled.program.kernels if "cuDNN" in kernel]
+    assert compiled.program.float32_flops == compiled.program.flops > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "kinds"),
+    [
+        ({}, {"all-gather", "all-reduce"}),
+        ({"mesh": MeshConfig(fsdp=8)}, {"all-gather", "all-reduce", "reduce-scatter"}),
+        ({"mesh": MeshConfig(fsdp=4)}, {"all-gather", "all-reduce"}),
+        ({"accumulation": 2}, {"all-gather", "all-reduce"}),
+        ({"loss": LossConfig(distributed="ring")}, {"collective-permute", "all-reduce"}),
+        ({"loss": LossConfig(tile=8)}, {"all-gather", "all-reduce"}),
+        (
+            {"loss": LossConfig(distributed="ring", tile=4, kind="sigmoid")},
+            {"collective-permute", "all-reduce"},
+        ),
+        ({"loss": LossConfig(kind="sigmoid")}, {"all-gather", "all-reduce"}),
+        ({"dtype": "float32"}, {"all-gather", "all-reduce"}),
+    ],
+    ids=str,
+)
+def test_eight_gpus_exchange_what_their_mesh_and_loss_need(settings, kinds, compile_for):
+    program = compile_for("h100:8", batch_size=64, name="ViT-test", **settings).program
+    assert {each.kind for each in program.collectives} >= kinds
+
+
+def test_b_16_is_trained_on_eight_gpus(compile_for):
+    program = compile_for("h100:8", batch_size=64, name="ViT-B-16", remat="attention").program
+    assert program.kernels["cuDNN attention, backward"] == 24
+    gradients = sum(c.count * c.bytes for c in program.collectives if c.kind == "all-reduce")
+    assert gradients > 4 * 149e6  # of all parameters, in float32
+    assert {c.dtype for c in program.collectives if c.kind == "all-reduce"} == {"f32"}
+
+
+def test_two_machines_of_eight_are_one_mesh(compile_for):
+    program = compile_for("h100:16", batch_size=64, name="ViT-test").program
+    assert max(len(each.group) for each in program.collectives) == 16

@@ -1,0 +1,108 @@
+"""What the blocks do otherwise on a GPU: even lengths, three products, sums that are rounded at once."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from clip_jax.hardware import traced_for
+from clip_jax.models import attention as module
+from clip_jax.models.layers import Transformer
+from clip_jax.models.linear import Dense
+from clip_jax.planning.gpu_compiler import absent_gpu
+
+HOPPER = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100", compute_capability="9.0")
+KERNEL = "dot_product_attention_fwd_wrapper["
+
+
+def transformer(**changes) -> Transformer:
+    base = {"depth": 2, "heads": 2, "mlp_width": 32, "activation": "gelu", "norm_epsilon": 1e-5}
+    base |= {"causal": True, "kind": "auto", "remat": "none", "dtype": jnp.bfloat16}
+    return Transformer(**base | changes)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    shapes = jax.eval_shape(transformer().init, jax.random.key(0), jnp.zeros((2, 7, 16)))
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 4, s.dtype), shapes)
+
+
+def loss_and_gradients(model, variables, x_BLD):
+    def loss(variables, x_BLD):
+        y_BLD = model.apply(variables, x_BLD)
+        assert y_BLD.shape == x_BLD.shape
+        return jnp.sin(y_BLD.astype(jnp.float32)).sum()
+
+    return jax.value_and_grad(loss, argnums=(0, 1))(variables, x_BLD)
+
+
+def distance(found, exact) -> float:
+    errors = jax.tree.map(
+        lambda a, b: np.linalg.norm(np.float64(a) - np.float64(b)) / np.linalg.norm(np.float64(b)),
+        found,
+        exact,
+    )
+    return max(jax.tree.leaves(errors))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("length", [7, 8])
+@pytest.mark.parametrize("remat", ["none", "attention"])
+def test_blocks_for_a_gpu_compute_what_others_do(causal, length, remat, variables, monkeypatch):
+    """XLA's form of the fused function stands for cuDNN's, which needs a GPU."""
+    x_BLD = jnp.asarray(np.random.default_rng(1).normal(size=(2, length, 16)), jnp.bfloat16)
+    exact = transformer(causal=causal, dtype=jnp.float32)
+    expected = loss_and_gradients(exact, variables, x_BLD.astype(jnp.float32))
+    elsewhere = loss_and_gradients(transformer(causal=causal), variables, x_BLD)
+    fused, lengths = jax.nn.dot_product_attention, []
+
+    def stand_in(q, k, v, **settings):
+        lengths.append((q.shape[1], k.shape[1]))
+        return fused(q, k, v, **settings | {"implementation": "xla"})
+
+    monkeypatch.setattr(module.jax.nn, "dot_product_attention", stand_in)
+    with traced_for(HOPPER):
+        found = loss_and_gradients(transformer(causal=causal, remat=remat), variables, x_BLD)
+    assert lengths and set(lengths) == {(8, 8)}
+    assert distance(found, expected) < 1.5 * distance(elsewhere, expected) + 1e-3
+
+
+@pytest.mark.parametrize(("remat", "runs"), [("none", 1), ("attention", 1), ("full", 2)])
+def test_the_softmax_s_sums_are_kept_with_the_result(remat, runs, variables):
+    """So that the kernel need not run again in the backward pass."""
+    x_BLD = jnp.zeros((2, 7, 16), jnp.bfloat16)
+    with absent_gpu(HOPPER):
+        program = jax.make_jaxpr(
+            lambda variables: loss_and_gradients(transformer(remat=remat), variables, x_BLD)
+        )(variables)
+    assert str(program).count(KERNEL) == runs
+
+
+def test_parts_of_a_product_are_its_columns():
+    x_BD = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
+    whole, parts = (Dense(9, 1.0, jnp.float32, parts=parts) for parts in (1, 3))
+    variables = whole.init(jax.random.key(0), x_BD)
+    found = jnp.concatenate(parts.apply(variables, x_BD), axis=1)
+    np.testing.assert_allclose(found, whole.apply(variables, x_BD), rtol=1e-6)
+    assert jax.tree.map(jnp.shape, parts.init(jax.random.key(0), x_BD)) == jax.tree.map(
+        jnp.shape, variables
+    )
+
+
+def test_sums_in_float32_are_rounded_before_the_bias_is_added_only_there():
+    x = jnp.zeros((4, 6), jnp.bfloat16)
+    layer = Dense(9, 1.0, jnp.bfloat16)
+    variables = layer.init(jax.random.key(0), x)
+
+    def product() -> str:
+        lines = jax.jit(layer.apply).lower(variables, x).as_text().splitlines()
+        (found,) = (line for line in lines if "dot_general" in line)
+        return found.rsplit("->", 1)[1]
+
+    with traced_for(HOPPER):
+        assert "4x9xbf16" in product()
+    jax.clear_caches()
+    assert "4x9xf32" in product()
