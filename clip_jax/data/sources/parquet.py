@@ -18,6 +18,7 @@ from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.grouping import RowsOfSamples, open_groups
 from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.list_index import cache_folder
+from clip_jax.data.sources.patterns import expand
 
 try:
     import pyarrow as pa
@@ -257,7 +258,7 @@ def has_test_split(location: str, cfg: DataConfig) -> bool:
 
 def _expand(location: str) -> list[str]:
     folder = storage.is_folder(location)
-    return storage.expand(f"{location.rstrip('/')}/*.parquet" if folder else location)
+    return expand(f"{location.rstrip('/')}/*.parquet" if folder else location)
 
 
 def _head(path: str) -> tuple[pa.Schema, list[int], list[int]]:

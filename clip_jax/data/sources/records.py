@@ -18,6 +18,7 @@ from clip_jax import storage
 from clip_jax.config import DataConfig
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, splits
+from clip_jax.data.sources.patterns import expand
 
 MANIFEST = "manifest.json"  # beside the files: what `convert` wrote
 SUFFIX = ".array_record"
@@ -210,7 +211,7 @@ def has_test_split(location: str, cfg: DataConfig) -> bool:
 
 def _expand(location: str) -> list[str]:
     folder = storage.is_folder(location)
-    return storage.expand(f"{location.rstrip('/')}/*{SUFFIX}*" if folder else location)
+    return expand(f"{location.rstrip('/')}/*{SUFFIX}*" if folder else location)
 
 
 def _lists(features) -> dict:

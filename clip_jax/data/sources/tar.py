@@ -11,6 +11,7 @@ from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.members import make_members
+from clip_jax.data.sources.patterns import expand
 from clip_jax.data.sources.tar_index import TarIndex, build_index, open_index
 from clip_jax.data.sources.tar_members import members, split_name
 
@@ -202,7 +203,7 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
 
 def _expand(location: str) -> list[str]:
     folder = storage.is_folder(location)
-    return storage.expand(f"{location.rstrip('/')}/*.tar" if folder else location)
+    return expand(f"{location.rstrip('/')}/*.tar" if folder else location)
 
 
 def _is_retrieval(folder: str) -> bool:
