@@ -31,6 +31,7 @@ class PreprocessConfig(Settings, group="preprocess."):
     interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     fill: Grey = 0  # grey level of the padding that `longest` adds
+    exif_rotation: bool = False  # images are turned as their EXIF says
 
 
 @dataclass(frozen=True, kw_only=True)
