@@ -19,7 +19,7 @@ MASKED = -1e30  # a logit without weight; its difference to another one is finit
 FORWARD_QUERIES, BACKWARD_QUERIES = 128, 256  # at once; measured: libtpu's schedules of L=197
 MIB = 2**20
 VMEM_BYTES = 48 * MIB  # v5p and tpu7x have 64 MiB a core, v5e and v6e have 128
-LONGEST = 1024  # keys: all logits of some queries are held at once
+SHORTEST, LONGEST = 16, 1024  # keys: all logits of some queries are held at once
 
 
 class Window(NamedTuple):
@@ -143,6 +143,8 @@ def obstacle(dtype: Any, L: int, D: int, heads: int) -> str:
             f"a width that is a multiple of {LANES} and heads of a multiple of 8, "
             f"not a width of {D} and heads of {head_width}"
         )
+    if L < SHORTEST:
+        return f"a sequence of at least {SHORTEST}, not {L}"
     if L > LONGEST or vmem_bytes(L, D, head_width) > VMEM_BYTES:
         return f"a shorter sequence or a narrower tower than {L} x {D}"
     return ""
@@ -223,15 +225,22 @@ def _for_queries(L: int, at_once: int, some_queries: Callable) -> tuple:
     It gets the position of the first one, how many they are, and what the call before returned.
     """
     whole, rest = divmod(L, at_once)
-    sums = some_queries(0, at_once if whole else rest, ())
-    if whole > 2:
+    if rest == 1 and whole:  # Mosaic cannot lower products of a single 16-bit row
+        whole, others = whole - 1, (at_once - 16, 17)
+    else:
+        others = (rest,) if rest else ()
+    sums, first = (), whole * at_once
+    if whole:
+        sums = some_queries(0, at_once, sums)
         turn = lambda i, sums: some_queries(  # noqa: E731
             pl.multiple_of(i * at_once, LANES), at_once, sums
         )
-        sums = lax.fori_loop(1, whole, turn, sums)
-    elif whole == 2:
-        sums = some_queries(at_once, at_once, sums)
-    return some_queries(whole * at_once, rest, sums) if whole and rest else sums
+        sums = lax.fori_loop(1, whole, turn, sums) if whole > 2 else sums
+        sums = some_queries(at_once, at_once, sums) if whole == 2 else sums
+    for rows in others:
+        sums = some_queries(first, rows, sums)
+        first += rows
+    return sums
 
 
 def _exponent(head_width: int) -> float:
@@ -241,8 +250,6 @@ def _exponent(head_width: int) -> float:
 
 def _dot(a, b, of_a: int, of_b: int):
     """Sum over one axis of each, in float32."""
-    if a.shape[of_a] == 1:  # Mosaic cannot lower an outer product of 16-bit factors
-        return a.astype(jnp.float32) * b.astype(jnp.float32)
     return lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=jnp.float32)
 
 

@@ -65,16 +65,10 @@ def test_every_head_width_is_as_exact_as_plain_bfloat16(head_width):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("L", [1, 16, 77, 128, 197, 257, 300, 600])
+@pytest.mark.parametrize("L", [16, 77, 128, 197, 257, 300, 513, 600])
 def test_every_length_is_as_exact_as_plain_bfloat16(L, causal):
     """A row that the loops over queries forget, or see twice, is wrong by far more."""
-    given = arrays(L, 4, 64)
-    if L == 1:  # one weight of 1: both are exact, and queries and keys have no gradient
-        found = value_and_gradient(lambda x: short_attention(x, 4, causal, True), *given)
-        np.testing.assert_array_equal(found[0], np.asarray(given[0])[..., 512:])
-        assert not found[1][..., :512].any()
-        return
-    assert_as_exact_as_plain(4, causal, *given)
+    assert_as_exact_as_plain(4, causal, *arrays(L, 4, 64))
 
 
 def test_large_logits_neither_overflow_nor_lose_their_gradient():
