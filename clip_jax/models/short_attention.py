@@ -16,7 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128  # of a TPU's vector registers; arrays are read from multiples of it
 MASKED = -1e30  # a logit without weight; its difference to another one is finite
-FORWARD_QUERIES, BACKWARD_QUERIES = 128, 256  # at once; measured: libtpu's schedules of L=197
+FORWARD_QUERIES, BACKWARD_QUERIES = 512, 256  # at once, by the lengths of the schedules
 MIB = 2**20
 VMEM_BYTES = 48 * MIB  # v5p and tpu7x have 64 MiB a core, v5e and v6e have 128
 SHORTEST, LONGEST = 16, 1024  # keys: all logits of some queries are held at once
