@@ -11,7 +11,7 @@ Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Remat = Literal["none", "dots", "attention", "full"]
-AttentionKind = Literal["auto", "plain", "cudnn"]
+AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
 
 # --------------------------------------------------------------------------- architectures

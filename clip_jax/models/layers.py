@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
 
 from clip_jax.config import Activation, AttentionKind, Remat
-from clip_jax.models.attention import attention, even, resolve_kind
+from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
 from clip_jax.models.linear import Dense
 from clip_jax.numerics import pvary_like
 
@@ -119,14 +120,19 @@ class Attention(nn.Module):
     out_std: float
     dtype: jnp.dtype
     length: int | None = None  # positions from there on are padding
+    mesh: Mesh | None = None  # what the batch is split over, as far as the model was told
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         B, L, D = x_BLD.shape
+        out = Dense(D, self.out_std, self.dtype, name="out")
         fused = self.kind == "cudnn"
         # cuDNN takes queries, keys and values as arrays of their own.
         qkv = Dense(3 * D, self.in_std, self.dtype, parts=3 if fused else 1, name="qkv")(x_BLD)
         qkv = checkpoint_name(qkv, "qkv")
+        if self.kind == "pallas":
+            x_BLD = kernel_attention(qkv, heads=self.heads, causal=self.causal, mesh=self.mesh)
+            return out(checkpoint_name(x_BLD, "attended"))
         parts = qkv if fused else jnp.split(qkv, 3, axis=-1)
         q_BLNK, k_BLNK, v_BLNK = (x.reshape(B, L, self.heads, D // self.heads) for x in parts)
         x_BLNK = attention(
@@ -135,7 +141,7 @@ class Attention(nn.Module):
         x_BLD = x_BLNK.reshape(B, L, D)
         if not fused:  # else `keep_attention_and` finds it
             x_BLD = checkpoint_name(x_BLD, "attended")
-        return Dense(D, self.out_std, self.dtype, name="out")(x_BLD)
+        return out(x_BLD)
 
 
 class Mlp(nn.Module):
@@ -168,6 +174,7 @@ class Block(nn.Module):
     dtype: jnp.dtype
     length: int | None
     prevent_cse: bool
+    mesh: Mesh | None
     constrain: Callable[[jax.Array], jax.Array]
 
     @nn.compact
@@ -187,6 +194,7 @@ class Block(nn.Module):
             out_std,
             self.dtype,
             self.length,
+            self.mesh,
             name="attention",
         )(y_BLD)
         y_BLD = LayerNorm(name="mlp_norm", **norm)(x_BLD)
@@ -222,8 +230,9 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        L, D = x_BLD.shape[1:]
-        kind = resolve_kind(self.kind, self.dtype, D // self.heads)
+        L = x_BLD.shape[1]
+        mesh = getattr(self.constrain, "mesh", None)
+        kind = kind_for_blocks(self.kind, self.dtype, x_BLD.shape, heads=self.heads, mesh=mesh)
         padded = even(L) if kind == "cudnn" else L
         # Once here, and not before each attention, where it would cost a copy.
         x_BLD = jnp.pad(x_BLD, ((0, 0), (0, padded - L), (0, 0)))
@@ -253,6 +262,7 @@ class Transformer(nn.Module):
                 dtype=self.dtype,
                 length=L if padded > L else None,
                 prevent_cse=not looped,
+                mesh=mesh,
                 constrain=self.constrain,
                 name=name,
             )
