@@ -184,6 +184,7 @@ class Block(nn.Module):
     causal: bool
     kind: AttentionKind
     dtype: jnp.dtype
+    looped: bool
     length: int | None
     prevent_cse: bool
     mesh: Mesh | None
@@ -197,7 +198,7 @@ class Block(nn.Module):
         norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
         # Without this constraint the partitioner gathers the batch when parameters are sharded.
         x_BLD = self.constrain(x_BLD)
-        if self.prevent_cse:
+        if not self.looped:
             x_BLD = row_major(x_BLD)
         y_BLD = LayerNorm(name="attention_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Attention(
@@ -275,7 +276,9 @@ class Transformer(nn.Module):
                 kind=kind,
                 dtype=self.dtype,
                 length=L if padded > L else None,
-                prevent_cse=not looped,
+                looped=looped,
+                # Around the whole block stands a barrier already, where there is remat.
+                prevent_cse=not looped and self.remat == "none",
                 mesh=mesh,
                 constrain=self.constrain,
                 name=name,
