@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from clip_jax.config import Activation, AttentionKind, Remat
+from clip_jax.hardware import target_device
 from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
 from clip_jax.models.linear import Dense
 from clip_jax.numerics import pvary_like
@@ -57,6 +59,16 @@ REMAT_POLICIES = {
 
 def identity(x: jax.Array) -> jax.Array:
     return x
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """x, stored in the order of its axes: outside a loop XLA for GPUs would put the batch last.
+
+    It then writes and reads each activation several times more, to transpose it for the products.
+    """
+    if target_device().platform != "gpu":
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
 
 
 class LayerNorm(nn.Module):
@@ -172,6 +184,7 @@ class Block(nn.Module):
     causal: bool
     kind: AttentionKind
     dtype: jnp.dtype
+    looped: bool
     length: int | None
     prevent_cse: bool
     mesh: Mesh | None
@@ -185,6 +198,8 @@ class Block(nn.Module):
         norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
         # Without this constraint the partitioner gathers the batch when parameters are sharded.
         x_BLD = self.constrain(x_BLD)
+        if not self.looped:
+            x_BLD = row_major(x_BLD)
         y_BLD = LayerNorm(name="attention_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Attention(
             self.heads,
@@ -261,7 +276,9 @@ class Transformer(nn.Module):
                 kind=kind,
                 dtype=self.dtype,
                 length=L if padded > L else None,
-                prevent_cse=not looped,
+                looped=looped,
+                # Around the whole block stands a barrier already, where there is remat.
+                prevent_cse=not looped and self.remat == "none",
                 mesh=mesh,
                 constrain=self.constrain,
                 name=name,
