@@ -5,7 +5,6 @@ import math
 import os
 import threading
 from collections import Counter
-from pathlib import Path
 
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.storage import atomic_write
@@ -90,13 +89,6 @@ class BadSamples:
         ledger.by_reason = {key: Counter(shards) for key, shards in data["by_reason"].items()}
         ledger.first = [(entry["key"], entry["reason"]) for entry in data["first"]]
         return ledger
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "BadSamples":
-        """What `save` wrote, or an empty ledger where there is no file."""
-        if not Path(path).exists():
-            return cls()
-        return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
 
 
 def refuse_lost(source: Source, max_bad_share: float):

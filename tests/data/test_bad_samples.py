@@ -1,5 +1,7 @@
 """Bad samples are counted by reason and shard, and stop a run when they are too many."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -61,7 +63,8 @@ def test_what_is_saved_can_be_loaded(tmp_path):
     ledger = BadSamples()
     ledger.record(100, [bad(number) for number in range(FIRST + 5)])
     ledger.save(tmp_path / "bad_samples.json")
-    assert BadSamples.load(tmp_path / "bad_samples.json").to_json() == ledger.to_json()
+    saved = json.loads((tmp_path / "bad_samples.json").read_text())
+    assert BadSamples.from_json(saved).to_json() == ledger.to_json()
     assert [path.name for path in tmp_path.iterdir()] == ["bad_samples.json"]
 
 
@@ -71,10 +74,6 @@ def test_signed_urls_are_saved_without_their_secrets(tmp_path):
     ledger.save(tmp_path / "bad_samples.json")
     saved = (tmp_path / "bad_samples.json").read_text()
     assert "word" not in saved and "a.jpg?sig=***" in saved and "c.csv?token=***" in saved
-
-
-def test_without_a_file_the_ledger_is_empty(tmp_path):
-    assert BadSamples.load(tmp_path / "none.json").to_json() == BadSamples().to_json()
 
 
 def test_merged_ledgers_are_the_sum():
