@@ -19,7 +19,7 @@ Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Remat = Literal["none", "dots", "attention", "full"]
-AttentionKind = Literal["auto", "plain", "cudnn"]
+AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class PreprocessConfig(Settings, group="preprocess."):
     interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     fill: Grey = 0  # grey level of the padding that `longest` adds
+    exif_rotation: bool = False  # images are turned as their EXIF says
 
 
 @dataclass(frozen=True, kw_only=True)
