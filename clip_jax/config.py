@@ -19,7 +19,7 @@ Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Remat = Literal["none", "dots", "attention", "full"]
-AttentionKind = Literal["auto", "plain", "cudnn"]
+AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class PreprocessConfig(Settings, group="preprocess."):
     interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     fill: Grey = 0  # grey level of the padding that `longest` adds
+    exif_rotation: bool = False  # images are turned as their EXIF says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +275,7 @@ class HealthConfig(Settings, group="health."):
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig(Settings, group="distributed."):
-    """Several processes. On TPU VMs, GKE, Slurm and Open MPI all of it is found by itself."""
+    """Several processes. On TPU VMs, GKE, Slurm and Open MPI these are detected."""
 
     coordinator: str | None = None  # host:port of process 0
     processes: Count | None = None
@@ -286,7 +287,7 @@ class DistributedConfig(Settings, group="distributed."):
 class TrainConfig(Settings):
     """A run. `clip-jax train --config FILE` starts from FILE's `get_config()`."""
 
-    workdir: str = "runs/default"  # the run directory; a run that is in it goes on
+    workdir: str = "runs/default"  # the run directory; a run that is in it is resumed
     seed: Seed = 0
     steps: Count = 1000  # optimizer steps in all
     model: ModelSettings = field(default_factory=ModelSettings)

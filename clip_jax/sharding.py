@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -241,10 +242,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """A function that pins the first axis of an activation to the devices of the mesh."""
-    sharding = batch_sharding(mesh)
-    return lambda x: jax.lax.with_sharding_constraint(x, sharding)
+@dataclass(frozen=True)
+class BatchConstraint:
+    """Pins the first axis of an activation to the devices of a mesh.
+
+    XLA does not partition a kernel, so the model finds the mesh for `jax.shard_map` here.
+    """
+
+    mesh: Mesh
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, batch_sharding(self.mesh))
+
+
+def constrain_batch(mesh: Mesh) -> BatchConstraint:
+    """What `CLIP` takes as `constrain`."""
+    return BatchConstraint(mesh)
 
 
 def to_global(mesh: Mesh, local: Any) -> Any:

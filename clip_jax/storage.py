@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import bracex
 import fsspec
 from absl import logging
 from etils import epath
@@ -81,58 +80,6 @@ def is_file(path: str) -> bool:
         return os.path.isfile(os.path.expanduser(path))
     filesystem, name = fsspec.core.url_to_fs(path)
     return bool(retry(lambda: filesystem.isfile(name), path))
-
-
-def expand(pattern: str) -> list[str]:
-    """The files that a pattern with {a,b}, {00..99}, * and ? names, in order.
-
-    Raises:
-      FileNotFoundError: nothing matches, or a file that is named without a wildcard is not there.
-    """
-    paths, missing = [], []
-    for part in _braces(pattern):
-        found = _expand_url(part) if is_url(part) else _expand_path(os.path.expanduser(part))
-        paths += sorted(found)
-        if not found:
-            missing.append(part)
-    if not paths:
-        raise FileNotFoundError(f"{pattern!r} matches no file")
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of the files that {pattern!r} names are not there; the first is "
-            f"{missing[0]}"
-        )
-    return paths
-
-
-def _braces(pattern: str) -> list[str]:
-    """A pattern for each choice in braces that are no part of a folder's name."""
-    folder, name = os.path.split(pattern)
-    if is_url(pattern) or not os.path.isdir(os.path.expanduser(folder)):
-        return bracex.expand(pattern, limit=0)
-    whole = os.path.exists(os.path.expanduser(pattern))
-    return [
-        os.path.join(folder, part) for part in ([name] if whole else bracex.expand(name, limit=0))
-    ]
-
-
-def _expand_path(pattern: str) -> list[str]:
-    """The files that a pattern names; brackets that are part of a name are no pattern."""
-    if os.path.exists(pattern):
-        return [pattern]
-    folder, name = os.path.split(pattern)
-    if folder and os.path.isdir(folder):
-        return glob.glob(os.path.join(glob.escape(folder), name))
-    return glob.glob(pattern)
-
-
-def _expand_url(pattern: str) -> list[str]:
-    if not any(character in pattern for character in "*?["):
-        return [pattern]
-    filesystem, path = fsspec.core.url_to_fs(pattern)
-    if "[" in pattern and "*" not in pattern and "?" not in pattern and is_file(pattern):
-        return [pattern]
-    return [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)]
 
 
 def stat(paths: Sequence[str]) -> list[FileInfo]:
@@ -209,8 +156,8 @@ def read_file(path: str) -> bytes:
     return read_whole(path) if is_url(path) else Path(path).expanduser().read_bytes()
 
 
-def read_whole(url: str) -> bytes:
-    """All of a file behind a URL; failures are tried again.
+def read_whole(url: str, *, patient: bool = True) -> bytes:
+    """All of a file behind a URL; failures are tried again, unless not `patient`.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -225,15 +172,16 @@ def read_whole(url: str) -> bytes:
         except FileNotFoundError:  # an answer, not a failure: there is no use in asking again
             return None
 
-    data = retry(read, url)
+    data = retry(read, url, patient=patient)
     if data is None:
         raise FileNotFoundError(url)
     return data
 
 
-def retry(action: Callable[[], T], path: str) -> T:
+def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
     """Do it, again after each of RETRY_DELAYS while it fails, and name `path` when it will not."""
-    for number in range(len(RETRY_DELAYS) + 1):
+    delays = RETRY_DELAYS if patient else ()
+    for number in range(len(delays) + 1):
         try:
             return action()
         # The clients of clouds have exception types of their own, of which a few are OSErrors.
@@ -242,14 +190,14 @@ def retry(action: Callable[[], T], path: str) -> T:
                 raise
             _files.forget(path)
             refused = isinstance(error, FINAL) or _is_refusal(error)
-            if number == len(RETRY_DELAYS) or refused:
+            if number == len(delays) or refused:
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
                 raise (Refused if refused else kind)(
-                    f"{path} cannot be read, after {number + 1} tries in {sum(RETRY_DELAYS[:number]):.0f} s: "
+                    f"{path} cannot be read, after {number + 1} tries in {sum(delays[:number]):.0f} s: "
                     f"{type(error).__name__}: {error}"
                 ) from error
             logging.warning("Reading %s failed (%s); trying again.", path, error)
-            time.sleep(RETRY_DELAYS[number])
+            time.sleep(delays[number])
     raise AssertionError("the loop returns or raises")
 
 
@@ -373,7 +321,7 @@ def user_cache() -> Path:
     if folder.is_absolute():
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            if writable(folder):
+            if os.access(folder, os.W_OK):
                 return folder
     return _temporary_cache(str(folder))
 

@@ -10,14 +10,6 @@ def short_delays(monkeypatch):
     monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01, 0.01))
 
 
-def test_braces_and_wildcards_name_files_in_order(tmp_path):
-    for name in ("a1", "a2", "b1", "c"):
-        (tmp_path / name).touch()
-    names = [path.rpartition("/")[2] for path in storage.expand(f"{tmp_path}/{{b,a}}*")]
-    assert names == ["b1", "a1", "a2"]
-    assert storage.expand(f"{tmp_path}/a{{2..1}}") == [f"{tmp_path}/a2", f"{tmp_path}/a1"]
-
-
 def test_a_range_past_the_end_is_short(tmp_path):
     (tmp_path / "f").write_bytes(b"0123456789")
     assert storage.read_range(str(tmp_path / "f"), 4, 7) == b"456"

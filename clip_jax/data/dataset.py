@@ -1,5 +1,6 @@
 """A row of a batch by its number: which sample, read, decoded, augmented and tokenized."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -56,7 +57,8 @@ class TrainDataset:
         self.rows = cfg.batch_size // process_count
         self._first = process_index * self.rows
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
-        self._image_size, self._preprocess, self._seed = image_size, preprocess, seed
+        self._image_size, self._seed = image_size, seed
+        self._preprocess = _with_rotation(preprocess, cfg)
         self._mixture = Mixture([len(source) for source in sources], cfg.weights)
         self._plans: dict[int, tuple[np.ndarray, ...]] = {}
 
@@ -141,7 +143,7 @@ class EvalDataset:
         self.rows = batch_size // process_count
         self._batch_size, self._first = batch_size, process_index * self.rows
         self._source, self._tokenizer, self._cfg = source, tokenizer, cfg
-        self._image_size, self._preprocess = image_size, preprocess
+        self._image_size, self._preprocess = image_size, _with_rotation(preprocess, cfg)
         self._samples = min(len(source), max_samples or len(source))
         self.batches = -(-self._samples // batch_size)
 
@@ -205,6 +207,12 @@ def fill(
             array[row] = found[name]
         bad += found["bad"]
     return bad
+
+
+def _with_rotation(preprocess: PreprocessConfig, cfg: DataConfig) -> PreprocessConfig:
+    """EXIF rotation where either the model was trained with it, or a setting says so."""
+    rotation = preprocess.exif_rotation or cfg.exif_rotation
+    return dataclasses.replace(preprocess, exif_rotation=rotation)
 
 
 def _spec(rows: int, image_size: int, tokenizer: Tokenizer) -> Spec:

@@ -118,6 +118,9 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     stored = initial.model.config if initial is not None else started and run.load_model_config()
     if stored and "image" in TOWERS[settings.init_towers]:
         config = with_preprocess(config, stored)
+    if cfg.data.exif_rotation:  # whoever loads the model is to do the same
+        preprocess = dataclasses.replace(config.preprocess, exif_rotation=True)
+        config = dataclasses.replace(config, preprocess=preprocess)
     model = CLIP(config, constrain=sharding.constrain_batch(mesh))
     setup = Setup(
         cfg=cfg,

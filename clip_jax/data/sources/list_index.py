@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from clip_jax import storage
+from clip_jax.data.sources.grouping import group
 from clip_jax.data.sources.list_format import ListFormat
 from clip_jax.data.sources.list_scan import Found, Wanted, scan
 
@@ -81,7 +82,7 @@ def _write(folder: Path, found: Found, wanted: Wanted, state: list[int]):
     starts_N = np.concatenate([np.empty(0, np.uint64), *found.starts])
     first_S = None
     if wanted.group:
-        order_N, first_S = _groups(np.concatenate([np.empty(0, np.uint64), *found.hashes]))
+        order_N, first_S = group(np.concatenate([np.empty(0, np.uint64), *found.hashes]))
         starts_N = starts_N if first_S is None else starts_N[order_N]
     partial = folder.with_suffix(f".{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -99,27 +100,6 @@ def _write(folder: Path, found: Found, wanted: Wanted, state: list[int]):
     }
     (partial / "info.json").write_text(json.dumps(info))
     partial.replace(folder)
-
-
-def _groups(hash_N: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Rows in the order of samples, and the place of each sample's first row; None: one a sample.
-
-    Samples come in the order of their first rows, and the rows of one in the order of the list. A
-    hash of 0 is of no image, so that such a row is a sample by itself.
-    """
-    order_N = np.argsort(hash_N, kind="stable")
-    sorted_N = hash_N[order_N]
-    new_N = np.ones(len(hash_N), bool)
-    new_N[1:] = (sorted_N[1:] != sorted_N[:-1]) | (sorted_N[1:] == 0)
-    if new_N.all():
-        return order_N, None
-    begin_S = np.flatnonzero(new_N)
-    count_S = np.diff(np.append(begin_S, len(hash_N)))
-    by_first_S = np.argsort(order_N[begin_S], kind="stable")
-    begin_S, count_S = begin_S[by_first_S], count_S[by_first_S]
-    first_S = np.concatenate([[0], np.cumsum(count_S)])
-    within_N = np.arange(len(hash_N)) - np.repeat(first_S[:-1], count_S)
-    return order_N[np.repeat(begin_S, count_S) + within_N], first_S
 
 
 def local_copy(path: str, data: bytes, suffix: str, cache: Path) -> str:

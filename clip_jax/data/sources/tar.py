@@ -1,6 +1,5 @@
 """Tar shards as img2dataset and webdataset write them, read at random through an index."""
 
-import json
 import os
 from pathlib import Path
 
@@ -11,13 +10,12 @@ from clip_jax.config import DataConfig
 from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
+from clip_jax.data.sources.members import make_members
+from clip_jax.data.sources.patterns import expand
 from clip_jax.data.sources.tar_index import TarIndex, build_index, open_index
 from clip_jax.data.sources.tar_members import members, split_name
 
-TEXT = "txt"  # the member that is the caption where no column is named
-TEXTS = (TEXT, "caption", "text")  # members that are one by their names
 DATASET_TYPE = "dataset_type.txt"  # beside or above the shards of CLIP_benchmark's sets
-LABEL = "cls"  # the member with the number of the class
 PROBED = 200  # samples of which a caption must be text
 ENOUGH = 20  # usable ones among them
 NAMED_BY = {
@@ -51,13 +49,11 @@ class TarSource:
         notes: tuple[str, ...] = (),
     ):
         self.name, self._index, self.notes = name, index, notes
-        self._lines = caption_lines
-        self._label_name, self._training = (label_column or LABEL).lower(), training
+        self._training = training
         self.fingerprint = index.fingerprint
         self._images = (image_column.lower(),) if image_column else EXTENSIONS
-        self._columns, self._caption_name = None, caption_column or "caption"
-        if caption_column is not None and caption_column != TEXT:
-            self._columns = columns.parse_caption_columns(caption_column)
+        self._caption_name = caption_column or "caption"
+        self._members = make_members(caption_column, label_column, lines=caption_lines)
         self._refuse_what_cannot_be_trained_on(caption_column)
 
     def __len__(self) -> int:
@@ -75,14 +71,12 @@ class TarSource:
         data = storage.read_range(path, start, end)
         key, parts, damaged = _take_apart(data)
         key = f"{shard_name}/{key or start}"
-        row = _json(parts)
         try:
-            captions, probs = self._captions(parts, row)
+            captions, probs, label = self._members.read(parts)
         except UnicodeDecodeError as error:
             raise BadSample("caption-not-utf8", key=key, shard=shard_name) from error
         except columns.NotText as error:
             raise BadSample("caption-not-text", key=key, shard=shard_name) from error
-        label = labels.parse_label(parts.get(self._label_name, row.get(self._label_name)))
         captions = captions or labels.stand_in(label, self.classes, training=training)
         image = self._image(parts)
         if image is None or not captions:
@@ -102,26 +96,6 @@ class TarSource:
         whole = (name for name in self._images if name in parts)
         last = (name for name in parts if name.rpartition(".")[2] in self._images)
         return next((parts[name] for name in (*whole, *last)), None)
-
-    def _captions(self, parts: dict[str, bytes], row: dict) -> tuple[tuple[str, ...], tuple | None]:
-        texts = {}
-        for extension, data in parts.items():  # whole extensions win over last parts
-            texts[extension] = data
-            texts.setdefault(extension.rpartition(".")[2], data)
-        if self._columns is not None:
-            wanted = {name: texts.get(name.lower()) for name in self._columns.names}
-            found = {name: self._text(data) for name, data in wanted.items() if data is not None}
-            return self._columns.choose(self._columns.texts({**found, **row}))
-        for name in TEXTS:
-            if captions := columns.texts_of(self._text(texts.get(name))):
-                return tuple(captions), None
-        name = next((name for name in columns.CAPTION_NAMES if row.get(name)), None)
-        return tuple(columns.texts_of(row.get(name))) if name else (), None
-
-    def _text(self, data: bytes | None) -> str | list[str]:
-        """A member with text, or its lines where each of them is a caption."""
-        text = columns.decode(data or b"")
-        return text.splitlines() if self._lines else text
 
     def _refuse_what_cannot_be_trained_on(self, caption_column: str | None):
         shards = list(zip(self._index.paths, self._index.shards))
@@ -156,9 +130,11 @@ class TarSource:
             folder = os.path.dirname(self._index.paths[0])
             self.classes = labels.class_names(folder)
             labels.check_names(self, training=self._training, captioned=bool(captions))
-            if not captions:
+            if not captions and caption_column is None:
                 return
-        if self._columns is None:
+            if not captions:
+                raise ValueError(f"{self.name}: no caption was found. {NAMED_BY['caption']}")
+        if self._members.columns is None:
             self._refuse_shards_without("captions")
         columns.refuse_numbers(captions, caption_column or "caption", where=self._index.paths[0])
 
@@ -227,7 +203,7 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
 
 def _expand(location: str) -> list[str]:
     folder = storage.is_folder(location)
-    return storage.expand(f"{location.rstrip('/')}/*.tar" if folder else location)
+    return expand(f"{location.rstrip('/')}/*.tar" if folder else location)
 
 
 def _is_retrieval(folder: str) -> bool:
@@ -271,14 +247,6 @@ def _take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
         elif name[0] == key:
             parts[name[1]] = data[member.data : member.data + member.size]
     return key, parts, damaged or ("damaged-tar-header" if damage else None)
-
-
-def _json(parts: dict[str, bytes]) -> dict:
-    try:
-        row = json.loads(parts.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
 
 
 FORMAT = SourceFormat(open_source, has_test_split, index)

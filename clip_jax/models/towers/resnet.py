@@ -215,7 +215,7 @@ class AttentionPool2d(nn.Module):
         x_BLD = x_BHWC.reshape(B, H * W, D)
         x_BLD = jnp.concatenate([x_BLD.mean(axis=1, keepdims=True), x_BLD], axis=1)
         position_LD = self.param("position_embedding", nn.initializers.normal(std), (H * W + 1, D))
-        x_BLD = (x_BLD + position_LD).astype(self.dtype)
+        x_BLD = (x_BLD + position_LD[None]).astype(self.dtype)
         heads = (self.heads, D // self.heads)
         q_B1D = Dense(D, std, self.dtype, name="query")(x_BLD[:, :1])
         k_BLD = Dense(D, std, self.dtype, name="key")(x_BLD)

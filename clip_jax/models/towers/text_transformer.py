@@ -101,7 +101,7 @@ class TextTransformer(nn.Module):
             "position_embedding", nn.initializers.normal(0.01), (cfg.context_length, D)
         )
         # Added in float32, so that the positions' gradient is summed over the batch in float32.
-        x_BLD = (embedding_VD[tokens_BL] + position_LD[:L]).astype(self.dtype)
+        x_BLD = (embedding_VD[tokens_BL] + position_LD[None, :L]).astype(self.dtype)
         x_BLD = Transformer(
             depth=cfg.depth,
             heads=cfg.heads,

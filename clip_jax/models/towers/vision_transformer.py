@@ -142,7 +142,7 @@ class VisionTransformer(nn.Module):
             position_LD = self.param("position_embedding", small, x_BLD.shape[1:])
         else:
             position_LD = sincos2d(cfg.grid, D, class_token=cfg.class_token)
-        x_BLD = (x_BLD + position_LD).astype(self.dtype)
+        x_BLD = (x_BLD + position_LD[None]).astype(self.dtype)
         if train and cfg.patch_dropout:
             x_BLD = drop_patches(
                 x_BLD, self.make_rng("dropout"), cfg.patch_dropout, class_token=cfg.class_token
