@@ -15,10 +15,9 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.config import MeshConfig
 
 AXES = ("data", "fsdp")
-SPLIT_OVER_DATA = 2**12  # numbers of an array, below which `over_data` leaves it whole
 BATCH = P(AXES)  # batches are split over both axes; parameters over "fsdp" alone
 
-SMALLEST = 4096  # elements; what is smaller stays whole where no row divides it
+SMALLEST = 2**12  # numbers of an array, below which it is split by its first choice or not at all
 MOST_REPLICATED = 0.05  # of the bytes that "fsdp" is to split
 
 Rows = Sequence[tuple[str, int]]  # (regular expression, axis that is split first)
@@ -224,7 +223,7 @@ def over_data(tree: Any, places: Any) -> Any:
     def split(leaf, place: NamedSharding) -> NamedSharding:
         data, shard = place.mesh.shape["data"], place.shard_shape(leaf.shape)
         axes = [axis for axis in range(leaf.ndim) if shard[axis] % data == 0]
-        if data == 1 or not axes or math.prod(leaf.shape) < SPLIT_OVER_DATA:
+        if data == 1 or not axes or math.prod(leaf.shape) < SMALLEST:
             return place
         axis = max(axes, key=lambda axis: (shard[axis], axis))
         spec = [*place.spec, *[None] * (leaf.ndim - len(place.spec))]
