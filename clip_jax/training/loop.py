@@ -24,7 +24,7 @@ from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.flops import training_flops
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
-from clip_jax.runs.bad_samples import take_account
+from clip_jax.runs.bad_samples import open_account, take_account
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.console import tolerant_streams
 from clip_jax.runs.directory import RunDirectory
@@ -123,7 +123,7 @@ def run_to_the_end(
     if start < last:
         step_fn = compile_step(parts)
         with Prefetch(
-            batches_from(parts.setup, start, bad_samples),
+            batches_from(parts.setup, run, start, bad_samples),
             parts.setup.mesh,
             parts.setup.cfg.data.prefetch,
         ) as batches:
@@ -242,7 +242,7 @@ def make_step_log(setup: Setup, progress: Progress) -> StepLog:
     return StepLog(progress, setup.schedule, setup.cfg.health, hooks=hooks)
 
 
-def batches_from(setup: Setup, start: int, bad_samples: dict | None) -> Batches:
+def batches_from(setup: Setup, run: RunDirectory, start: int, bad_samples: dict | None) -> Batches:
     """The training batches from `start` on, of this process's rows."""
     cfg, config = setup.cfg, setup.model.config
     return train_batches(
@@ -255,7 +255,7 @@ def batches_from(setup: Setup, start: int, bad_samples: dict | None) -> Batches:
         start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        ledger=BadSamples.from_json(bad_samples) if bad_samples else None,
+        ledger=open_account(bad_samples, run.path if run.is_local else None),
     )
 
 

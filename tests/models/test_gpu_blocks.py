@@ -81,6 +81,14 @@ def test_the_softmax_s_sums_are_kept_with_the_result(remat, runs, variables):
     assert str(program).count(KERNEL) == runs
 
 
+@pytest.mark.parametrize(("unroll", "pinned"), [(1, False), (2, True)])
+def test_activations_outside_a_loop_are_pinned_to_their_layout(unroll, pinned, variables):
+    x_BLD = jnp.zeros((2, 7, 16), jnp.bfloat16)
+    with absent_gpu(HOPPER):
+        program = jax.make_jaxpr(transformer(unroll=unroll).apply)(variables, x_BLD)
+    assert ("layout_constraint" in str(program)) == pinned
+
+
 def test_parts_of_a_product_are_its_columns():
     x_BD = jnp.asarray(np.random.default_rng(0).normal(size=(4, 6)), jnp.float32)
     whole, parts = (Dense(9, 1.0, jnp.float32, parts=parts) for parts in (1, 3))

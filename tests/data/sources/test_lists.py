@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from clip_jax.data.samples import BadSample
 from clip_jax.data.sources import list_scan
 from clip_jax.data.sources.registry import open_source
+from clip_jax.evaluation.annotations import read_annotations
+from clip_jax.evaluation.evaluators.retrieval import retrieval
 
 
 @pytest.fixture
@@ -265,3 +268,21 @@ def test_flickrs_token_file_and_lists_of_objects_are_read(read):
         read("x.json", '{"a": 1}')
     with pytest.raises(ValueError, match=r"x\.token line 1 is not NAME#NUMBER"):
         read("x.token", "00.png\tone\n")
+
+
+@pytest.mark.parametrize("group_rows", [True, False])
+def test_a_perfect_model_finds_every_image_and_caption_of_a_list_with_five_rows_an_image(
+    read, mesh, group_rows
+):
+    source = read("test.csv", five_rows("test.csv"), split="test", group_rows=group_rows)
+    annotations = read_annotations(source, range(len(source)))
+    image_of_text_M = np.array([n for n, one in enumerate(annotations) for _ in one.captions])
+    pictures = [int(text.split()[1]) for one in annotations for text in one.captions]
+    first = [int(one.captions[0].split()[1]) for one in annotations]
+    z_text_ME, z_image_NE = (
+        np.eye(4, dtype=np.float32)[pictures],
+        np.eye(4, dtype=np.float32)[first],
+    )
+    found = retrieval(z_image_NE, z_text_ME, image_of_text_M, mesh=mesh(1))
+    recall = found["image_to_text_recall_at_1"], found["text_to_image_recall_at_1"]
+    assert recall == ((1.0, 1.0) if group_rows else (pytest.approx(0.2), pytest.approx(0.2)))
