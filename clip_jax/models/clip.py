@@ -64,13 +64,17 @@ class CLIP(nn.Module):
     ) -> Outputs:
         """Both embeddings of a batch of pairs, the temperature and the bias.
 
-        A tower that `frozen` names ("image", "text") works in training as it does after it.
+        `extra` has the towers' tokens (batch, tokens, width): "image_tokens" and "text_tokens". A
+        tower that `frozen` names ("image", "text") works in training as it does after it.
         """
+        image_BE, image_tokens_BLD = self._image(images_BHWC, train and "image" not in frozen)
+        text_BE, text_tokens_BLD = self._text(tokens_BL, train and "text" not in frozen)
         return Outputs(
-            image=self.encode_image(images_BHWC, train=train and "image" not in frozen),
-            text=self.encode_text(tokens_BL, train=train and "text" not in frozen),
+            image=image_BE,
+            text=text_BE,
             logit_scale=jnp.exp(self.logit_scale),
             logit_bias=None if self.config.init_logit_bias is None else self.logit_bias,
+            extra={"image_tokens": image_tokens_BLD, "text_tokens": text_tokens_BLD},
         )
 
     def encode_image(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
@@ -84,10 +88,7 @@ class CLIP(nn.Module):
         Returns:
           (batch, embed_dim) float32 of unit length.
         """
-        size = self.config.vision.image_size
-        chex.assert_shape(images_BHWC, (None, size, size, 3))
-        x_BHWC = normalize_pixels(images_BHWC, self.config.preprocess)
-        return unit_length(self._embed("image", x_BHWC, train)[0])
+        return self._image(images_BHWC, train)[0]
 
     def encode_text(self, tokens_BL: jax.Array, *, train: bool = False) -> jax.Array:
         """Embed texts.
@@ -99,6 +100,14 @@ class CLIP(nn.Module):
         Returns:
           (batch, embed_dim) float32 of unit length.
         """
+        return self._text(tokens_BL, train)[0]
+
+    def _image(self, images_BHWC: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        size = self.config.vision.image_size
+        chex.assert_shape(images_BHWC, (None, size, size, 3))
+        return self._embed("image", normalize_pixels(images_BHWC, self.config.preprocess), train)
+
+    def _text(self, tokens_BL: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         chex.assert_rank(tokens_BL, 2)
         chex.assert_type(tokens_BL, int)
         longest = self.config.text.context_length
@@ -107,10 +116,10 @@ class CLIP(nn.Module):
                 f"tokens are {tokens_BL.shape[1]} long and the model's context_length is {longest}: "
                 "tokenize with that context_length, or make the model with a longer one"
             )
-        return unit_length(self._embed("text", tokens_BL, train)[0])
+        return self._embed("text", tokens_BL, train)
 
     def _embed(self, tower: str, inputs: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """A tower's embedding, not yet of unit length, and its tokens."""
+        """A tower's embedding, of unit length, and its tokens."""
         found = getattr(self, tower)(inputs, train=train)
         expected = (inputs.shape[0], self.config.embed_dim)
         if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != expected:
@@ -118,7 +127,7 @@ class CLIP(nn.Module):
                 f"the {tower} tower {type(self.config.towers[tower]).__name__} must return "
                 f"(embedding, tokens), with an embedding of shape {expected}"
             )
-        return found
+        return unit_length(found[0]), found[1]
 
 
 def create_model(

@@ -14,10 +14,11 @@ def _uniformity(outputs, batch):
 
 
 def _lengths(outputs, batch):
-    """One number of each text embedding tells how long the caption is: needs the tokens."""
+    """One number of the text tower's tokens tells how long the caption is."""
     length_B = jnp.mean(batch["tokens"] > 0, axis=1)
-    return jnp.square(outputs.text[:, 0] - length_B).mean(), {"mean_length": length_B.mean()}
+    told_B = outputs.extra["text_tokens"].mean(axis=1)[:, 0]
+    return jnp.square(told_B - length_B).mean(), {"mean_length": length_B.mean()}
 
 
 UNIFORMITY = Loss(name="uniformity", function=_uniformity)
-LENGTHS = Loss(name="lengths", function=_lengths, batch=("tokens",))
+LENGTHS = Loss(name="lengths", function=_lengths, extra=("text_tokens",), batch=("tokens",))
