@@ -14,11 +14,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from clip_jax.hardware import target_device
+
 LANES = 128  # of a TPU's vector registers; arrays are read from multiples of it
 MASKED = -1e30  # a logit without weight; its difference to another one is finite
 QUERIES, MOST_QUERIES = 256, 320  # at once in a longer sequence; at once in one that is whole
 MIB = 2**20
-VMEM_BYTES = 48 * MIB  # v5p and tpu7x have 64 MiB a core, v5e and v6e have 128
 SHORTEST, LONGEST = 16, 1024  # keys: all logits of some queries are held at once
 
 
@@ -116,13 +117,18 @@ def _call(kernel, arrays, *, in_specs, out_spec, out_width, cost, interpret, nam
         out_specs=out_spec,
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",),
-            vmem_limit_bytes=VMEM_BYTES,
+            dimension_semantics=("parallel",), vmem_limit_bytes=vmem_limit()
         ),
         cost_estimate=cost,
         interpret=interpret,
         name=name,
     )(*arrays)
+
+
+def vmem_limit() -> int:
+    """Bytes of a core's fast memory that the kernel may use, of 16 MiB up to v4 and 64 or more since."""
+    small = target_device().device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
+    return (12 if small else 48) * MIB
 
 
 def vmem_bytes(L: int, D: int, head_width: int) -> int:
@@ -145,7 +151,7 @@ def obstacle(dtype: Any, L: int, D: int, heads: int) -> str:
         )
     if L < SHORTEST:
         return f"a sequence of at least {SHORTEST}, not {L}"
-    if L > LONGEST or vmem_bytes(L, D, head_width) > VMEM_BYTES:
+    if L > LONGEST or vmem_bytes(L, D, head_width) > vmem_limit():
         return f"a shorter sequence or a narrower tower than {L} x {D}"
     return ""
 

@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
 from clip_jax.models import attention as attention_lib
+from clip_jax.models import short_attention as short_attention_lib
 from clip_jax.models.attention import kernel_attention, kind_for_blocks, plain_attention
 from clip_jax.models.layers import Transformer
 from clip_jax.models.short_attention import obstacle, short_attention, windows
@@ -232,3 +233,10 @@ def test_elsewhere_auto_does_not_take_it_and_what_does_not_fit_is_named():
 )  # fmt: skip
 def test_towers_of_released_models_fit(L, D, heads):
     assert obstacle(jnp.bfloat16, L, D, heads) == ""
+
+
+def test_chips_with_little_fast_memory_take_plain_attention_for_wide_towers(monkeypatch):
+    monkeypatch.setattr(Tpu, "device_kind", "TPU v4")
+    monkeypatch.setattr(short_attention_lib, "target_device", Tpu)
+    assert obstacle(jnp.bfloat16, 197, 768, 12) == ""
+    assert "a shorter sequence or a narrower tower" in obstacle(jnp.bfloat16, 257, 1024, 16)
