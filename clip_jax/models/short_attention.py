@@ -14,11 +14,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from clip_jax.hardware import target_device
+
 LANES = 128  # of a TPU's vector registers; arrays are read from multiples of it
 MASKED = -1e30  # a logit without weight; its difference to another one is finite
-FORWARD_QUERIES, BACKWARD_QUERIES = 128, 256  # at once; measured: libtpu's schedules of L=197
+QUERIES, MOST_QUERIES = 256, 320  # at once in a longer sequence; at once in one that is whole
 MIB = 2**20
-VMEM_BYTES = 48 * MIB  # v5p and tpu7x have 64 MiB a core, v5e and v6e have 128
 SHORTEST, LONGEST = 16, 1024  # keys: all logits of some queries are held at once
 
 
@@ -116,8 +117,7 @@ def _call(kernel, arrays, *, in_specs, out_spec, out_width, cost, interpret, nam
         out_specs=out_spec,
         out_shape=out_shape,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel",),
-            vmem_limit_bytes=VMEM_BYTES,
+            dimension_semantics=("parallel",), vmem_limit_bytes=vmem_limit()
         ),
         cost_estimate=cost,
         interpret=interpret,
@@ -125,11 +125,17 @@ def _call(kernel, arrays, *, in_specs, out_spec, out_width, cost, interpret, nam
     )(*arrays)
 
 
+def vmem_limit() -> int:
+    """Bytes of a core's fast memory that the kernel may use, of 16 MiB up to v4 and 64 or more since."""
+    small = target_device().device_kind.startswith(("TPU v2", "TPU v3", "TPU v4"))
+    return (12 if small else 48) * MIB
+
+
 def vmem_bytes(L: int, D: int, head_width: int) -> int:
     """What the backward kernel needs of a core's fast memory, at most."""
     rows = -(-L // 16) * 16
     blocks = 2 * 7 * rows * D * 2  # twice, as the next ones are fetched meanwhile
-    logits = 8 * rows * BACKWARD_QUERIES * 4
+    logits = 8 * rows * MOST_QUERIES * 4
     return blocks + logits + 4 * rows * math.lcm(head_width, LANES) * 4 + 4 * MIB
 
 
@@ -145,7 +151,7 @@ def obstacle(dtype: Any, L: int, D: int, heads: int) -> str:
         )
     if L < SHORTEST:
         return f"a sequence of at least {SHORTEST}, not {L}"
-    if L > LONGEST or vmem_bytes(L, D, head_width) > VMEM_BYTES:
+    if L > LONGEST or vmem_bytes(L, D, head_width) > vmem_limit():
         return f"a shorter sequence or a narrower tower than {L} x {D}"
     return ""
 
@@ -166,7 +172,7 @@ def _forward_kernel(q_ref, k_ref, v_ref, out_ref, *, head_width: int, causal: bo
             for block, x_RW in out.items():
                 _store(out_ref, pl.ds(first, rows), first_lane + block * LANES, x_RW)
 
-        _for_queries(q_ref.shape[1], FORWARD_QUERIES, some_queries)
+        _for_queries(q_ref.shape[1], some_queries)
 
     _for_groups(q_ref.shape[2], head_width, group)
 
@@ -199,7 +205,7 @@ def _backward_kernel(q_ref, k_ref, v_ref, d_out_ref, d_ref, *, head_width: int, 
                 _store(d_ref, pl.ds(first, rows), first_lane + block * LANES, x_RW * scale)
             return tuple(sums.values())
 
-        sums = _for_queries(L, BACKWARD_QUERIES, some_queries)
+        sums = _for_queries(L, some_queries)
         for block, (dk_MW, dv_MW) in enumerate(zip(sums[0::2], sums[1::2])):
             lane = first_lane + block * LANES
             _store(d_ref, slice(None), D + lane, dk_MW * scale)
@@ -219,24 +225,24 @@ def _for_groups(width: int, head_width: int, group: Callable[[jax.Array], None])
     lax.fori_loop(0, width // lanes, turn, 0)
 
 
-def _for_queries(L: int, at_once: int, some_queries: Callable) -> tuple:
-    """Call `some_queries` for so many queries at once, and then for the rest.
+def _for_queries(L: int, some_queries: Callable) -> tuple:
+    """Call `some_queries` for all queries, or for so many at once that their logits stay few.
 
     It gets the position of the first one, how many they are, and what the call before returned.
     """
-    whole, rest = divmod(L, at_once)
-    if rest == 1 and whole:  # Mosaic cannot lower products of a single 16-bit row
-        whole, others = whole - 1, (at_once - 16, 17)
+    whole, rest = divmod(L, QUERIES) if L > MOST_QUERIES else (0, L)
+    if rest == 1:  # Mosaic cannot lower products of a single 16-bit row
+        whole, others = whole - 1, (QUERIES - 16, 17)
     else:
         others = (rest,) if rest else ()
-    sums, first = (), whole * at_once
+    sums, first = (), whole * QUERIES
     if whole:
-        sums = some_queries(0, at_once, sums)
+        sums = some_queries(0, QUERIES, sums)
         turn = lambda i, sums: some_queries(  # noqa: E731
-            pl.multiple_of(i * at_once, LANES), at_once, sums
+            pl.multiple_of(i * QUERIES, LANES), QUERIES, sums
         )
         sums = lax.fori_loop(1, whole, turn, sums) if whole > 2 else sums
-        sums = some_queries(at_once, at_once, sums) if whole == 2 else sums
+        sums = some_queries(QUERIES, QUERIES, sums) if whole == 2 else sums
     for rows in others:
         sums = some_queries(first, rows, sums)
         first += rows

@@ -10,11 +10,13 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
 from clip_jax.models import attention as attention_lib
+from clip_jax.models import short_attention as short_attention_lib
 from clip_jax.models.attention import kernel_attention, kind_for_blocks, plain_attention
 from clip_jax.models.layers import Transformer
 from clip_jax.models.short_attention import obstacle, short_attention, windows
 
-WIDTHS = {32: 4, 64: 2, 72: 16, 80: 8, 88: 16, 96: 4, 104: 16, 128: 1}  # heads of one group
+WIDTHS = {64: 2, 72: 16, 80: 8, 88: 16, 96: 4, 104: 16, 128: 1}  # heads of one group
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def plain(qkv_BLX, heads: int, causal: bool):
@@ -31,22 +33,41 @@ def arrays(L: int, heads: int, head_width: int, *, batch: int = 1, scale: float 
     return jnp.asarray(qkv_BLX, jnp.bfloat16), jnp.asarray(d_out_BLD, jnp.bfloat16)
 
 
-def value_and_gradient(form, qkv_BLX, d_out_BLD):
+def value_and_gradient(form, *given):
     def both(qkv_BLX, d_out_BLD):
         out_BLD, vjp = jax.vjp(form, qkv_BLX)
         return out_BLD, vjp(d_out_BLD)[0]
 
-    return jax.device_get(jax.jit(both)(qkv_BLX, d_out_BLD))
+    return jax.device_get(jax.jit(both).lower(*given).compile(compiler_options=QUICKLY)(*given))
 
 
-def errors(found, heads: int, causal: bool, *given):
-    with jax.enable_x64(True):
-        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in given]
-        exact = value_and_gradient(lambda x: plain(x, heads, causal), *wide)
+def in_float64(heads: int, causal: bool, qkv_BLX, d_out_BLD):
+    """The value and the gradient, by their formulas."""
+    split = lambda x: np.asarray(x, np.float64).reshape(*x.shape[:2], -1, heads, K)  # noqa: E731
+    K = d_out_BLD.shape[-1] // heads
+    q, k, v = np.moveaxis(split(qkv_BLX), 2, 0)
+    d_out = split(d_out_BLD)[:, :, 0]
+    s = np.einsum("blnk,bmnk->bnlm", q, k) / K**0.5
+    if causal:
+        s = np.where(np.tril(np.ones(s.shape[-2:], bool)), s, -np.inf)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    dp = np.einsum("blnk,bmnk->bnlm", d_out, v)
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) / K**0.5
+    out = np.einsum("bnlm,bmnk->blnk", p, v)
+    gradients = (
+        np.einsum("bnlm,bmnk->blnk", ds, k),
+        np.einsum("bnlm,blnk->bmnk", ds, q),
+        np.einsum("bnlm,blnk->bmnk", p, d_out),
+    )
+    return out.reshape(d_out_BLD.shape), np.stack(gradients, 2).reshape(qkv_BLX.shape)
+
+
+def errors(found, expected):
     return np.array(
         [
             np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b)
-            for a, b in zip(found, exact, strict=True)
+            for a, b in zip(found, expected, strict=True)
         ]
     )
 
@@ -54,21 +75,24 @@ def errors(found, heads: int, causal: bool, *given):
 def assert_as_exact_as_plain(heads: int, causal: bool, *given):
     ours = value_and_gradient(lambda x: short_attention(x, heads, causal, True), *given)
     theirs = value_and_gradient(lambda x: plain(x, heads, causal), *given)
-    ours, theirs = (errors(found, heads, causal, *given) for found in (ours, theirs))
+    exact = in_float64(heads, causal, *given)
+    ours, theirs = errors(ours, exact), errors(theirs, exact)
     assert (ours <= 1.05 * theirs).all(), (ours, theirs)
 
 
-@pytest.mark.parametrize("head_width", WIDTHS)
+@pytest.mark.parametrize("head_width", [72, 80, 96, 128])
 def test_every_head_width_is_as_exact_as_plain_bfloat16(head_width):
     heads = WIDTHS[head_width]
     assert_as_exact_as_plain(heads, head_width == 80, *arrays(21, heads, head_width))
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("L", [16, 77, 128, 197, 257, 300, 513, 600])
+@pytest.mark.parametrize(
+    ("L", "causal"),
+    [(77, True), (128, False), (197, False), (257, False), (300, True), (800, True)],
+)
 def test_every_length_is_as_exact_as_plain_bfloat16(L, causal):
     """A row that the loops over queries forget, or see twice, is wrong by far more."""
-    assert_as_exact_as_plain(4, causal, *arrays(L, 4, 64))
+    assert_as_exact_as_plain(2, causal, *arrays(L, 2, 64))
 
 
 def test_large_logits_neither_overflow_nor_lose_their_gradient():
@@ -209,3 +233,10 @@ def test_elsewhere_auto_does_not_take_it_and_what_does_not_fit_is_named():
 )  # fmt: skip
 def test_towers_of_released_models_fit(L, D, heads):
     assert obstacle(jnp.bfloat16, L, D, heads) == ""
+
+
+def test_chips_with_little_fast_memory_take_plain_attention_for_wide_towers(monkeypatch):
+    monkeypatch.setattr(Tpu, "device_kind", "TPU v4")
+    monkeypatch.setattr(short_attention_lib, "target_device", Tpu)
+    assert obstacle(jnp.bfloat16, 197, 768, 12) == ""
+    assert "a shorter sequence or a narrower tower" in obstacle(jnp.bfloat16, 257, 1024, 16)
