@@ -117,11 +117,17 @@ def fitting_changes(first: Trial, topology: Topology, trial_of: TrialOf) -> list
 
 
 def by_speed(
-    first: Trial, trial_of: TrialOf, seconds_of: Callable[[Trial], float]
+    first: Trial, trial_of: TrialOf, seconds_of: Callable[[Trial], float], *, unroll: bool = True
 ) -> list[tuple[float, Trial]]:
     """Steps with each rematerialisation, and with blocks unrolled of the fastest: fastest first.
 
     At most six are compiled, the step itself among them. Those that do not fit are left out.
+
+    Args:
+      first: the step as it was asked for.
+      trial_of: compiles a step.
+      seconds_of: of a trial that fits.
+      unroll: try to; an estimate sees no difference in it.
     """
 
     def try_all(changes: Sequence[TrainConfig]) -> list[tuple[float, Trial]]:
@@ -131,8 +137,8 @@ def by_speed(
 
     cfg = first.step.cfg
     found = try_all([_remat(cfg, remat) for remat in REMATS])
-    if not found:
-        return []
+    if not found or not unroll:
+        return sorted(found, key=_seconds)
     fastest = min(found, key=_seconds)[1].step.cfg
     config = first.step.config
     depth = max(getattr(tower, "depth", 1) for tower in (config.vision, config.text))

@@ -57,3 +57,7 @@ def test_the_bounds_lie_below_the_compiler_s_own_estimate(program):
     assert lower.compute == pytest.approx(LAYERS * 2 * ROWS * WIDTH**2 / 197e12)
     assert tiled.compute == pytest.approx(1.024 * lower.compute)
     assert tiled.seconds <= compiler_seconds(program, V5E, tiled)
+    for work in program.work:
+        if work.cycles is not None:
+            alone = step_time(Program([work]), V5E, DEVICES, tiled=True)
+            assert alone.seconds <= work.count * work.cycles / 1.5e9

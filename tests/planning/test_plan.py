@@ -89,7 +89,7 @@ def test_a_proposal_leaves_room_and_changes_nothing_for_little():
 
 def test_a_proposal_was_compiled_and_is_no_slower():
     cfg = dataclasses.replace(CFG, model=ModelSettings(name="ViT-test", remat="full"))
-    plan = make_plan(cfg, parse_topology("v5e:1x1"))
+    plan = make_plan(cfg, parse_topology("v5e:1x1"), search=False, propose=True)
     assert {each.change.split()[1] for each in plan.tried} == {"none", "dots", "attention", "full"}
     assert len(plan.tried) <= 6
     assert plan.proposal in plan.tried

@@ -110,6 +110,13 @@ def test_the_fastest_that_fits_is_unrolled_too(step):
     assert "none" not in {trial.step.cfg.model.remat for _, trial in found}
 
 
+def test_an_estimate_is_asked_for_no_unrolling(step):
+    trial_of, seconds_of, asked = compiled_steps(step, dict.fromkeys(SECONDS, 5.0))
+    found = search.by_speed(trial_of(CFG), trial_of, seconds_of, unroll=False)
+    assert [seconds for seconds, _ in found] == sorted(SECONDS.values())
+    assert {unroll for _, unroll in asked} == {1}
+
+
 def test_nothing_is_proposed_where_nothing_fits(step):
     trial_of, seconds_of, _ = compiled_steps(step, dict.fromkeys(SECONDS, 11.0))
     assert search.by_speed(trial_of(CFG), trial_of, seconds_of) == []
