@@ -28,6 +28,9 @@ class PlanSettings(TrainConfig):
     # v5e:16x16, v5litepod-256, v5p-1024, v5e:16x16*2 (two slices), h100:8, ...; may be given again
     topology: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     search: bool = True  # for the largest batch, and for changes where the run does not fit
+    propose: bool = (
+        True  # with the search: the fastest rematerialisation and unrolling, six compiles
+    )
     images_per_core: float = IMAGES_PER_CORE  # that a host's core makes ready in a second
     gpu_memory_share: float = JAX_SHARE  # that JAX may use (XLA_PYTHON_CLIENT_MEM_FRACTION)
     json_out: Path | None = None  # a file that gets all of it
@@ -54,6 +57,7 @@ def plan(args: list[str]) -> int:
             _sliced(cfg, topology.slices if topology.chip.kind == "tpu" else 1),
             topology,
             search=told.search,
+            propose=told.search and told.propose,
             images_per_core=told.images_per_core,
             gpu_share=told.gpu_memory_share,
         )

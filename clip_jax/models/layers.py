@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh
 
 from clip_jax.config import Activation, AttentionKind, Remat
+from clip_jax.hardware import target_device
 from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
 from clip_jax.models.linear import Dense
 from clip_jax.numerics import pvary_like
@@ -59,6 +61,16 @@ def identity(x: jax.Array) -> jax.Array:
     return x
 
 
+def row_major(x: jax.Array) -> jax.Array:
+    """x, stored in the order of its axes: outside a loop XLA for GPUs would put the batch last.
+
+    It then writes and reads each activation several times more, to transpose it for the products.
+    """
+    if target_device().platform != "gpu":
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation in float32 at least, whatever the tower computes in."""
 
@@ -81,38 +93,39 @@ def normalize(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _normalize(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype) -> jax.Array:
-    x_BLD, _ = _standardize(x_BLD, epsilon, dtype)
-    return (x_BLD * scale_D + bias_D).astype(dtype)
+    return _normalize_forward(x_BLD, scale_D, bias_D, epsilon, dtype)[0]
 
 
 def _normalize_forward(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype):
-    # Of all that it computes in float32 only x is kept, in its 16 bits: the rest is cheap.
-    return _normalize(x_BLD, scale_D, bias_D, epsilon, dtype), (x_BLD, scale_D, bias_D)
+    wide_BLD = x_BLD.astype(jnp.promote_types(dtype, jnp.float32))
+    mean_BL1 = wide_BLD.mean(axis=-1, keepdims=True)
+    variance_BL1 = jnp.square(wide_BLD - mean_BL1).mean(axis=-1, keepdims=True)
+    inverse_BL1 = jax.lax.rsqrt(variance_BL1 + epsilon)
+    y_BLD = ((wide_BLD - mean_BL1) * inverse_BL1 * scale_D + bias_D).astype(dtype)
+    # x is kept in its 16 bits; with both numbers of each row the backward pass is one reduction.
+    return y_BLD, (x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D)
 
 
-def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, dy_BLD):
-    x_BLD, scale_D, bias_D = saved
-    z_BLD, inverse_BL1 = _standardize(x_BLD, epsilon, dtype)
-    dy_BLD = dy_BLD.astype(z_BLD.dtype)
+def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, given_BLD):
+    x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D = saved
+    z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
+    dy_BLD = given_BLD.astype(z_BLD.dtype)
     dz_BLD = dy_BLD * scale_D
-    mean_BL1 = dz_BLD.mean(axis=-1, keepdims=True)
+    constant_BL1 = dz_BLD.mean(axis=-1, keepdims=True)
     along_BL1 = (dz_BLD * z_BLD).mean(axis=-1, keepdims=True)
-    dx_BLD = inverse_BL1 * (dz_BLD - mean_BL1 - z_BLD * along_BL1)
+    dx_BLD = inverse_BL1 * (dz_BLD - constant_BL1 - z_BLD * along_BL1)
+    if target_device().platform == "gpu":
+        # Sums over rows are another kernel there, which had better read 16 bits again: XLA would
+        # write products of both in float32 for it.
+        x_BLD, again_BLD = jax.lax.optimization_barrier((x_BLD, given_BLD))
+        z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
+        dy_BLD = again_BLD.astype(z_BLD.dtype)
     rows = tuple(range(x_BLD.ndim - 1))
     d_scale_D = (dy_BLD * z_BLD).sum(axis=rows).astype(scale_D.dtype)
     return dx_BLD.astype(x_BLD.dtype), d_scale_D, dy_BLD.sum(axis=rows).astype(bias_D.dtype)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
-
-
-def _standardize(x_BLD, epsilon: float, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """x with mean 0 and deviation 1 along D, in float32 at least, and by what it was multiplied."""
-    x_BLD = x_BLD.astype(jnp.promote_types(dtype, jnp.float32))
-    x_BLD = x_BLD - x_BLD.mean(axis=-1, keepdims=True)
-    variance_BL1 = jnp.square(x_BLD).mean(axis=-1, keepdims=True)
-    inverse_BL1 = jax.lax.rsqrt(variance_BL1 + epsilon)
-    return x_BLD * inverse_BL1, inverse_BL1
 
 
 class Attention(nn.Module):
@@ -177,6 +190,7 @@ class Block(nn.Module):
     causal: bool
     kind: AttentionKind
     dtype: jnp.dtype
+    looped: bool
     length: int | None
     prevent_cse: bool
     mesh: Mesh | None
@@ -190,6 +204,8 @@ class Block(nn.Module):
         norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
         # Without this constraint the partitioner gathers the batch when parameters are sharded.
         x_BLD = self.constrain(x_BLD)
+        if not self.looped:
+            x_BLD = row_major(x_BLD)
         y_BLD = LayerNorm(name="attention_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Attention(
             self.heads,
@@ -266,7 +282,9 @@ class Transformer(nn.Module):
                 kind=kind,
                 dtype=self.dtype,
                 length=L if padded > L else None,
-                prevent_cse=not looped,
+                looped=looped,
+                # Around the whole block stands a barrier already, where there is remat.
+                prevent_cse=not looped and self.remat == "none",
                 mesh=mesh,
                 constrain=self.constrain,
                 name=name,

@@ -44,6 +44,11 @@ class Trial:
         return self.needed_bytes <= self.available_bytes
 
 
+def is_compiled(topology: Topology) -> bool:
+    """Whether the compiler of these devices is here; else a step is estimated."""
+    return topology.chip.kind == "tpu" or gpu_compiler.is_installed()
+
+
 def devices_of(topology: Topology) -> Sequence[Any]:
     """Devices that stand for those of the topology.
 
@@ -54,7 +59,7 @@ def devices_of(topology: Topology) -> Sequence[Any]:
     if topology.chip.kind == "tpu":
         require_libtpu()
         return topology.compile_only_devices()
-    if gpu_compiler.is_installed():
+    if is_compiled(topology):
         return gpu_compiler.compile_only_devices(topology)
     devices = jax.devices("cpu")
     if topology.devices > len(devices):
@@ -68,10 +73,7 @@ def devices_of(topology: Topology) -> Sequence[Any]:
 
 def start(topologies: Sequence[Topology]):
     """Let JAX have enough CPU devices and touch no accelerator; before it looks for devices."""
-    standing_in = [
-        t for t in topologies if t.chip.kind == "gpu" and not gpu_compiler.is_installed()
-    ]
-    wanted = max([t.devices for t in standing_in], default=1)
+    wanted = max([t.devices for t in topologies if not is_compiled(t)], default=1)
     if wanted > MOST_CPU_DEVICES:
         raise ValueError(f"at most {MOST_CPU_DEVICES} GPUs can be estimated, not {wanted}")
     if any(t.chip.kind == "tpu" for t in topologies):
@@ -101,7 +103,7 @@ def try_step(
     """
     step = make_step(cfg, devices_of(topology))
     kind = topology.chip.kind
-    if kind == "gpu" and not gpu_compiler.is_installed():
+    if not is_compiled(topology):
         return _estimated(step, topology, gpu_share, read)
     estimated = estimated_bytes(step, topology)
     found = compile_step(step) if kind == "tpu" else gpu_compiler.compile_for_gpus(step)

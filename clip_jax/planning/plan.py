@@ -1,5 +1,6 @@
 """A plan: whether a run fits a topology, how fast it goes at best, and what it has to be fed."""
 
+import functools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
@@ -9,12 +10,19 @@ from jax.sharding import Mesh
 from clip_jax.config import TrainConfig
 from clip_jax.models.flops import parameter_count, training_flops
 from clip_jax.planning import memory
-from clip_jax.planning.backends import JAX_SHARE, Trial, available_bytes, devices_of, try_step
+from clip_jax.planning.backends import (
+    JAX_SHARE,
+    Trial,
+    available_bytes,
+    devices_of,
+    is_compiled,
+    try_step,
+)
 from clip_jax.planning.compiler import GIB
 from clip_jax.planning.hlo.groups import axes_of, slices_in
 from clip_jax.planning.hlo.module import Program
-from clip_jax.planning.roofline import StepTime, step_time
-from clip_jax.planning.search import fitting_changes, try_with_largest
+from clip_jax.planning.roofline import StepTime, compiler_seconds, step_time
+from clip_jax.planning.search import by_speed, fitting_changes, settings_of, try_with_largest
 from clip_jax.planning.steps import make_step, refusals
 from clip_jax.planning.topologies import Topology
 from clip_jax.training.state import FROZEN
@@ -22,6 +30,8 @@ from clip_jax.training.state import FROZEN
 # Images that one core decodes, crops and resizes in a second: 512 x 384 JPEGs to 224 pixels, exactly;
 # measured by benchmarks/image_speed.py (benchmarks/RESULTS.md).
 IMAGES_PER_CORE = 1043.0
+ROOM_TO_SPARE = 0.9  # of the memory: what a proposal needs at most, for evaluation and fragments
+NEARLY = 1.02  # times the fastest step: no reason to change what was asked for
 
 
 @dataclass(frozen=True)
@@ -47,24 +57,32 @@ class Exchange:
     dtype: str
     count: int
     bytes: int
+    synchronous: bool = False  # nothing else runs meanwhile
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Speed:
-    """At best: the makers' peaks, with collectives hidden behind the rest."""
+    """Of one step; `step_s` and what follows from it are the bound with tiles."""
 
     model_tflop: float  # of a step, per chip, without what is computed twice
     executed_tflop: float
+    padded_tflop: float  # that the matrix units work through
     traffic_gb: float  # between a chip and its memory
+    tiled_gb: float  # the same in whole tiles
     compute_s: float
     memory_s: float
-    interconnect_s: float
-    step_s: float
+    exposed_s: float  # collectives while which nothing else runs
+    hidden_s: float  # collectives beside the rest
+    lower_s: float  # a step's least time: each operation at the maker's peaks
+    step_s: float  # the same with arrays in whole tiles and matrix units filled up
+    compiler_s: float | None  # by the compiler's own estimate of cycles; None: not known
+    compiler_cycles: int  # 0: it estimates none
     bound: str
     images_per_second: float
     images_per_second_per_chip: float
     mfu: float
     cores_per_host: int  # to read and decode the images
+    unpriced: tuple[str, ...] = ()  # kernels that state no operations, which are missing here
 
 
 @dataclass(frozen=True)
@@ -74,6 +92,7 @@ class Attempt:
     change: str
     fits: bool
     peak_gib: float
+    step_s: float | None = None  # by the bound with tiles; None: not worked out
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,7 @@ class Plan:
     model: str
     parameters: int
     remat: str
+    unroll: int
     dtype: str
     mesh: dict[str, int]
     batch_size: int
@@ -100,6 +120,8 @@ class Plan:
     speed: Speed | None = None  # None where it does not fit
     largest_batch: Attempt | None = None  # None: not searched, or none fits
     suggestions: tuple[Attempt, ...] = ()  # where it does not fit
+    tried: tuple[Attempt, ...] = ()  # for speed, the fastest first
+    proposal: Attempt | None = None  # the fastest that fits with room to spare
     refusals: tuple[str, ...] = ()  # what training would refuse, though a plan need not
 
 
@@ -108,6 +130,7 @@ def make_plan(
     topology: Topology,
     *,
     search: bool = True,
+    propose: bool = False,
     images_per_core: float = IMAGES_PER_CORE,
     gpu_share: float = JAX_SHARE,
 ) -> Plan:
@@ -117,6 +140,7 @@ def make_plan(
       cfg: the run.
       topology: where it is to go.
       search: look for the largest batch, and for changes where the run does not fit.
+      propose: look for the fastest rematerialisation and unrolling: six more are compiled at most.
       images_per_core: that a host's core makes ready in a second.
       gpu_share: of a GPU's memory that JAX may use.
 
@@ -124,20 +148,32 @@ def make_plan(
       ValueError: settings that contradict each other or the topology, or libtpu is missing.
     """
 
-    def trial_of(changed: TrainConfig) -> Trial:
-        return try_step(changed, topology, gpu_share=gpu_share, read=changed == cfg)
+    @functools.cache
+    def trial_of(changed: TrainConfig, read: bool) -> Trial:
+        return try_step(changed, topology, gpu_share=gpu_share, read=read)
 
-    largest, suggestions = None, ()
+    def fits(changed: TrainConfig) -> Trial:
+        return trial_of(changed, changed == cfg or is_compiled(topology))
+
+    largest, suggestions, tried = None, (), ()
     if search:
         step = make_step(cfg, devices_of(topology))
         available = available_bytes(topology, gpu_share=gpu_share)
-        trial, found = try_with_largest(step, topology, trial_of, available=available)
+        trial, found = try_with_largest(step, topology, fits, available=available)
         largest = found and _attempt(f"--data.batch-size {_batch(found)}", found)
         if not trial.fits:
-            changes = fitting_changes(trial, topology, trial_of)
-            suggestions = tuple(_attempt(name, tried) for name, tried in changes)
+            changes = fitting_changes(trial, topology, fits)
+            suggestions = tuple(_attempt(name, each) for name, each in changes)
     else:
-        trial = trial_of(cfg)
+        trial = fits(cfg)
+    if propose:
+        found = by_speed(
+            trial,
+            lambda changed: trial_of(changed, True),
+            lambda each: _time(each, topology).seconds,
+            unroll=trial.needed_bytes != trial.estimated_bytes,  # compiled, no estimate
+        )
+        tried = tuple(_attempt(settings_of(each.step.cfg), each, s) for s, each in found)
     fitting = trial.fits and trial.program is not None
     return Plan(
         topology=topology.name,
@@ -149,6 +185,7 @@ def make_plan(
         model=trial.step.config.name,
         parameters=parameter_count(trial.step.config),
         remat=cfg.model.remat,
+        unroll=cfg.model.unroll,
         dtype=cfg.model.dtype,
         mesh=dict(trial.step.mesh.shape),
         batch_size=cfg.data.batch_size,
@@ -160,16 +197,29 @@ def make_plan(
         speed=_speed(trial, topology, images_per_core) if fitting else None,
         largest_batch=largest,
         suggestions=suggestions,
+        tried=tried,
+        proposal=_proposal(tried, settings_of(cfg), trial.available_bytes / GIB),
         refusals=refusals(cfg, trial.step.mesh),
     )
+
+
+def _proposal(tried: tuple[Attempt, ...], asked: str, available_gib: float) -> Attempt | None:
+    """The fastest that leaves room; what was asked for where that is about as fast."""
+    roomy = [each for each in tried if each.peak_gib <= ROOM_TO_SPARE * available_gib]
+    if not roomy:
+        return None
+    same = (
+        each for each in roomy if each.change == asked and each.step_s <= NEARLY * roomy[0].step_s
+    )
+    return next(same, roomy[0])
 
 
 def _batch(trial: Trial) -> int:
     return trial.step.cfg.data.batch_size
 
 
-def _attempt(change: str, trial: Trial) -> Attempt:
-    return Attempt(change, trial.fits, trial.needed_bytes / GIB)
+def _attempt(change: str, trial: Trial, seconds: float | None = None) -> Attempt:
+    return Attempt(change, trial.fits, trial.needed_bytes / GIB, seconds)
 
 
 def _memory(trial: Trial) -> MemoryGiB:
@@ -195,16 +245,21 @@ def exchanges(program: Program, mesh: Mesh, topology: Topology) -> tuple[Exchang
         if len(each.group) == 1:
             continue
         axis, slices = axes_of(each.group, shape), slices_in(each.group, inside)
-        total = sums[each.kind, axis, slices, each.dtype]
+        total = sums[each.kind, axis, slices, each.dtype, each.synchronous]
         total[0] += each.count
         total[1] += each.count * each.bytes
-    rows = [Exchange(*key, *total) for key, total in sums.items()]
+    rows = [Exchange(*key[:-1], *total, key[-1]) for key, total in sums.items()]
     return tuple(sorted(rows, key=lambda row: -row.bytes))
 
 
+def _time(trial: Trial, topology: Topology, *, tiled: bool = True) -> StepTime:
+    devices = trial.step.mesh.devices.ravel().tolist()
+    return step_time(trial.program, topology, devices, tiled=tiled)
+
+
 def _speed(trial: Trial, topology: Topology, images_per_core: float) -> Speed:
-    cfg, program = trial.step.cfg, trial.program
-    time: StepTime = step_time(program, topology, trial.step.mesh.devices.ravel().tolist())
+    cfg, program, chip = trial.step.cfg, trial.program, topology.chip
+    time = _time(trial, topology)
     flops = training_flops(
         trial.step.config,
         frozen=FROZEN[cfg.model.freeze],
@@ -214,15 +269,22 @@ def _speed(trial: Trial, topology: Topology, images_per_core: float) -> Speed:
     images = cfg.data.batch_size / time.seconds
     return Speed(
         model_tflop=model / 1e12,
-        executed_tflop=program.flops * topology.chip.devices / 1e12,
-        traffic_gb=program.bytes * topology.chip.devices / 1e9,
+        executed_tflop=program.flops * chip.devices / 1e12,
+        padded_tflop=program.padded_flops(chip.matrix_unit) * chip.devices / 1e12,
+        traffic_gb=program.bytes * chip.devices / 1e9,
+        tiled_gb=program.tiled_bytes * chip.devices / 1e9,
         compute_s=time.compute,
         memory_s=time.memory,
-        interconnect_s=time.interconnect,
+        exposed_s=time.exposed,
+        hidden_s=time.hidden,
+        lower_s=_time(trial, topology, tiled=False).seconds,
         step_s=time.seconds,
+        compiler_s=compiler_seconds(program, topology, time),
+        compiler_cycles=program.cycles,
         bound=time.bound,
         images_per_second=images,
         images_per_second_per_chip=images / topology.chips,
-        mfu=model / time.seconds / (topology.chip.tflops * 1e12),
+        mfu=model / time.seconds / (chip.tflops * 1e12),
         cores_per_host=math.ceil(images / topology.hosts / images_per_core),
+        unpriced=tuple(program.unpriced),
     )

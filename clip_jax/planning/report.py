@@ -44,36 +44,71 @@ def to_text(plan: Plan) -> str:
         lines.append(f"    kernels a step: {runs}")
     if plan.exchanges:
         lines += ["", *_exchange_lines(plan)]
+    if plan.tried:
+        lines += ["", *_proposal_lines(plan)]
     return "\n".join(lines)
 
 
 def _speed_lines(plan: Plan) -> list[str]:
     s = plan.speed
-    return [
+    lines = [
         f"  at best {s.step_s * 1e3:.1f} ms a step, bound by {s.bound}: compute"
-        f" {s.compute_s * 1e3:.1f}, memory {s.memory_s * 1e3:.1f}, interconnect"
-        f" {s.interconnect_s * 1e3:.1f} ms (hidden behind the others as far as it goes)",
+        f" {s.compute_s * 1e3:.1f}, memory {s.memory_s * 1e3:.1f}, collectives that nothing hides"
+        f" {s.exposed_s * 1e3:.1f} ms (and {s.hidden_s * 1e3:.1f} hidden as far as they can be)",
         f"    {s.images_per_second:,.0f} images/s, {s.images_per_second_per_chip:,.0f} a chip,"
         f" MFU {s.mfu:.0%}",
-        f"    model {s.model_tflop:.2f} TFLOP a chip and step, executed {s.executed_tflop:.2f},"
-        f" {s.traffic_gb:,.0f} GB to and from memory",
+        f"    without the padding of tiles and matrix units {s.lower_s * 1e3:.1f} ms;"
+        f" by the compiler's own estimate {_compiler_text(plan)}",
+        f"    model {s.model_tflop:.2f} TFLOP a chip and step, executed {s.executed_tflop:.2f}"
+        + (f" ({s.padded_tflop:.2f} padded)" if s.padded_tflop > s.executed_tflop else "")
+        + f", {s.traffic_gb:,.0f} GB to and from memory"
+        + (f" ({s.tiled_gb:,.0f} in whole tiles)" if s.tiled_gb > s.traffic_gb else ""),
         f"    {s.cores_per_host} cores a host to feed it ({plan.hosts} hosts)",
     ]
+    if s.unpriced:
+        lines.append(
+            f"    WITHOUT the operations of {len(s.unpriced)} kernels that state no cost_estimate:"
+            f" {', '.join(s.unpriced[:3])}"
+        )
+    return lines
+
+
+def _compiler_text(plan: Plan) -> str:
+    s = plan.speed
+    if s.compiler_s is not None:
+        return f"{s.compiler_s * 1e3:.1f} ms"
+    if s.compiler_cycles:
+        return f"{s.compiler_cycles:,} cycles (the clock of {plan.chip} is unknown)"
+    return "unknown"
+
+
+def _proposal_lines(plan: Plan) -> list[str]:
+    lines = ["  tried for speed, at best:"]
+    for each in plan.tried:
+        lines.append(
+            f"    {each.change:42} {each.step_s * 1e3:8.1f} ms, peak {each.peak_gib:.2f} GiB"
+        )
+    if plan.proposal is None:
+        return [*lines, "  no proposal: none of them leaves a tenth of the memory free"]
+    asked = plan.proposal.change == f"--model.remat {plan.remat} --model.unroll {plan.unroll}"
+    return [*lines, f"  proposal: {plan.proposal.change}" + (" (as it is)" if asked else "")]
 
 
 def _exchange_lines(plan: Plan) -> list[str]:
-    lines = [f"  {'collective':20} {'axis':12} {'dtype':6} {'a step':>7} {'MB a device':>12}"]
+    lines = [f"  {'collective':20} {'axis':12} {'dtype':6} {'a step':>7} {'MB a device':>12}  runs"]
     for row in plan.exchanges:
         axis = row.axis + (f" ({row.slices} slices)" if row.slices > 1 else "")
         lines.append(
             f"  {row.kind:20} {axis:12} {row.dtype:6} {row.count:7} {row.bytes / 1e6:12.2f}"
+            f"  {'alone' if row.synchronous else 'beside others'}"
         )
     return lines
 
 
 COLUMNS = (
     "topology", "model", "batch", "mesh", "remat", "peak GiB", "of", "fits", "largest batch",
-    "ms a step", "bound by", "images/s", "a chip", "MFU", "cores a host",
+    "ms a step", "lower bound", "compiler's ms", "bound by", "images/s", "a chip", "MFU",
+    "cores a host",
 )  # fmt: skip
 
 
@@ -89,10 +124,12 @@ def to_table(plans: Sequence[Plan]) -> str:
 
 def _row(plan: Plan) -> tuple[str, ...]:
     m, s, best = plan.memory, plan.speed, plan.largest_batch
-    speed = ("",) * 6
+    speed = ("",) * 8
     if s:
         speed = (
             f"{s.step_s * 1e3:.0f}",
+            f"{s.lower_s * 1e3:.0f}",
+            "unknown" if s.compiler_s is None else f"{s.compiler_s * 1e3:.0f}",
             s.bound,
             f"{s.images_per_second:,.0f}",
             f"{s.images_per_second_per_chip:,.0f}",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from clip_jax.config import TrainConfig
@@ -14,6 +14,8 @@ TrialOf = Callable[[TrainConfig], Trial]
 MOST_TRIES = 2  # of the search for a batch, after its first guess
 MOST_OF_A_KIND = 2  # changes that are compiled when a step does not fit
 ROOM_AT_FIRST, ROOM = 0.95, 0.98  # of the memory that a guess is aimed at
+REMATS = ("none", "dots", "attention", "full")  # from nothing computed again to all of it
+SOME_UNROLLED = 4  # blocks in one turn of the loop, between one and all of them
 NEAR = 0.86  # of the memory: a batch that needs as much is called the largest
 MOST_PAIRS = 2**20  # in a batch: nobody trains with more
 
@@ -114,12 +116,51 @@ def fitting_changes(first: Trial, topology: Topology, trial_of: TrialOf) -> list
     return tried
 
 
+def by_speed(
+    first: Trial, trial_of: TrialOf, seconds_of: Callable[[Trial], float], *, unroll: bool = True
+) -> list[tuple[float, Trial]]:
+    """Steps with each rematerialisation, and with blocks unrolled of the fastest: fastest first.
+
+    At most six are compiled, the step itself among them. Those that do not fit are left out.
+
+    Args:
+      first: the step as it was asked for.
+      trial_of: compiles a step.
+      seconds_of: of a trial that fits.
+      unroll: try to; an estimate sees no difference in it.
+    """
+
+    def try_all(changes: Sequence[TrainConfig]) -> list[tuple[float, Trial]]:
+        with ThreadPoolExecutor(2) as pool:
+            trials = list(pool.map(trial_of, changes))
+        return [(seconds_of(each), each) for each in trials if each.fits and each.program]
+
+    cfg = first.step.cfg
+    found = try_all([_remat(cfg, remat) for remat in REMATS])
+    if not found or not unroll:
+        return sorted(found, key=_seconds)
+    fastest = min(found, key=_seconds)[1].step.cfg
+    config = first.step.config
+    depth = max(getattr(tower, "depth", 1) for tower in (config.vision, config.text))
+    unrolls = {1, min(SOME_UNROLLED, depth), depth} - {cfg.model.unroll}
+    found += try_all([_unroll(fastest, blocks) for blocks in sorted(unrolls)[-2:]])
+    return sorted(found, key=_seconds)
+
+
+def _seconds(found: tuple[float, Trial]) -> float:
+    return found[0]
+
+
+def settings_of(cfg: TrainConfig) -> str:
+    """What `by_speed` changes, as it is given to a command."""
+    return f"--model.remat {cfg.model.remat} --model.unroll {cfg.model.unroll}"
+
+
 Changes = Iterator[tuple[str, TrainConfig]]
 
 
 def _rematerialised(cfg: TrainConfig, topology: Topology) -> Changes:
-    policies = ("none", "dots", "attention", "full")
-    for remat in policies[policies.index(cfg.model.remat) + 1 :]:
+    for remat in REMATS[REMATS.index(cfg.model.remat) + 1 :]:
         yield f"--model.remat {remat}", _remat(cfg, remat)
 
 
@@ -154,6 +195,10 @@ def _splits(cfg: TrainConfig, topology: Topology) -> list[int]:
 
 def _remat(cfg: TrainConfig, remat: str) -> TrainConfig:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, remat=remat))
+
+
+def _unroll(cfg: TrainConfig, blocks: int) -> TrainConfig:
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, unroll=blocks))
 
 
 def _fsdp(cfg: TrainConfig, fsdp: int) -> TrainConfig:

@@ -8,7 +8,7 @@ import pytest
 from clip_jax.config import DataConfig, ModelSettings, TrainConfig
 from clip_jax.models.architectures import model_config
 from clip_jax.models.flops import training_flops
-from clip_jax.planning.plan import IMAGES_PER_CORE, Plan, make_plan
+from clip_jax.planning.plan import IMAGES_PER_CORE, Attempt, Plan, _proposal, make_plan
 from clip_jax.planning.topologies import parse_topology
 
 CFG = TrainConfig(
@@ -66,6 +66,34 @@ def test_a_run_that_does_not_fit_gets_changes_that_were_tried():
     assert any(each.fits for each in plan.suggestions)
     assert plan.largest_batch.fits
     assert plan.largest_batch.peak_gib < plan.memory.available
+
+
+def test_the_three_figures_stand_in_order(plan):
+    s = plan.speed
+    assert s.lower_s <= s.step_s <= s.compiler_s
+    assert s.traffic_gb <= s.tiled_gb
+    assert s.executed_tflop <= s.padded_tflop
+    assert s.unpriced == ()
+
+
+def attempts(*rows: tuple[str, float, float]) -> tuple[Attempt, ...]:
+    return tuple(Attempt(change, True, peak, seconds) for change, peak, seconds in rows)
+
+
+def test_a_proposal_leaves_room_and_changes_nothing_for_little():
+    tried = attempts(("none", 95.0, 1.0), ("dots", 80.0, 1.1), ("full", 40.0, 1.115))
+    assert _proposal(tried, "attention", 100.0).change == "dots"
+    assert _proposal(tried, "full", 100.0).change == "full"
+    assert _proposal(tried, "full", 42.0) is None
+
+
+def test_a_proposal_was_compiled_and_is_no_slower():
+    cfg = dataclasses.replace(CFG, model=ModelSettings(name="ViT-test", remat="full"))
+    plan = make_plan(cfg, parse_topology("v5e:1x1"), search=False, propose=True)
+    assert {each.change.split()[1] for each in plan.tried} == {"none", "dots", "attention", "full"}
+    assert len(plan.tried) <= 6
+    assert plan.proposal in plan.tried
+    assert plan.proposal.step_s <= plan.speed.step_s
 
 
 def test_what_training_would_refuse_is_part_of_the_plan():

@@ -14,11 +14,17 @@ def plan() -> Plan:
     return Plan(
         topology="v5e:16x16", chip="TPU v5e", chips=256, devices=256, hosts=64,
         source="compiled by libtpu for these chips", model="ViT-B-16", parameters=149_620_737,
-        remat="full", dtype="bfloat16", mesh={"data": 16, "fsdp": 16}, batch_size=32_768,
+        remat="full", unroll=1, dtype="bfloat16", mesh={"data": 16, "fsdp": 16}, batch_size=32_768,
         accumulation=2, fits=True,
         memory=MemoryGiB(0.5, 1.0, 0.25, 2.25, 4.0, 15.75, 4.1),
-        exchanges=(Exchange("all-reduce", "data", 1, "f32", 12, 5_000_000),),
-        speed=Speed(10.0, 14.0, 150.0, 0.07, 0.03, 0.004, 0.1, "compute", 327_680.0, 1280.0, 0.5, 7),
+        exchanges=(Exchange("all-reduce", "data", 1, "f32", 12, 5_000_000, synchronous=True),),
+        speed=Speed(
+            model_tflop=10.0, executed_tflop=14.0, padded_tflop=15.5, traffic_gb=150.0,
+            tiled_gb=180.0, compute_s=0.066, memory_s=0.03, exposed_s=0.004, hidden_s=0.001,
+            lower_s=0.09, step_s=0.1, compiler_s=0.25, compiler_cycles=375_000_000,
+            bound="compute", images_per_second=327_680.0, images_per_second_per_chip=1280.0,
+            mfu=0.5, cores_per_host=7,
+        ),
         largest_batch=Attempt("--data.batch-size 131072", True, 15.0),
     )  # fmt: skip
 
@@ -30,13 +36,47 @@ def test_the_text_says_what_was_found(plan):
         "batch 32,768 (128 a device), mesh data 16 x fsdp 16, accumulation 2",
         "FITS: peak 4.00 of 15.75 GiB",
         "largest batch found: --data.batch-size 131072",
-        "at best 100.0 ms a step, bound by compute",
+        "at best 100.0 ms a step, bound by compute: compute 66.0, memory 30.0, collectives that "
+        "nothing hides 4.0 ms (and 1.0 hidden",
+        "without the padding of tiles and matrix units 90.0 ms; by the compiler's own estimate "
+        "250.0 ms",
+        "executed 14.00 (15.50 padded), 150 GB to and from memory (180 in whole tiles)",
         "327,680 images/s, 1,280 a chip, MFU 50%",
         "7 cores a host to feed it (64 hosts)",
     ):
         assert said in text
     (row,) = (line for line in text.splitlines() if "all-reduce" in line)
-    assert row.split() == ["all-reduce", "data", "f32", "12", "5.00"]
+    assert row.split() == ["all-reduce", "data", "f32", "12", "5.00", "alone"]
+
+
+def test_an_unknown_clock_leaves_cycles(plan):
+    speed = dataclasses.replace(plan.speed, compiler_s=None)
+    assert "375,000,000 cycles (the clock of TPU v5e is unknown)" in to_text(
+        dataclasses.replace(plan, speed=speed)
+    )
+    none = dataclasses.replace(speed, compiler_cycles=0)
+    text = to_text(dataclasses.replace(plan, speed=none))
+    assert "by the compiler's own estimate unknown" in text
+
+
+def test_kernels_without_a_cost_are_named(plan):
+    speed = dataclasses.replace(plan.speed, unpriced=("attention.1", "attention.2"))
+    text = to_text(dataclasses.replace(plan, speed=speed))
+    assert "WITHOUT the operations of 2 kernels" in text
+    assert "attention.1, attention.2" in text
+
+
+def test_the_proposal_is_given_as_settings(plan):
+    tried = (
+        Attempt("--model.remat none --model.unroll 1", True, 15.5, 0.08),
+        Attempt("--model.remat attention --model.unroll 1", True, 9.0, 0.09),
+        Attempt("--model.remat full --model.unroll 1", True, 4.0, 0.1),
+    )
+    found = dataclasses.replace(plan, tried=tried, proposal=tried[1])
+    assert "proposal: --model.remat attention --model.unroll 1\n" in to_text(found) + "\n"
+    same = dataclasses.replace(plan, tried=tried, proposal=tried[2])
+    assert "proposal: --model.remat full --model.unroll 1 (as it is)" in to_text(same)
+    assert "no proposal" in to_text(dataclasses.replace(plan, tried=tried))
 
 
 def test_what_does_not_fit_says_what_was_tried(plan):

@@ -1,9 +1,13 @@
 """A step's time follows from what it computes, moves and sends."""
 
+import dataclasses
+
 import pytest
 
-from clip_jax.planning.hlo.module import Collective, Program, Work
-from clip_jax.planning.roofline import collective_seconds, places_of, step_time
+from clip_jax.planning.hlo.collectives import Collective
+from clip_jax.planning.hlo.convolutions import Product
+from clip_jax.planning.hlo.module import Program, Work
+from clip_jax.planning.roofline import collective_seconds, compiler_seconds, places_of, step_time
 from clip_jax.planning.topologies import parse_topology
 
 
@@ -79,3 +83,70 @@ def test_the_longest_part_bounds_the_step(work, bytes_sent, bound):
 def test_operations_that_must_be_exact_take_six_passes():
     time = step_time(Program([Work(0, 197e12, 0, 2)], []), POD, DEVICES)
     assert time.compute == pytest.approx(12)
+
+
+def sent(bytes_sent: int, *, synchronous: bool) -> Collective:
+    group = tuple(range(256))
+    return Collective("all-reduce", group, bytes_sent, "f32", 1, "", synchronous=synchronous)
+
+
+def test_a_collective_beside_which_nothing_runs_is_added_to_the_step():
+    """100 MB around a pod: 2 x 100 MB x 255/256 over four links of 50 GB/s."""
+    work, seconds = [Work(197e12, 0, 1e9, 1)], 2 * 100e6 * 255 / 256 / 200e9
+    alone, beside = (
+        step_time(Program(work, [sent(100 * MB, synchronous=flag)]), POD, DEVICES)
+        for flag in (True, False)
+    )
+    assert (alone.exposed, alone.hidden) == (pytest.approx(seconds), 0)
+    assert (beside.exposed, beside.hidden) == (0, pytest.approx(seconds))
+    assert alone.seconds == pytest.approx(1 + seconds)
+    assert beside.seconds == pytest.approx(1)
+
+
+def test_what_cannot_be_hidden_is_longer_than_the_rest():
+    program = Program([Work(197e12, 0, 1e9, 1)], [sent(10**12, synchronous=False)])
+    time = step_time(program, POD, DEVICES)
+    assert time.seconds == time.hidden > 1
+
+
+def test_a_copy_in_the_background_uses_the_memory_while_arithmetic_limits_the_rest():
+    product = Work(197e12, 0, 0.25 * 819e9, 1)  # 1 s, in a quarter of which memory is busy
+    small, large = (Work(0, 0, s * 819e9, 1, background=True) for s in (0.5, 2.0))
+    assert step_time(Program([product, small]), POD, DEVICES).seconds == pytest.approx(1)
+    assert step_time(Program([product, large]), POD, DEVICES).seconds == pytest.approx(1 + 2 - 0.75)
+
+
+def test_arithmetic_in_the_background_takes_its_time():
+    products = [Work(197e12, 0, 0, 1), Work(197e12, 0, 0, 1, background=True)]
+    assert step_time(Program(products), POD, DEVICES).seconds == pytest.approx(2)
+
+
+def test_tiles_and_matrix_units_lengthen_the_bound():
+    """A product of depth 64 fills half of a unit of 128, and a quarter of one of 256."""
+    product = Product(197e12, 1024, 1024, 64)
+    arithmetic = Work(197e12, 0, 0, 1, products=(product,))
+    traffic = Work(0, 0, 819e9, 1, tiled_bytes=1.5 * 819e9)
+    program = Program([arithmetic, traffic])
+    assert step_time(program, POD, DEVICES).seconds == pytest.approx(1 + 1)
+    assert step_time(program, POD, DEVICES, tiled=True).seconds == pytest.approx(2 + 1.5)
+    newer = parse_topology("v6e:16x16")
+    assert step_time(program, newer, DEVICES, tiled=True).compute == pytest.approx(4 * 197 / 918)
+
+
+def test_the_compiler_s_cycles_take_their_time_by_the_clock():
+    """Kernels and collectives, of which it estimates nothing, are added as the bound has them."""
+    kernel = Work(197e12, 0, 0, 1)
+    known = Work(1e12, 0, 0, 3, cycles=750_000_000)  # half a second at 1.5 GHz
+    copy = Work(0, 0, 819e9, 1, background=True)
+    program = Program([kernel, known, copy], [sent(100 * MB, synchronous=True)])
+    least = step_time(program, POD, DEVICES, tiled=True)
+    found = compiler_seconds(program, POD, least)
+    assert found == pytest.approx(3 * 0.5 + 1 + least.exposed)
+
+
+def test_there_is_no_time_of_the_compiler_without_a_clock_or_cycles():
+    program = Program([Work(1e12, 0, 0, 1, cycles=1000)])
+    least = step_time(program, POD, DEVICES)
+    assert compiler_seconds(program, parse_topology("v6e:16x16"), least) is None
+    silent = Program([dataclasses.replace(program.work[0], cycles=None)])
+    assert compiler_seconds(silent, POD, least) is None

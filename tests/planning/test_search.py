@@ -8,6 +8,7 @@ import pytest
 from clip_jax.config import DataConfig, LossConfig, ModelSettings, TrainConfig
 from clip_jax.planning import search
 from clip_jax.planning.backends import Trial
+from clip_jax.planning.hlo.module import Program, Work
 from clip_jax.planning.steps import make_step
 from clip_jax.planning.topologies import parse_topology
 
@@ -74,3 +75,48 @@ def test_changes_of_each_kind_are_tried_from_the_cheapest(step):
     assert names[1:3] == ["--mesh.fsdp 2", "--mesh.fsdp 4"]
     assert names[3:] == ["--data.accumulation 2", "--data.accumulation 4"]
     assert [trial.fits for _, trial in tried] == [True, False, False, False, True]
+
+
+SECONDS = {"none": 1.0, "dots": 1.2, "attention": 1.1, "full": 1.4}
+
+
+def compiled_steps(step, peaks: dict[str, float]):
+    """A compiler of steps that need so much of 10 bytes, by rematerialisation."""
+    asked = []
+
+    def trial_of(cfg: TrainConfig) -> Trial:
+        asked.append((cfg.model.remat, cfg.model.unroll))
+        changed = dataclasses.replace(step, cfg=cfg)
+        return Trial(changed, peaks[cfg.model.remat], 10.0, 0.0, Program([Work(1, 0, 0, 1)]))
+
+    def seconds_of(trial: Trial) -> float:
+        model = trial.step.cfg.model
+        return SECONDS[model.remat] / (1.1 if model.unroll > 1 else 1.0)
+
+    return trial_of, seconds_of, asked
+
+
+def test_the_fastest_that_fits_is_unrolled_too(step):
+    peaks = {"none": 11.0, "dots": 9.0, "attention": 8.0, "full": 5.0}
+    trial_of, seconds_of, asked = compiled_steps(step, peaks)
+    first = trial_of(CFG)
+    asked.clear()
+    found = search.by_speed(first, trial_of, seconds_of)
+    depth = step.config.vision.depth
+    assert [trial.step.cfg.model.remat for _, trial in found][:2] == ["attention", "attention"]
+    assert [seconds for seconds, _ in found] == sorted(seconds for seconds, _ in found)
+    assert sorted(asked[:4]) == sorted((remat, 1) for remat in SECONDS)
+    assert asked[4:] == [("attention", depth)]
+    assert "none" not in {trial.step.cfg.model.remat for _, trial in found}
+
+
+def test_an_estimate_is_asked_for_no_unrolling(step):
+    trial_of, seconds_of, asked = compiled_steps(step, dict.fromkeys(SECONDS, 5.0))
+    found = search.by_speed(trial_of(CFG), trial_of, seconds_of, unroll=False)
+    assert [seconds for seconds, _ in found] == sorted(SECONDS.values())
+    assert {unroll for _, unroll in asked} == {1}
+
+
+def test_nothing_is_proposed_where_nothing_fits(step):
+    trial_of, seconds_of, _ = compiled_steps(step, dict.fromkeys(SECONDS, 11.0))
+    assert search.by_speed(trial_of(CFG), trial_of, seconds_of) == []

@@ -55,7 +55,11 @@ def runs_alone(started: Instruction, computation: Computation) -> bool:
         return not started.opcode.endswith("-start") and started.opcode != "send"
     names = [each.name for each in computation.instructions]
     between = computation.instructions[names.index(started.name) + 1 : names.index(done[0].name)]
-    return all(each.opcode in FREE or each.opcode.endswith(("-start", "-done")) for each in between)
+    return all(_only_waits(each.opcode) for each in between)
+
+
+def _only_waits(opcode: str) -> bool:
+    return opcode in FREE or opcode in ("send", "recv") or opcode.endswith(("-start", "-done"))
 
 
 def _read(

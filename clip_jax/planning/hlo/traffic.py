@@ -19,6 +19,7 @@ FREE = frozenset(
         "get-tuple-element",
         "bitcast",
         "after-all",
+        "async-update",
         "partition-id",
         "replica-id",
         "opt-barrier",
@@ -89,22 +90,34 @@ def _of_fusion(module: Module, fusion: Instruction, computation: Computation, ti
 
 
 def _shares(module: Module, inner: Computation, index: int) -> tuple[float, float]:
-    """The share of a fusion's operand that it reads, and the share that it leaves as it is.
-
-    Fusions hold fusions, which may be what takes the slice.
-    """
+    """The share of a fusion's operand that it reads, and the share that it leaves as it is."""
     parameter = inner.parameters.get(index)
     size = elements_of(parameter.type) if parameter else 0
     if not size:
         return 1.0, 0.0
-    read, kept = 0.0, 0.0
-    pending = [parameter.name]
+    read, kept, escapes = _elements_used(module, inner, parameter)
+    if escapes:  # it is the result
+        return 1.0, 0.0
+    return min(read / size, 1.0), min(kept / size, 1.0)
+
+
+def _elements_used(
+    module: Module, inner: Computation, parameter: Instruction
+) -> tuple[float, float, bool]:
+    """Elements of a parameter that are read, those left as they are, and whether it is the result.
+
+    Fusions hold fusions, which may be what takes the slice, or only give the array another name.
+    """
+    size = elements_of(parameter.type)
+    read, kept, escapes = 0.0, 0.0, False
+    pending = [parameter]
     while pending:
-        name = pending.pop()
-        for user in inner.users(name):
-            first = user.operands[0] == name and name not in user.operands[1:]
+        value = pending.pop()
+        escapes |= value.is_root
+        for user in inner.users(value.name):
+            first = user.operands[0] == value.name and value.name not in user.operands[1:]
             if user.opcode in ("bitcast", "reshape"):
-                pending.append(user.name)
+                pending.append(user)
             elif user.opcode in ("dynamic-slice", "slice", "gather") and first:
                 read += elements_of(user.type)
             elif user.opcode == "dynamic-update-slice" and first:
@@ -112,10 +125,11 @@ def _shares(module: Module, inner: Computation, index: int) -> tuple[float, floa
             elif user.opcode == "fusion":
                 called = module.computations[user.attribute("calls")]
                 for place, operand in enumerate(user.operands):
-                    if operand == name:
-                        nested_read, nested_kept = _shares(module, called, place)
-                        read += nested_read * size
-                        kept += nested_kept * size
+                    if operand == value.name:
+                        nested = _elements_used(module, called, called.parameters[place])
+                        read, kept = read + nested[0], kept + nested[1]
+                        if nested[2]:
+                            pending.append(user)
             else:
-                return 1.0, 0.0
-    return min(read / size, 1.0), min(kept / size, 1.0)
+                return size, 0.0, False
+    return read, kept, escapes

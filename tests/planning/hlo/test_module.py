@@ -1,5 +1,7 @@
 """Operations, traffic and collectives of a program are counted as often as they run."""
 
+import dataclasses
+
 import pytest
 
 from clip_jax.planning.hlo.collectives import Collective
@@ -134,13 +136,19 @@ def test_a_slice_reads_what_it_takes():
     assert work.bytes == 2 * 4 * 64
 
 
-def test_what_goes_between_slices_is_written_as_a_send():
-    text = """ENTRY %main (x: bf16[75,8,128]) -> token[] {
+BETWEEN_SLICES = """ENTRY %main (x: bf16[75,8,128]) -> token[] {
   %x = bf16[75,8,128]{2,1,0} parameter(0)
   %token = token[] after-all()
   %send = (bf16[75,8,128]{2,1,0}, u32[]{:S(2)}, token[]) send(%x, %token), is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:255}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %recv = (bf16[75,8,128]{2,1,0}, u32[]{:S(2)}, token[]) recv(%token), is_host_transfer=true
+  %y = bf16[75,8,128]{2,1,0} negate(%x)
   ROOT %done = token[] send-done(%send), is_host_transfer=true
 }
 """
-    (found,) = read_program(text).collectives
+
+
+def test_what_goes_between_slices_is_written_as_a_send():
+    (found,) = read_program(BETWEEN_SLICES).collectives
     assert found == Collective("all-reduce", (0, 256), 2 * 75 * 8 * 128, "bf16", 1, "")
+    at_once = "\n".join(line for line in BETWEEN_SLICES.splitlines() if "negate" not in line)
+    assert read_program(at_once).collectives == [dataclasses.replace(found, synchronous=True)]

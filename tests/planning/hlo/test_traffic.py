@@ -76,6 +76,32 @@ def test_a_stack_counts_by_the_block_that_a_fusion_in_a_fusion_takes_or_puts():
     assert program.flops == 12 * 2 * 64 * 256 * 128
 
 
+RENAMED = """HloModule renamed
+
+%rename (p: bf16[64,256]) -> bf16[128,128] {
+  %p = bf16[64,256]{1,0} parameter(0)
+  ROOT %b = bf16[128,128]{1,0} bitcast(%p)
+}
+
+%product (x: bf16[64,256], w: bf16[128,8]) -> bf16[128,8] {
+  %x = bf16[64,256]{1,0} parameter(0)
+  %same = bf16[128,128]{1,0} fusion(%x), kind=kLoop, calls=%rename
+  %w = bf16[128,8]{1,0} parameter(1)
+  ROOT %y = bf16[128,8]{1,0} convolution(%same, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (x: bf16[64,256], w: bf16[128,8]) -> bf16[128,8] {
+  %x = bf16[64,256]{1,0} parameter(0)
+  %w = bf16[128,8]{1,0} parameter(1)
+  ROOT %y = bf16[128,8]{1,0} fusion(%x, %w), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_what_a_fusion_in_a_fusion_only_renames_is_read():
+    assert read_program(RENAMED).bytes == 2 * 64 * 256 + 2 * 128 * 8 + 2 * 128 * 8
+
+
 TILED = """HloModule tiled
 
 ENTRY %main (x: bf16[197,64], bias: f32[3,77], flags: pred[5,40]) -> bf16[64,197] {
