@@ -28,6 +28,7 @@ TEST = [
     "gcp-storage-emulator>=2024.8",
     "gcsfs>=2025.9",
     "psutil>=7.0",
+    "pyrefly==1.5.0",
     "pyarrow>=21",
     "pytest>=8.4",
     "pytest-xdist>=3.8",
@@ -58,7 +59,6 @@ setup(
         "etils[epath]>=1.13",
         "flax>=0.12.8",
         "fsspec>=2025.9",
-        "grain>=0.2.18",
         "importlib_resources>=6.5",  # tensorflow-datasets needs it and does not say so
         "jax>=0.10.2",
         "jinja2>=3.1.6",

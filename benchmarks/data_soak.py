@@ -102,7 +102,7 @@ def soak(batches: Batches, seconds: float, workers: int):
     third = max(1, len(flat) // 3)
     first, last = np.median(flat[:third]), np.median(flat[-third:])
     counts = batches.ledger.to_json()
-    reasons = Counter({reason: sum(n.values()) for reason, n in counts["by_reason"].items()})
+    reasons = Counter(counts["by_reason"])
     print(f"{epochs} epochs of {SHARDS * SAMPLES} samples checked, {killed} workers killed")
     print(f"{counts['bad']} bad of {counts['seen']}: {dict(reasons)}")
     print(f"memory {first:.1f} MB, at the end {last:.1f} MB: {last / first - 1:+.1%}")

@@ -55,7 +55,7 @@ def arguments(folder: Path, run: Path, steps: int) -> list[str]:
         "logging.every-steps": 1,
     }
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    return ["train", *flags, "--logging.no-tensorboard", "--logging.no-report"]
+    return ["train", *flags, "--logging.loggers", "jsonl", "--logging.no-report"]
 
 
 def newest_step(run: Path) -> int:

@@ -4,8 +4,16 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from clip_jax.models.tower import TOWERS, ImageTower, TextTower, Tower
+
+from clip_jax.registry import (  # isort: skip
+    AboveOne, AtLeastOne, AxisSize, BelowOne, Bias, Count, Fraction, Grey, Hue, LogScale,
+    NotNegative, Part, Positive, Seed, Settings, Share, Threads, Whole, Workers, resolve,
+)  # fmt: skip
+
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the channels, on a 0 to 1 scale
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+INIT_LOGIT_SCALE = math.log(1 / 0.07)
 
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
@@ -14,292 +22,274 @@ Remat = Literal["none", "dots", "attention", "full"]
 AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
 
-# --------------------------------------------------------------------------- architectures
-
-
 @dataclass(frozen=True, kw_only=True)
-class VisionTransformerConfig:
-    """The image tower as a vision transformer (arXiv:2010.11929, as CLIP changed it)."""
-
-    image_size: int = 224  # pixels on each side
-    patch_size: int = 32  # pixels on each side
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    activation: Activation = "gelu"
-    norm_epsilon: float = 1e-5
-    class_token: bool = True
-    pool: Literal["class", "mean", "map"] = "class"  # mean: of patches; map: attention (SigLIP)
-    pool_before_norm: bool = False  # CLIPA pools, then normalises; CLIP does the reverse
-    pre_norm: bool = True  # LayerNorm between the embeddings and the first block
-    patch_bias: bool = False
-    projection: bool = True  # SigLIP has none: its pooled vector is the embedding
-    position: Literal["learned", "sincos2d"] = "learned"
-    patch_dropout: float = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
-
-    def __post_init__(self):
-        if not 0 < self.patch_size <= self.image_size:
-            raise ValueError(f"patch_size={self.patch_size} must be from 1 to {self.image_size}")
-        _divides("width", self.width, "heads", self.heads)
-        if self.pool == "class" and not self.class_token:
-            raise ValueError('pool="class" needs class_token=True')
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout={self.patch_dropout} must be at least 0 and below 1")
-
-    @property
-    def grid(self) -> int:
-        """Patches on each side. What is left of a last one is cropped (SigLIP's 384 by 14)."""
-        return self.image_size // self.patch_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
-    """The image tower as CLIP's modified ResNet (arXiv:2103.00020, section 2.4)."""
-
-    image_size: int = 224  # pixels on each side
-    width: int = 64  # channels after the stem
-    depths: tuple[int, int, int, int] = (3, 4, 6, 3)  # blocks of each stage
-    heads: int = 32  # of the attention pooling
-    batch_norm_momentum: float = 0.9
-
-    def __post_init__(self):
-        _divides("image_size", self.image_size, "the stride", 32)
-        _divides("width * 32", self.width * 32, "heads", self.heads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextConfig:
-    """The text tower: a transformer over tokens, read at one position."""
-
-    context_length: int = 77  # tokens
-    vocab_size: int = 49_408
-    width: int = 512
-    depth: int = 12
-    heads: int = 8
-    mlp_width: int = 2048
-    activation: Activation = "gelu"
-    norm_epsilon: float = 1e-5
-    causal: bool = True
-    pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
-    projection_bias: bool = False
-
-    def __post_init__(self):
-        _divides("width", self.width, "heads", self.heads)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
+class PreprocessConfig(Settings, group="preprocess."):
     """How an image file becomes the numbers that a model was trained on."""
 
-    mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
+    mean: tuple[Share, Share, Share] = OPENAI_MEAN
+    std: tuple[Positive, Positive, Positive] = OPENAI_STD
     interpolation: Interpolation = "bicubic"
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    fill: int = 0  # grey level of the padding that `max_norm` adds
+    fill: Grey = 0  # grey level of the padding that `longest` adds
+    exif_rotation: bool = False  # images are turned as their EXIF says
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Settings):
     """A whole CLIP model. `models/architectures.py` names the known ones."""
 
     name: str = "custom"
-    embed_dim: int = 512
-    vision: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
-    text: TextConfig = field(default_factory=TextConfig)
+    embed_dim: Count = 512
+    vision: ImageTower = field(default_factory=lambda: __getattr__("VisionTransformerConfig")())
+    text: TextTower = field(default_factory=lambda: __getattr__("TextConfig")())
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
-    tokenizer: Literal["clip", "sentencepiece", "siglip", "huggingface"] = "clip"
-    init_logit_scale: float = math.log(1 / 0.07)  # natural logarithm of the multiplier
-    init_logit_bias: float | None = None  # None: the model has no bias (softmax loss)
+    tokenizer: str = "clip"  # the kind that a run's `tokenizer.kind="auto"` means
+    init_logit_scale: LogScale = INIT_LOGIT_SCALE  # natural logarithm of the multiplier
+    init_logit_bias: Bias | None = None  # None: the model has no bias (softmax loss)
     dtype: Dtype = "float32"  # of the towers' matrix products
     remat: Remat = "none"
-    unroll: int = 1  # blocks in one turn of the loop over a tower's blocks
+    unroll: Count = 1  # blocks in one turn of the loop over a tower's blocks
     attention: AttentionKind = "auto"
 
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """The towers' configs, by the names of their parameters."""
+        return {"image": self.vision, "text": self.text}
 
-def _divides(name: str, value: int, by_name: str, by: int):
-    if by <= 0 or value % by:
-        raise ValueError(f"{name}={value} must be a multiple of {by_name}={by}")
 
-
-# ------------------------------------------------------------------------------------ a run
+# A tower's config stands in its tower's file, which imports JAX; settings are read without it.
+def __getattr__(name: str):
+    for path in TOWERS.values():
+        if path.endswith(f":{name}"):
+            return resolve("config", path, TOWERS)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
+class ModelSettings(Settings, group="model."):
     """Which model a run trains, and what it changes of the named architecture."""
 
-    name: str = "ViT-B-32"  # `clip-jax models` lists the names
+    name: str = "ViT-B-32"  # `clip-jax models` lists them; package.module:NAME is a ModelConfig
     dtype: Dtype = "bfloat16"  # of the towers' matrix products; parameters stay float32
     remat: Remat = "none"  # what the backward pass recomputes instead of keeping
-    unroll: int = 1  # blocks in one turn of the loop over a tower's blocks: more compile longer
+    unroll: Count = 1  # blocks in one turn of the loop over a tower's blocks: more compile longer
     attention: AttentionKind = "auto"  # auto: the fastest exact one on this backend
-    image_size: int | None = None  # pixels; None: the architecture's
-    context_length: int | None = None  # tokens; None: the architecture's
-    vocab_size: int | None = None  # None: the tokenizer's
-    patch_dropout: float | None = None  # None: the architecture's
+    image_size: Count | None = None  # pixels; None: the architecture's
+    context_length: Count | None = None  # tokens; None: the architecture's
+    vocab_size: Count | None = None  # None: the tokenizer's
+    patch_dropout: BelowOne | None = None  # None: the architecture's
+    ghost_batch_norm: bool = False  # with data.accumulation: statistics of each micro-batch alone
     init_from: str | None = None  # a run directory or released weights (or their URL) to start from
     init_towers: Literal["both", "image", "text"] = "both"  # which towers init_from fills
     freeze: Literal["none", "image", "text"] = "none"  # tower that is not trained (LiT)
-    unlocked_blocks: int = 0  # last blocks of the frozen tower that train, with its head
+    unlocked_blocks: Whole = 0  # last blocks of the frozen tower that train, with its head
+
+    def __post_init__(self):
+        super().__post_init__()
+        for ignored, name, why in (
+            (self.freeze == "image", "patch_dropout", "model.freeze=image trains no patches"),
+            (self.freeze == "none", "unlocked_blocks", "model.freeze=none trains all blocks"),
+            (self.init_from is None, "init_towers", "model.init_from names no weights"),
+        ):
+            self.refuse_ignored(ignored, name, why)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossConfig:
+class LossConfig(Settings, group="loss."):
     """The contrastive loss and how its similarity matrix is moved and held."""
 
-    kind: Literal["softmax", "sigmoid"] = "softmax"
+    kind: str = "softmax"  # softmax, sigmoid or package.module:NAME
+    terms: tuple[str, ...] = ()  # NAME=WEIGHT each: further losses that are added to it
     distributed: Literal["replicated", "gather", "ring"] = "gather"  # between the devices
-    tile: int | None = None  # rows' worth of similarities held at once in a device; None: all
-    max_logit_scale: float = 100.0  # the multiplier is clamped to [1, this] after each step
+    tile: Count | None = None  # rows' worth of similarities held at once in a device; None: all
+    max_logit_scale: AtLeastOne = 100.0  # the multiplier is clamped to [1, this] after each step
+
+    def __post_init__(self):
+        super().__post_init__()
+        fits = self.tile is None or self.distributed != "replicated"
+        self.require(fits, "tile", 'needs loss.distributed="gather" or "ring"')
 
 
 @dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
+class AugmentConfig(Settings, group="data.augment."):
     """What training does to an image and a caption before the model sees them."""
 
-    crop_scale: tuple[float, float] = (0.9, 1.0)  # share of the area that a crop keeps
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width to height of a crop
+    crop_scale: tuple[Part, Part] = (0.9, 1.0)  # share of the area that a crop keeps
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)  # width to height of a crop
     flip: bool = False  # mirror half of the images; captions that say "left" become wrong
-    color_jitter: tuple[float, float, float, float] | None = (
-        None  # brightness, contrast, saturation, hue
-    )
-    color_jitter_prob: float = 0.8
-    grayscale_prob: float = 0.0
+    # brightness, contrast, saturation, hue
+    color_jitter: tuple[NotNegative, NotNegative, NotNegative, Hue] | None = None
+    color_jitter_prob: Share = 0.8  # share of the images that it changes
+    grayscale_prob: Share = 0.0  # share of the images that lose their colors
     resize: Literal["exact", "fast"] = "exact"  # exact: Pillow's antialiased bicubic pixels
     text_mask: Literal["truncate", "random", "block"] = "truncate"  # of captions over length
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            self.require(low <= high, name, "must be the smallest value and then the largest")
+        no_jitter, why = self.color_jitter is None, "data.augment.color_jitter is None"
+        self.refuse_ignored(no_jitter, "color_jitter_prob", why)
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Settings, group="data."):
     """What is trained on, and how it reaches the devices."""
 
-    source: tuple[str, ...] = (
-        "shapes",
-    )  # shapes, pairs:FILE.csv, tar:GLOB, folder:DIR (class folders), tfds:NAME, parquet:GLOB, ...
-    weights: tuple[float, ...] | None = None  # of the sources; None: by their sizes
+    # shapes, pairs:FILE.csv, tar:GLOB, folder:DIR (class folders), tfds:NAME, parquet:GLOB, ...
+    source: tuple[str, ...] = ("shapes",)
+    weights: tuple[Positive, ...] | None = None  # of the sources; None: by their sizes
     eval_source: str | None = None  # None: the source's own test split
     eval_also: tuple[str, ...] = ()  # NAME=SOURCE each: more test data, measured as eval/NAME/...
-    batch_size: int = 256  # pairs, over all devices
-    accumulation: int = 1  # micro-batches in a batch; the loss still sees the whole batch
+    batch_size: Count = 256  # pairs, over all devices
+    accumulation: Count = 1  # micro-batches in a batch; the loss still sees the whole batch
     image_column: str | None = None  # None: found by name (image, filepath, jpg, ...)
     caption_column: str | None = None  # None: found by name (caption, text, title, ...)
     label_column: str | None = None  # None: found by name (label, cls, class) if it holds numbers
+    group_rows: bool = True  # rows of a list or table with the same image are one sample
+    caption_lines: bool | None = None  # lines of a .txt are captions; None: what its folder says
+    separator: str | None = None  # of lists: comma, tab, semicolon, bar; None: what the header has
+    quoting: Literal["csv", "none"] = "csv"  # of lists; none: a quote is a character like others
+    image_folder: str | None = None  # where paths in lists start; None: the list's folder
+    encoding: str | None = None  # of lists; None: UTF-8, or UTF-16 with a byte order mark
+    exif_rotation: bool = False  # turn images as their EXIF says; open_clip does not
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data_dir: str = "data"  # where `shapes` and indexes are kept
-    threads: int | None = None  # decoders in each process; None: one a core
-    workers: int = 0  # processes that decode; 0: threads of the training process do
-    prefetch: int = 2  # batches kept ready on the device
-    max_bad_share: float = 0.01  # of samples that may be unreadable before the run stops
-    max_image_pixels: int = 50_000_000  # larger images are refused as bombs
+    threads: Threads | None = None  # decoders in each process; None: one a core
+    workers: Workers = 0  # processes that decode; 0: threads of the training process do
+    prefetch: Threads = 2  # batches kept ready on the device
+    max_bad_share: Share = 0.01  # of samples that may be unreadable before the run stops
+    max_image_pixels: Count = 50_000_000  # larger images are refused as bombs
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
+class TokenizerConfig(Settings, group="tokenizer."):
     """How captions become token ids."""
 
-    kind: Literal["auto", "sentencepiece", "clip", "siglip", "huggingface"] = (
-        "auto"  # auto: the architecture's
-    )
+    kind: str = "auto"  # auto: the architecture's; sentencepiece, clip, siglip, huggingface, clipa
     path: str | None = None  # a tokenizer file; None with sentencepiece: train on the captions
-    vocab_size: int = 4096  # of a SentencePiece model that is trained here, at most
-    train_captions: int = 1_000_000  # captions that it is trained on, at most
+    vocab_size: Count = 4096  # of a SentencePiece model that is trained here, at most
+    train_captions: Count = 1_000_000  # captions that it is trained on, at most
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
+class OptimizerConfig(Settings, group="optimizer."):
     """The update rule and its schedule."""
 
-    name: Literal["adamw", "lion", "adafactor", "muon"] = "adamw"
-    learning_rate: float = 5e-4  # at the peak
-    schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
-    warmup_steps: int = 100
-    final_learning_rate: float = 0.0
-    cooldown_steps: int = 0  # of a line to the final rate that ends constant or rsqrt
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-6
-    weight_decay: float = 0.2  # not on gains, biases, position embeddings and the scale
-    clip_norm: float | None = None  # global gradient norm; None: no clipping
-    layer_decay: float | None = None  # learning rate's factor from a layer to the one below
+    name: str = "adamw"  # adamw, lion, adafactor, muon, one of optax's or package.module:NAME
+    options: tuple[str, ...] = ()  # NAME=VALUE each: what else the optimizer takes, momentum=0.9
+    learning_rate: Positive = 5e-4  # at the peak
+    schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"  # after the warm-up
+    warmup_steps: Whole = 100  # of a line from zero to the peak
+    final_learning_rate: NotNegative = 0.0  # at the last step
+    cooldown_steps: Whole = 0  # of a line to the final rate that ends constant or rsqrt
+    b1: BelowOne = 0.9  # decay of the first moment (of the momentum)
+    b2: BelowOne = 0.98  # decay of the second moment
+    eps: Positive = 1e-6  # added to the root of the second moment
+    weight_decay: NotNegative = 0.2  # not on gains, biases, position embeddings and the scale
+    clip_norm: Positive | None = None  # global gradient norm; None: no clipping
+    layer_decay: Part | None = None  # learning rate's factor from a layer to the one below
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
-    ema_decay: float | None = None  # of an average of the variables; None: none is kept
+    ema_decay: Fraction | None = None  # of an average of the variables; None: none is kept
+    ema_warmup: bool = True  # the decay rises to it over the first steps
+    shard_over_data: bool = False  # moments are split over the data axis too (ZeRO-1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        ends_high = self.schedule in ("constant", "rsqrt") and self.cooldown_steps == 0
+        why = f"optimizer.schedule={self.schedule} gets there by optimizer.cooldown_steps alone"
+        self.refuse_ignored(ends_high, "final_learning_rate", why)
+        falls = self.final_learning_rate <= self.learning_rate
+        self.require(falls, "final_learning_rate", "must be at most optimizer.learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeshConfig:
+class MeshConfig(Settings, group="mesh."):
     """How the devices are laid out. Batches are split over both axes, parameters over fsdp."""
 
-    data: int = -1  # devices on this axis; -1: all that are left
-    fsdp: int = 1
-    slices: int = 1  # TPU slices or nodes that a slow network joins; they split `data`
+    data: AxisSize = -1  # devices on this axis; -1: all that are left
+    fsdp: Count = 1  # devices that share one copy of the parameters
+    slices: Count = 1  # TPU slices or nodes that a slow network joins; they split `data`
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
+class CheckpointConfig(Settings, group="checkpoint."):
     """When the state is saved and what is kept."""
 
-    every_steps: int | None = None  # None: by minutes alone
-    every_minutes: float | None = 10.0  # None: by steps alone
-    keep_last: int = 2
-    keep_every_steps: int | None = None  # these are kept for ever
+    every_steps: Count | None = None  # None: by minutes alone
+    every_minutes: Positive | None = 10.0  # None: by steps alone
+    keep_last: Count = 2  # the newest checkpoints that are kept
+    keep_every_steps: Count | None = None  # these are kept for ever
     keep_best_by: str | None = None  # a metric, such as eval/zero_shot_top1; its best is kept
-    retry_seconds: float = 600.0  # how long a failing save is tried again before the run stops
+    # how long a failing save is tried again before the run stops
+    retry_seconds: NotNegative = 600.0
     allow_change: tuple[str, ...] = ()  # settings that may differ from the run's when resuming
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Settings, group="evaluation."):
     """What is measured while training and after it."""
 
-    every_steps: int | None = None  # in training; None: at the end alone; 0: never
-    batch_size: int = 256  # pairs, over all devices
-    max_samples: int | None = None  # None: the whole split
-    zero_shot: bool = True  # where the source has classes
-    retrieval: bool = True
+    every_steps: Whole | None = None  # in training; None: at the end alone; 0: never
+    batch_size: Count = 256  # pairs, over all devices
+    max_samples: Count | None = None  # None: the whole split
+    # loss, retrieval, zero_shot, or package.module:NAME; each where the data have what it needs
+    metrics: tuple[str, ...] = ("loss", "retrieval", "zero_shot")
     classes: str | None = None  # a text file of class names, one a line; None: the source's
     templates: str | None = None  # a text file of prompts with {}; None: the source's
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
+class LoggingConfig(Settings, group="logging."):
     """What a person sees."""
 
-    every_steps: int = 10
-    tensorboard: bool = True
-    progress: bool = True  # a live line on a terminal
+    every_steps: Count = 10  # steps from one logged step to the next
+    loggers: tuple[str, ...] = ("jsonl", "tensorboard")  # jsonl, tensorboard, wandb, module:NAME
+    progress: bool = True  # a live line on a terminal, a line now and then in a file
     report: bool = True  # report.html at the end
-    profile_steps: tuple[int, int] | None = None  # first and last step of a profiler trace
+    profile_steps: tuple[Count, Count] | None = None  # first and last step of a profiler trace
+    hooks: tuple[str, ...] = ()  # package.module:NAME each: called after every step
+
+    def __post_init__(self):
+        super().__post_init__()
+        first, last = self.profile_steps or (1, 1)
+        self.require(first <= last, "profile_steps", "must be the first and then the last step")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealthConfig:
+class HealthConfig(Settings, group="health."):
     """When a step is not taken, and when a run gives up."""
 
-    skip_nonfinite: bool = True  # leave out a step whose loss or gradient is not finite
-    spike_factor: float | None = None  # leave out a gradient norm above this times its average
-    spike_warmup_steps: int = 100  # steps that the average needs before it counts
-    max_skipped_in_row: int = 20  # then the run stops
-    hang_seconds: float = 1800.0  # without a step: print all stacks, leave with the retry code
+    skip_nonfinite: bool = True  # skip a step whose loss, gradient or update is not finite
+    spike_factor: AboveOne | None = None  # skip a gradient norm above this times its average
+    spike_warmup_steps: Whole = 100  # steps that the average needs before it counts
+    max_skipped_in_row: Count = 20  # then the run stops
+    hang_seconds: Positive = 1800.0  # without a step: print all stacks, leave with the retry code
+
+    def __post_init__(self):
+        super().__post_init__()
+        spikes_pass, why = self.spike_factor is None, "health.spike_factor is None"
+        self.refuse_ignored(spikes_pass, "spike_warmup_steps", why)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistributedConfig:
-    """Several processes. On TPU VMs, GKE, Slurm and Open MPI all of it is found by itself."""
+class DistributedConfig(Settings, group="distributed."):
+    """Several processes. On TPU VMs, GKE, Slurm and Open MPI these are detected."""
 
     coordinator: str | None = None  # host:port of process 0
-    processes: int | None = None
-    process_index: int | None = None
-    timeout_seconds: float = 300.0  # for all processes to come
+    processes: Count | None = None  # of the job
+    process_index: Whole | None = None  # of this process, from 0
+    timeout_seconds: Positive = 300.0  # for all processes to come
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """A run. `clip-jax train --config FILE` starts from FILE's `get_config()`."""
 
-    workdir: str = "runs/default"  # the run directory; a run that is in it goes on
-    seed: int = 0
-    steps: int = 1000  # optimizer steps in all
+    workdir: str = "runs/default"  # the run directory; a run that is in it is resumed
+    seed: Seed = 0  # of the initial weights, the order of the data, augmentation and dropout
+    steps: Count = 1000  # optimizer steps in all
     model: ModelSettings = field(default_factory=ModelSettings)
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -11,6 +11,7 @@ import jax
 from clip_jax import storage
 from clip_jax.config import ModelConfig
 from clip_jax.data.tokenizers.registry import load_tokenizer
+from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.runs import retention
@@ -94,7 +95,8 @@ def best_of(run: RunDirectory) -> int:
     name = config and config.checkpoint.keep_best_by
     if name is None:
         raise ValueError(f"{run.path} has no best step: it ran without checkpoint.keep_best_by")
-    step = retention.best_step(run.checkpoints, list_steps(run.checkpoints), name)
+    steps, better = list_steps(run.checkpoints), best_direction(config)
+    step = retention.best_step(run.checkpoints, steps, name, better=better)
     if step is None:
         raise ValueError(f"no checkpoint in {run.path} was saved with an evaluation's {name}")
     return step

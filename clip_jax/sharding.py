@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,23 +17,10 @@ from clip_jax.config import MeshConfig
 AXES = ("data", "fsdp")
 BATCH = P(AXES)  # batches are split over both axes; parameters over "fsdp" alone
 
-# Where the axes of a parameter go; the first match wins. Blocks have their depth as first axis.
-# Every matrix is split along the width of the residual stream, so that one divisor serves all.
-RULES = (
-    (r"blocks/attention/qkv/kernel$", P(None, "fsdp", None)),
-    (r"blocks/attention/out/kernel$", P(None, None, "fsdp")),
-    (r"blocks/mlp/up/kernel$", P(None, "fsdp", None)),
-    (r"blocks/mlp/down/kernel$", P(None, None, "fsdp")),
-    (r"pool/(query|key|value|key_value)/kernel$", P("fsdp", None)),
-    (r"pool/out/kernel$", P(None, "fsdp")),
-    (r"pool/mlp/up/kernel$", P("fsdp", None)),
-    (r"pool/mlp/down/kernel$", P(None, "fsdp")),
-    (r"projection/kernel$", P("fsdp", None)),
-    (r"(token|position)_embedding$", P(None, "fsdp")),
-    (r"patch_embedding/kernel$", P(None, None, None, "fsdp")),
-    (r"conv/kernel$", P(None, None, None, "fsdp")),
-    (r".*", P()),
-)
+SMALLEST = 2**12  # numbers of an array, below which it is split by its first choice or not at all
+MOST_REPLICATED = 0.05  # of the bytes that "fsdp" is to split
+
+Rows = Sequence[tuple[str, int]]  # (regular expression, axis that is split first)
 
 
 def make_mesh(cfg: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -112,34 +100,138 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def parameter_spec(name: str, shape: tuple[int, ...], fsdp: int) -> P:
-    """The first rule that fits. An axis that fsdp does not divide stays whole."""
-    spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
-    if fsdp == 1 or "fsdp" not in spec or len(spec) != len(shape):
-        return P()
-    return spec if shape[spec.index("fsdp")] % fsdp == 0 else P()
+def parts_of(
+    name: str, shape: tuple[int, ...], fsdp: int, *, rows: Rows = ()
+) -> tuple[int, ...] | None:
+    """Into how many parts "fsdp" splits each axis of a parameter; None: it stays whole.
+
+    The first row whose expression is in the name gives the first choice. An axis that `fsdp` does
+    not divide gives way to the largest that it does divide; where there is none, several axes are
+    split, as far as they go. A matrix that no row names is split likewise; gains and biases are
+    not. The first axis of a stack of blocks stays whole, as its layers are read one by one.
+    """
+    row = next((axis for pattern, axis in rows if re.search(pattern, name)), None)
+    stacked = int("blocks/" in name)
+    large = math.prod(shape) >= SMALLEST
+    by_size = sorted(range(stacked, len(shape)), key=lambda axis: -shape[axis])
+    is_matrix = len(by_size) > 1 and not re.search(r"(bias|scale)$", name)
+    axes = []
+    if row is not None and is_matrix:
+        axes = [row % len(shape)] + (by_size if large else [])
+    elif row is None and is_matrix and large:
+        axes = by_size
+    if fsdp == 1 or not axes:
+        return None
+    parts = [1] * len(shape)
+    for axis in axes:
+        if shape[axis] % fsdp == 0:
+            parts[axis] = fsdp
+            return tuple(parts)
+    left = fsdp
+    for axis in axes if large else ():
+        parts[axis] *= math.gcd(shape[axis] // parts[axis], left)
+        left = fsdp // math.prod(parts)
+    return tuple(parts) if left < fsdp else None
 
 
-def shardings(mesh: Mesh, tree: Any) -> Any:
+def sharding_of(mesh: Mesh, parts: tuple[int, ...] | None) -> NamedSharding:
+    """A parameter's sharding, from what `parts_of` gave."""
+    fsdp = mesh.shape["fsdp"]
+    if parts is None:
+        return NamedSharding(mesh, P())
+    if fsdp in parts:
+        return NamedSharding(mesh, P(*("fsdp" if n == fsdp else None for n in parts)))
+    # One axis of a mesh cannot split several of an array: here it is several, and the devices are
+    # in the same order, so that the compiler sees one mesh. What they leave over holds copies.
+    split = {f"fsdp_{axis}": n for axis, n in enumerate(parts) if n > 1}
+    sizes = {"data": mesh.shape["data"], **split, "copies": fsdp // math.prod(parts)}
+    view = Mesh(
+        mesh.devices.reshape(*sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+    )
+    names = (f"fsdp_{axis}" if n > 1 else None for axis, n in enumerate(parts))
+    return NamedSharding(view, P(*names))
+
+
+def shardings(mesh: Mesh, tree: Any, *, rows: Rows = ()) -> Any:
     """A `NamedSharding` for every leaf of a train state or of parameters.
 
-    Optimizer states mirror the parameters' paths, so the same rules place them.
+    Optimizer states mirror the parameters' paths, so the same rows serve them.
+
+    Args:
+      mesh: of `make_mesh`.
+      tree: of arrays or their shapes.
+      rows: see `parts_of`.
 
     Raises:
       ValueError: when "fsdp" is larger than 1 and splits nothing.
     """
     fsdp = mesh.shape["fsdp"]
-    specs = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: parameter_spec(path_name(path), leaf.shape, fsdp), tree
+    found = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: sharding_of(
+            mesh, parts_of(path_name(path), leaf.shape, fsdp, rows=rows)
+        ),
+        tree,
     )
-    is_spec = lambda x: isinstance(x, P)  # noqa: E731
-    if fsdp > 1 and not any("fsdp" in spec for spec in jax.tree.leaves(specs, is_leaf=is_spec)):
+    if fsdp > 1 and all(leaf.is_fully_replicated for leaf in jax.tree.leaves(found)):
         widths = sorted({size for leaf in jax.tree.leaves(tree) for size in leaf.shape})
         raise ValueError(
             f"mesh.fsdp={fsdp} divides no width of this model (sizes: {widths}), so it would split "
             "nothing: choose a divisor of the towers' widths, or 1"
         )
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)
+    return found
+
+
+def replication_warning(mesh: Mesh, tree: Any) -> str | None:
+    """What "fsdp" leaves whole of a tree with shardings, by name, where that is much.
+
+    A leaf that is split into fewer parts than "fsdp" has counts by what a device holds too much.
+    """
+    fsdp = mesh.shape["fsdp"]
+    if fsdp == 1:
+        return None
+    total, whole = 0, {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        too_much = bytes_per_device(leaf) - size / fsdp
+        total += size
+        whole[path_name(path)] = too_much * fsdp / (fsdp - 1)
+    replicated = sum(whole.values())
+    if replicated <= MOST_REPLICATED * total:
+        return None
+    largest = sorted(whole, key=whole.__getitem__, reverse=True)[:4]
+    names = ", ".join(f"{name} ({whole[name] / 2**20:,.1f} MiB)" for name in largest)
+    return (
+        f"mesh.fsdp={fsdp} leaves {replicated / 2**20:,.1f} of {total / 2**20:,.1f} MiB of the "
+        f"state whole on each device, as it does not divide their axes: {names}, ...; choose an "
+        "fsdp that divides the towers' widths"
+    )
+
+
+def over_data(tree: Any, places: Any) -> Any:
+    """Shardings that split each array over "data" as well, along its largest axis that allows it.
+
+    For what no device needs whole, as the moments of an optimizer (ZeRO-1, arXiv:1910.02054).
+    Small arrays stay as they are.
+
+    Args:
+      tree: of arrays or their shapes.
+      places: their shardings otherwise.
+    """
+
+    def split(leaf, place: NamedSharding) -> NamedSharding:
+        data, shard = place.mesh.shape["data"], place.shard_shape(leaf.shape)
+        axes = [axis for axis in range(leaf.ndim) if shard[axis] % data == 0]
+        if data == 1 or not axes or math.prod(leaf.shape) < SMALLEST:
+            return place
+        axis = max(axes, key=lambda axis: (shard[axis], axis))
+        spec = [*place.spec, *[None] * (leaf.ndim - len(place.spec))]
+        taken = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)
+        spec[axis] = tuple(name for name in (*taken, "data") if name)
+        return NamedSharding(place.mesh, P(*spec))
+
+    return jax.tree.map(split, tree, places)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

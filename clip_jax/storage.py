@@ -1,10 +1,15 @@
 """Local paths and URLs: list, read ranges with retries, write atomically, lock, cache."""
 
+import atexit
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import glob
 import os
+import re
+import shutil
+import tempfile
 import threading
 import time
 from collections import OrderedDict
@@ -12,16 +17,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import bracex
 import fsspec
 from absl import logging
 from etils import epath
+from etils.epath import gpath
 
 T = TypeVar("T")
 
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries
 FINAL = (IsADirectoryError, NotADirectoryError, PermissionError)  # waiting does not help
 PASSING = (408, 425, 429)  # of HTTP's answers of 400 to 499, those that do pass
+RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?:(?P<total>\d+)|\*)")
 OPEN_FILES = 256  # kept open by a process
 LISTING_THREADS = 32
 
@@ -35,6 +41,16 @@ class FileInfo(NamedTuple):
 
 class Refused(OSError):
     """The storage answers, and its answer is no: asking again does not help."""
+
+
+class NoRanges(ValueError):
+    """A server that does not send parts of files: each of them would be the beginning."""
+
+    def __init__(self, path: str):
+        super().__init__(
+            f"{path}: the server does not send ranges of bytes, which random access needs (python -m "
+            "http.server is such a one): copy the files to a disk or a bucket, or use another server"
+        )
 
 
 def is_url(path: str) -> bool:
@@ -66,34 +82,6 @@ def is_file(path: str) -> bool:
     return bool(retry(lambda: filesystem.isfile(name), path))
 
 
-def expand(pattern: str) -> list[str]:
-    """The files that a pattern with {a,b}, {00..99}, * and ? names, in order.
-
-    Raises:
-      FileNotFoundError: nothing matches, or a file that is named without a wildcard is not there.
-    """
-    paths, missing = [], []
-    for part in bracex.expand(pattern, limit=0):
-        if is_url(part):
-            filesystem, path = fsspec.core.url_to_fs(part)
-            wild = any(character in part for character in "*?[")
-            found = [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)] if wild else [part]  # fmt: skip
-        else:
-            part = os.path.expanduser(part)
-            found = glob.glob(part)
-        paths += sorted(found)
-        if not found:
-            missing.append(part)
-    if not paths:
-        raise FileNotFoundError(f"{pattern!r} matches no file")
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of the files that {pattern!r} names are not there; the first is "
-            f"{missing[0]}"
-        )
-    return paths
-
-
 def stat(paths: Sequence[str]) -> list[FileInfo]:
     """Size and version of each file."""
     if len(paths) == 1:
@@ -121,19 +109,46 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
     Raises:
       OSError: it still fails after all tries; the message names the file.
+      NoRanges: the server sends the file from its beginning, whatever is asked for.
     """
-    if is_url(path):
+    if start >= end:
+        return b""
 
-        def read() -> bytes:
-            filesystem, name = fsspec.core.url_to_fs(path)
-            return filesystem.cat_file(name, start=start, end=end)
-
-    else:
-
-        def read() -> bytes:
+    def read() -> bytes:
+        if not is_url(path):
             return _pread(_files.get(path), start, end)
+        filesystem, name = fsspec.core.url_to_fs(path)
+        if is_web(path):
+            return fsspec.asyn.sync(filesystem.loop, _web_range, filesystem, name, start, end)
+        data = filesystem.cat_file(name, start=start, end=end)
+        if len(data) > end - start:
+            raise NoRanges(path)
+        return data
 
     return retry(read, path)
+
+
+async def _web_range(filesystem, url: str, start: int, end: int) -> bytes:
+    """A range of a file of a web server, which must say that it sends that range and no other.
+
+    fsspec takes the beginning of the file for it where a server ignores the header.
+    """
+    session = await filesystem.set_session()
+    settings = dict(filesystem.kwargs)
+    asked = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    headers = {**settings.pop("headers", {}), **asked}
+    async with session.get(filesystem.encode_url(url), headers=headers, **settings) as answer:
+        if answer.status == 416:  # it begins behind the end of the file
+            return b""
+        filesystem._raise_not_found_for_status(answer, url)
+        span = RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+        if answer.status != 206 or span is None or int(span["first"]) != start:
+            raise NoRanges(url)
+        last = min(int(span["last"]), int(span["total"]) - 1 if span["total"] else end)
+        data = await answer.read()
+    if len(data) != last + 1 - start:
+        raise OSError(f"{len(data)} bytes came of {last + 1 - start}")
+    return data[: end - start]
 
 
 def read_file(path: str) -> bytes:
@@ -141,8 +156,8 @@ def read_file(path: str) -> bytes:
     return read_whole(path) if is_url(path) else Path(path).expanduser().read_bytes()
 
 
-def read_whole(url: str) -> bytes:
-    """All of a file behind a URL; failures are tried again.
+def read_whole(url: str, *, patient: bool = True) -> bytes:
+    """All of a file behind a URL; failures are tried again, unless not `patient`.
 
     Raises:
       FileNotFoundError: it is not there.
@@ -157,15 +172,16 @@ def read_whole(url: str) -> bytes:
         except FileNotFoundError:  # an answer, not a failure: there is no use in asking again
             return None
 
-    data = retry(read, url)
+    data = retry(read, url, patient=patient)
     if data is None:
         raise FileNotFoundError(url)
     return data
 
 
-def retry(action: Callable[[], T], path: str) -> T:
+def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
     """Do it, again after each of RETRY_DELAYS while it fails, and name `path` when it will not."""
-    for number in range(len(RETRY_DELAYS) + 1):
+    delays = RETRY_DELAYS if patient else ()
+    for number in range(len(delays) + 1):
         try:
             return action()
         # The clients of clouds have exception types of their own, of which a few are OSErrors.
@@ -174,14 +190,14 @@ def retry(action: Callable[[], T], path: str) -> T:
                 raise
             _files.forget(path)
             refused = isinstance(error, FINAL) or _is_refusal(error)
-            if number == len(RETRY_DELAYS) or refused:
+            if number == len(delays) or refused:
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
                 raise (Refused if refused else kind)(
-                    f"{path} cannot be read, after {number + 1} tries in {sum(RETRY_DELAYS[:number]):.0f} s: "
+                    f"{path} cannot be read, after {number + 1} tries in {sum(delays[:number]):.0f} s: "
                     f"{type(error).__name__}: {error}"
                 ) from error
             logging.warning("Reading %s failed (%s); trying again.", path, error)
-            time.sleep(RETRY_DELAYS[number])
+            time.sleep(delays[number])
     raise AssertionError("the loop returns or raises")
 
 
@@ -261,6 +277,21 @@ def writable(folder: Path) -> bool:
     return True
 
 
+def _glob_in_literal_folder(self, pattern: str):
+    """`epath.Path.glob`, but only `pattern` may hold wildcards, as in `pathlib`.
+
+    epath takes the folder's own name for a part of the pattern. Orbax merges a checkpoint's files
+    by such a glob, so a checkpoint below a folder called run[1] could never be read.
+    """
+    if "**" in pattern:
+        raise NotImplementedError(f"{pattern!r}: ** is not supported")
+    for found in self._backend.glob(self._PATH.join(glob.escape(self._path_str), pattern)):
+        yield self._new(found)
+
+
+gpath.PosixGPath.glob = _glob_in_literal_folder
+
+
 def atomic_write(path: str | os.PathLike, content: bytes | str):
     """Write a file, text in UTF-8, so that neither a reader nor a crash ever meets half of it.
 
@@ -281,5 +312,24 @@ def atomic_write(path: str | os.PathLike, content: bytes | str):
 
 
 def user_cache() -> Path:
-    """The folder for what can be made again: $XDG_CACHE_HOME/clip_jax, or ~/.cache/clip_jax."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clip_jax"
+    """The folder for what can be made again: $XDG_CACHE_HOME/clip_jax, or ~/.cache/clip_jax.
+
+    Where that cannot be written, as in containers without a home, it is a folder of this process.
+    """
+    named = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = Path(os.path.expanduser(named)) / "clip_jax"
+    if folder.is_absolute():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return folder
+    return _temporary_cache(str(folder))
+
+
+@functools.cache
+def _temporary_cache(absent: str) -> Path:
+    # A name that others can guess would let them put programs there for this process to run.
+    folder = tempfile.mkdtemp(prefix="clip_jax_cache_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    logging.warning("%s cannot be written: set XDG_CACHE_HOME to keep compiled programs", absent)
+    return Path(folder)

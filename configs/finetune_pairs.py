@@ -25,7 +25,10 @@ def get_config() -> TrainConfig:
         steps=1_000,
         model=ModelSettings(name="ViT-B-32", init_from="open_clip_model.safetensors"),
         data=DataConfig(
-            source=("pairs:captions.csv",), eval_source="pairs:test.csv", batch_size=256
+            source=("pairs:captions.csv",),
+            eval_source="pairs:test.csv",
+            batch_size=256,
+            exif_rotation=True,  # photographs from phones lie on their side without it
         ),
         optimizer=OptimizerConfig(
             learning_rate=1e-5, warmup_steps=50, weight_decay=0.1, clip_norm=1.0

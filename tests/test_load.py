@@ -13,10 +13,10 @@ import clip_jax
 from clip_jax.config import CheckpointConfig, TrainConfig
 from clip_jax.data.tokenizers.registry import train_sentencepiece
 from clip_jax.models.architectures import model_config
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, init_variables
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.training.state import dummy_batch, new_state
+from clip_jax.training.state import new_state
 from clip_jax.weights.export import export
 
 CONFIG = model_config("ViT-test")
@@ -25,7 +25,7 @@ CAPTIONS = ["a red circle", "a blue square"]
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(CLIP(CONFIG).init)(jax.random.key(0), *dummy_batch(CONFIG))
+    return jax.jit(lambda key: init_variables(CLIP(CONFIG), key))(jax.random.key(0))
 
 
 @pytest.fixture

@@ -1,6 +1,12 @@
 """The mesh, the table of where parameters go, and batches that divide."""
 
+import dataclasses
+import functools
+import math
+import re
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
@@ -8,25 +14,32 @@ from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
 from clip_jax.config import MeshConfig
-from clip_jax.models.clip import create_model
+from clip_jax.models.architectures import ARCHITECTURES, model_config
+from clip_jax.models.clip import CLIP, init_variables, sharding_rows
 from clip_jax.sharding import (
-    RULES,
     bytes_per_device,
     check_batch,
     make_mesh,
     mesh_shape,
-    parameter_spec,
+    parts_of,
+    sharding_of,
     shardings,
     to_global,
 )
-from clip_jax.training.state import dummy_batch
 
 
-def parameters(name: str) -> dict[str, jax.ShapeDtypeStruct]:
-    model = create_model(name)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_batch(model.config))
+def parameters(model: CLIP) -> dict[str, jax.ShapeDtypeStruct]:
+    shapes = jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(shapes["params"])
     return {sharding.path_name(path): leaf for path, leaf in leaves}
+
+
+def shallow(name: str) -> CLIP:
+    """An architecture with one block a stage: the others are as large."""
+    config = model_config(name)
+    once = {"depth": 1, "depths": (1, 1, 1, 1)}
+    towers = {side: getattr(config, side).with_known(**once) for side in ("vision", "text")}
+    return CLIP(dataclasses.replace(config, **towers))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +65,6 @@ def test_the_axes_take_all_devices(cfg, shape):
         (MeshConfig(fsdp=3), "mesh.fsdp=3 .* divisor of 8"),
         (MeshConfig(fsdp=16), "mesh.fsdp=16"),
         (MeshConfig(data=0), "mesh.data=0 must be at least 1"),
-        (MeshConfig(fsdp=-1), "mesh.fsdp=-1 must be at least 1"),
         (MeshConfig(slices=3), "mesh.slices=3 must divide the data axis of 8"),
         (MeshConfig(slices=2), "mesh.slices=2, and the 8 devices lie in 1"),
     ],
@@ -76,35 +88,102 @@ def test_slices_split_the_data_axis_and_never_the_parameters():
     assert [row[0].slice_index for row in mesh.devices] == [0, 0, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16-SigLIP", "RN50"])
-def test_every_large_parameter_is_split(name):
-    for parameter, leaf in parameters(name).items():
-        spec = parameter_spec(parameter, leaf.shape, 8)
-        if leaf.size > 2**16:
-            assert "fsdp" in spec, parameter
-        if "fsdp" in spec:
-            assert leaf.shape[spec.index("fsdp")] % 8 == 0
+def distinct() -> list[str]:
+    """The architectures, but for those that differ in what no matrix shows."""
+    found = {}
+    for name, config in ARCHITECTURES.items():
+        sizes = {"image_size": 448, "context_length": 77, "activation": "gelu", "norm_epsilon": 1.0}
+        found.setdefault((config.vision.with_known(**sizes), config.text.with_known(**sizes)), name)
+    return list(found.values())
 
 
-def test_every_rule_serves_some_parameter():
-    names = [n for m in ("ViT-test", "ViT-B-16-SigLIP", "RN-test") for n in parameters(m)]
-    first = {
-        next(i for i, (rule, _) in enumerate(RULES) if sharding.re.search(rule, n)) for n in names
-    }
-    assert first == set(range(len(RULES)))
+@pytest.mark.parametrize("name", distinct())
+def test_every_architecture_is_split_evenly_over_any_fsdp(name):
+    model = shallow(name)
+    rows, found = sharding_rows(model.config), parameters(model)
+    total = sum(leaf.size for leaf in found.values())
+    for fsdp in (2, 8, 64, 256):
+        parts = {n: parts_of(n, leaf.shape, fsdp, rows=rows) for n, leaf in found.items()}
+        for n, split in parts.items():
+            axes = zip(split or (), found[n].shape)
+            assert all(size % count == 0 for count, size in axes), n
+        held = sum(leaf.size / math.prod(parts[n] or (1,)) for n, leaf in found.items())
+        whole = (held - total / fsdp) * fsdp / (fsdp - 1)
+        assert total < 5e6 or whole < 0.01 * total, (fsdp, whole / total)
 
 
-def test_an_axis_that_does_not_divide_stays_whole(mesh):
-    assert parameter_spec("projection/kernel", (12, 16), 8) == P()
-    assert parameter_spec("projection/kernel", (16, 12), 8) == P("fsdp", None)
-    assert parameter_spec("projection/kernel", (16, 12), 1) == P()
+def test_a_size_that_divides_no_axis_is_split_over_several():
+    model = shallow("ViT-bigG-14")
+    rows, found = sharding_rows(model.config), parameters(model)
+    name = "image/transformer/blocks/attention/qkv/kernel"
+    assert found[name].shape == (1, 1664, 3 * 1664)  # 2**7 times 13: 256 divides neither
+    assert parts_of(name, found[name].shape, 256, rows=rows) == (1, 128, 2)
+    up = "image/transformer/blocks/mlp/up/kernel"
+    assert parts_of(up, found[up].shape, 256, rows=rows) == (1, 1, 256)  # the second choice
+    assert parts_of(up, found[up].shape, 64, rows=rows) == (1, 64, 1)
+
+
+def test_every_row_serves_some_parameter():
+    for name in ("ViT-B-32", "ViT-B-16-SigLIP", "RN50"):
+        config = model_config(name)
+        names = {n for m in ("ViT-B-32", "ViT-B-16-SigLIP", "RN50") for n in parameters(shallow(m))}
+        for pattern, _ in sharding_rows(config):
+            assert any(re.search(pattern, n) for n in names), pattern
+
+
+def test_small_arrays_gains_and_biases_stay_whole():
+    rows = ((r"\bimage/.*projection/kernel$", 0),)
+    assert parts_of("image/projection/kernel", (12, 16), 8, rows=rows) is None
+    assert parts_of("image/projection/kernel", (16, 12), 8, rows=rows) == (8, 1)
+    assert parts_of("image/projection/kernel", (16, 12), 1, rows=rows) is None
+    assert parts_of("image/conv/kernel", (3, 3, 64, 128), 8) == (1, 1, 1, 8)  # no row: the largest
+    assert parts_of("image/conv/kernel", (3, 3, 4, 8), 8) is None
+    assert parts_of("image/transformer/blocks/mlp/up/bias", (48, 8192), 8) is None
+    assert parts_of("image/blocks/mlp/up/kernel", (64, 24, 100), 8) == (1, 8, 1)  # layers stay
+
+
+def test_several_axes_are_split_as_the_compiler_is_told(mesh):
+    on, w_XY = mesh(1, 8), np.arange(12 * 6.0, dtype=np.float32).reshape(12, 6)
+    place = sharding_of(on, (4, 2))
+    x_BX = jax.device_put(np.ones((8, 12), np.float32), sharding.batch_sharding(on))
+
+    @functools.partial(jax.jit, out_shardings=place)
+    def step(w_XY, x_BX):
+        constrain = sharding.constrain_batch(on)
+        return w_XY - jax.grad(lambda w_XY: jnp.square(constrain(x_BX @ w_XY)).sum())(w_XY)
+
+    found = step(jax.device_put(w_XY, place), x_BX)
+    assert {shard.data.shape for shard in found.addressable_shards} == {(3, 3)}
+    whole = jax.device_put(w_XY, sharding.replicated(on))
+    np.testing.assert_allclose(found, step(whole, x_BX), rtol=1e-6)
+    halves = jax.device_put(w_XY, sharding_of(on, (4, 1)))  # 4 of 8: two copies of each part
+    assert {shard.data.shape for shard in halves.addressable_shards} == {(3, 6)}
+
+
+def test_what_is_left_whole_is_named_with_its_bytes(mesh):
+    def warning(on, **shapes):
+        tree = {name: jax.ShapeDtypeStruct(s, np.float32) for name, s in shapes.items()}
+        places = shardings(on, tree)
+        return sharding.replication_warning(
+            on,
+            {
+                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
+                for name, x in tree.items()
+            },
+        )
+
+    assert warning(mesh(1, 8), kernel=(64, 128), other=(11, 13)) is None
+    odd = warning(mesh(1, 8), kernel=(64, 128), odd_kernel=(513, 511))
+    assert "mesh.fsdp=8" in odd and "odd_kernel (1.0 MiB)" in odd
+    assert warning(mesh(8, 1), odd_kernel=(513, 511)) is None
 
 
 def test_an_fsdp_axis_that_would_split_nothing_is_refused(mesh):
     tree = {"projection": {"kernel": jax.ShapeDtypeStruct((4, 6), np.float32)}}
+    rows = (("projection/kernel", 0),)
     with pytest.raises(ValueError, match=r"mesh.fsdp=8 divides no width .*\[4, 6\]"):
-        shardings(mesh(1, 8), tree)
-    places = shardings(mesh(2, 4), tree)
+        shardings(mesh(1, 8), tree, rows=rows)
+    places = shardings(mesh(2, 4), tree, rows=rows)
     assert places["projection"]["kernel"] == NamedSharding(mesh(2, 4), P("fsdp", None))
 
 
@@ -112,7 +191,7 @@ def test_moments_follow_the_rules_of_their_parameters(mesh):
     leaf = jax.ShapeDtypeStruct((2, 16, 64), np.float32)
     tree = {"blocks": {"mlp": {"up": {"kernel": leaf}}}}
     state = {"params": tree, "opt_state": ({"mu": tree},)}
-    found = jax.tree.leaves(shardings(mesh(1, 8), state))
+    found = jax.tree.leaves(shardings(mesh(1, 8), state, rows=((r"blocks/mlp/up/kernel$", 1),)))
     assert {place.spec for place in found} == {P(None, "fsdp", None)}
     on_devices = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=found[0])
     assert bytes_per_device([on_devices]) == 2 * 2 * 64 * 4

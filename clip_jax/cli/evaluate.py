@@ -1,4 +1,4 @@
-"""The verb `clip-jax eval`: what is measured of a model, a run's or released weights."""
+"""The command `clip-jax eval`: what is measured of a model, a run's or released weights."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -8,8 +8,10 @@ from typing import Annotated
 import tyro
 
 from clip_jax import sharding
+from clip_jax.cli.arguments import parse
 from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig, TrainConfig
 from clip_jax.data.sources import registry
+from clip_jax.evaluation.evaluators.loss import default_loss
 from clip_jax.evaluation.suite import Evaluators, open_others
 from clip_jax.load import Step, load_to_host
 from clip_jax.runs.directory import RunDirectory
@@ -33,46 +35,44 @@ class EvalSettings:
 
 def evaluate(args: list[str]) -> int:
     """Measure a trained model: zero-shot accuracy and retrieval."""
-    told = parse(args)
-    run = RunDirectory(told.model, main=False)
-    if run.holds_run:  # its settings are the defaults of what is not said
+    settings, loss = parse_eval(args), None
+    run = RunDirectory(settings.model, main=False)
+    if run.holds_run:  # its settings are the defaults
         cfg = run.load_config() or TrainConfig()
-        told = parse(args, data=cfg.data, evaluation=cfg.evaluation)
-    elif told.source is None and told.data.eval_source is None:
-        raise ValueError(f"{told.model} is no run directory: say what to measure on with --source")
-    data = told.data
-    if told.source is not None:
-        data = replace(data, source=(told.source,), eval_source=told.source, eval_also=())
-    loaded = load_to_host(told.model, step=told.step)
+        settings, loss = parse_eval(args, data=cfg.data, evaluation=cfg.evaluation), cfg.loss
+    elif settings.source is None and settings.data.eval_source is None:
+        raise ValueError(
+            f"{settings.model} is no run directory: name what to measure on with --source"
+        )
+    data = settings.data
+    if settings.source is not None:
+        data = replace(data, source=(settings.source,), eval_source=settings.source, eval_also=())
+    loaded = load_to_host(settings.model, step=settings.step)
     first = registry.open_eval_source(data)
     if first is None:
-        raise ValueError("the run has no test data: say what to measure on with --source")
+        raise ValueError("the run has no test data: name what to measure on with --source")
     if loaded.tokenizer is None:
-        raise ValueError(f"no tokenizer lies with {told.model}: put its file there")
+        raise ValueError(f"no tokenizer lies with {settings.model}: put its file there")
     measure = Evaluators(
         first,
         open_others(data),
         loaded.model,
-        sharding.make_mesh(told.mesh),
+        sharding.make_mesh(settings.mesh),
         loaded.tokenizer,
-        cfg=told.evaluation,
+        cfg=settings.evaluation,
         data=data,
+        loss=loss or default_loss(loaded.model.config),
     )
-    found = measure(loaded.variables)
-    assert found is not None
-    for name, value in found.metrics.items():
+    result = measure(loaded.variables)
+    assert result is not None
+    for name, value in result.metrics.items():
         print(f"{name.removeprefix('eval/'):40} {value:.6g}")
-    if told.json_out is not None:
-        told.json_out.write_text(json.dumps(found.metrics, indent=2) + "\n")
+    if settings.json_out is not None:
+        settings.json_out.write_text(json.dumps(result.metrics, indent=2) + "\n")
     return 0
 
 
-def parse(args: list[str], **defaults) -> EvalSettings:
-    """The settings that `args` give, the rest being the defaults."""
-    return tyro.cli(
-        EvalSettings,
-        args=args,
-        prog="clip-jax eval",
-        description=EVAL_HELP,
-        default=EvalSettings(model=tyro.MISSING, **defaults),
-    )
+def parse_eval(args: list[str], **defaults) -> EvalSettings:
+    """The settings that `args` give; the others are the defaults."""
+    default = EvalSettings(model=tyro.MISSING, **defaults)
+    return parse(EvalSettings, args, default=default, prog="clip-jax eval", description=EVAL_HELP)

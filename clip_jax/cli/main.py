@@ -1,4 +1,4 @@
-"""The `clip-jax` command: one function a verb, no logic of its own."""
+"""`clip-jax`: one function for each command, no logic of its own."""
 
 import difflib
 import logging
@@ -11,21 +11,27 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
+from clip_jax.cli import environment
+from clip_jax.cli.arguments import parse, run_config, take_config
 from clip_jax.cli.data import data
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
+from clip_jax.cli.settings import settings
 from clip_jax.config import TrainConfig
-from clip_jax.config_io import take_config
 from clip_jax.hardware import let_cpu_devices_wait, silence_absent_tpus
 from clip_jax.load import Step, load_to_host
-from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.architectures import ARCHITECTURES, model_config
 from clip_jax.models.flops import forward_flops, parameter_count
+from clip_jax.planning.out_of_memory import memory_advice
 from clip_jax.redaction import redact, redact_logs
+from clip_jax.registry import is_import_path
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.report.page import write_report
 from clip_jax.runs.save_retries import SaveFailed
 from clip_jax.storage import user_cache
-from clip_jax.training.loop import TooManySkipped, train
+from clip_jax.training.loop import train
+from clip_jax.training.setup import check
+from clip_jax.training.step_log import RunFailed
 from clip_jax.weights.export import export as export_weights
 from clip_jax.weights.stablehlo import export_portable
 
@@ -36,24 +42,30 @@ Every setting below overrides it, such as: clip-jax train --config configs/shape
 
 
 def train_command(args: list[str]) -> int:
-    """Train a model, or go on with the run that is in --workdir."""
-    cfg, rest = take_config(args)
+    """Train a model, or resume the run that is in --workdir."""
+    cfg, others = take_config(args)
     prog = "clip-jax train"
-    cfg = tyro.cli(TrainConfig, default=cfg, args=rest, prog=prog, description=CONFIG_HELP)
-    return train(cfg)
+    cfg = parse(TrainConfig, others, default=cfg, prog=prog, description=CONFIG_HELP)
+    environment.check_switches()
+    check(cfg)
+    try:
+        return train(cfg)
+    except jax.errors.JaxRuntimeError as error:
+        if not environment.is_out_of_memory(error):
+            raise
+        raise ValueError(f"{environment.out_of_memory(error)}. {memory_advice(cfg)}") from error
 
 
 def report_command(args: list[str]) -> int:
-    """Write report.html of a run anew."""
+    """Write report.html of a run again."""
 
     def report(run: Annotated[str, tyro.conf.Positional]) -> int:
-        """Write report.html of a run anew.
+        """Write report.html of a run again.
 
         Args:
             run: the run directory.
         """
-        if RunDirectory(run, main=False).load_config() is None:
-            raise FileNotFoundError(f"{run} is no run directory: it has no config.json")
+        run_config(run)
         account = RunDirectory(run, main=False).read_json("goodput.json") or {}
         print(write_report(run, goodput=account.get("seconds")))
         return 0
@@ -68,10 +80,13 @@ def models_command(args: list[str]) -> int:
         """List the architectures.
 
         Args:
-            match: only names with this in them.
+            match: only names with this in them; or package.module:NAME of a ModelConfig.
         """
+        known = ARCHITECTURES
+        if is_import_path(match):
+            known = {match: model_config(match)}
         print(f"{'name':34} {'image':>5} {'embedding':>9} {'parameters':>12} {'GFLOP a pair':>13}")
-        for name, config in ARCHITECTURES.items():
+        for name, config in known.items():
             if match.lower() in name.lower():
                 print(
                     f"{name:34} {config.vision.image_size:5} {config.embed_dim:9} "
@@ -142,6 +157,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "eval": evaluate,
     "report": report_command,
     "models": models_command,
+    "settings": settings,
     "convert": convert_command,
     "export": export_command,
     "data": data,
@@ -150,7 +166,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb. A mistake of the user's is one line on standard error and exit code 2."""
+    """Run a command. A mistake of the user's is one line on standard error and exit code 2."""
     args = list(sys.argv[1:] if argv is None else argv)
     show_traceback = "--traceback" in args
     args = [arg for arg in args if arg != "--traceback"]
@@ -160,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         near = difflib.get_close_matches(args[0], COMMANDS, n=1)
         hint = f"; the nearest is {near[0]}" if near else ""
-        print(f'clip-jax: there is no verb "{args[0]}"{hint}\n\n{_usage()}', file=sys.stderr)
+        print(f'clip-jax: there is no command "{args[0]}"{hint}\n\n{_usage()}', file=sys.stderr)
         return 2
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:  # a library may have put its own there before
@@ -171,18 +187,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     let_cpu_devices_wait()
     try:
         return COMMANDS[args[0]](args[1:])
-    except (ValueError, OSError, TooManySkipped, SaveFailed) as error:
+    except Exception as error:
+        known = isinstance(error, ValueError | OSError | RunFailed | SaveFailed)
+        if (text := str(error) if known else environment.explain(error)) is None:
+            raise
         if show_traceback:
             traceback.print_exc()
         else:
-            text = " ".join(redact(str(error)).split())
+            text = " ".join(redact(text).split())
             print(f"clip-jax: {text} (--traceback shows where)", file=sys.stderr)
-        return 1 if isinstance(error, TooManySkipped | SaveFailed) else 2
+        return 1 if isinstance(error, RunFailed | SaveFailed) else 2
 
 
 def _usage() -> str:
-    rows = [f"  {name:8} {verb.__doc__.splitlines()[0]}" for name, verb in COMMANDS.items()]
-    return "usage: clip-jax VERB ... (clip-jax VERB --help says more)\n\n" + "\n".join(rows)
+    rows = [f"  {name:8} {command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "usage: clip-jax COMMAND ... (clip-jax COMMAND --help says more)\n\n" + "\n".join(rows)
 
 
 def _cache_compiled_programs():
@@ -190,6 +209,7 @@ def _cache_compiled_programs():
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(user_cache() / "programs"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    environment.replace_damaged_programs()
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import tyro
 
+from clip_jax.cli.arguments import parse, take_config
 from clip_jax.config import TrainConfig
-from clip_jax.config_io import take_config
 from clip_jax.planning.backends import JAX_SHARE, start
 from clip_jax.planning.plan import IMAGES_PER_CORE, make_plan
 from clip_jax.planning.report import to_table, to_text, write_json
@@ -40,9 +40,7 @@ def plan(args: list[str]) -> int:
     """See on any machine whether a run fits a pod or GPUs, and how fast it goes there."""
     cfg, rest = take_config(args)
     default = PlanSettings(**{f.name: getattr(cfg, f.name) for f in fields(TrainConfig)})
-    told = tyro.cli(
-        PlanSettings, default=default, args=rest, prog="clip-jax plan", description=PLAN_HELP
-    )
+    told = parse(PlanSettings, rest, default=default, prog="clip-jax plan", description=PLAN_HELP)
     if not told.topology:
         raise ValueError("say where it is to go: --topology v5e:16x16, v5p-1024, h100:8, ...")
     for name in ("images_per_core", "gpu_memory_share"):

@@ -1,4 +1,4 @@
-"""The account of unreadable samples: how many, why, in which shards."""
+"""The account of unreadable samples: how many, why, in which shards, and each of them in a file."""
 
 import json
 import math
@@ -7,43 +7,81 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from clip_jax.data.samples import BadSample
+from absl import logging
+
+from clip_jax.data.samples import BadSample, Source
 from clip_jax.storage import atomic_write
 
 FIRST = 20  # bad samples that are kept by name
+WORST = 10  # shards of a reason that are kept by name
 MIN_SEEN = 100  # samples before a share means anything
 
 
 class BadSamples:
-    """Counts bad samples by reason and shard. Several threads may write into one.
+    """Counts bad samples by reason, with the worst shards of each. Several threads may write into one.
 
-    `check` stops a run once more than `max_bad_share` of what was seen was bad.
+    The account stays small however many shards there are, since a copy goes with every batch and
+    into every checkpoint. Each bad sample is a line in `file`, where there is one.
     """
 
-    def __init__(self):
+    def __init__(self, file: Path | None = None):
         self._lock = threading.Lock()
         self.seen = 0
         self.bad = 0
-        self.by_reason: dict[str, Counter] = {}  # reason -> shard -> samples
+        self.by_reason: Counter[str] = Counter()
+        self._shards: dict[str, Counter[str]] = {}  # reason -> shard -> samples
+        self._worst: dict[str, dict[str, int]] = {}  # the WORST of them
         self.first: list[tuple[str, str]] = []  # key and reason
+        self._file = file
 
     def record(self, seen: int, bad: list[BadSample]):
         """Add `seen` samples that were asked for, of which `bad` were replaced."""
         with self._lock:
             self.seen += seen
-            self.bad += len(bad)
             for sample in bad:
-                self.by_reason.setdefault(sample.reason, Counter())[sample.shard] += 1
+                self._add(sample.reason, sample.shard, 1)
                 if len(self.first) < FIRST:
                     self.first.append((sample.key, sample.reason))
+            if bad and self._file is not None:
+                self._write(bad)
+
+    def _add(self, reason: str, shard: str, count: int):
+        self.bad += count
+        self.by_reason[reason] += count
+        shards = self._shards.setdefault(reason, Counter())
+        worst = self._worst.setdefault(reason, {})
+        shards[shard] += count
+        if shard in worst or len(worst) < WORST:
+            worst[shard] = shards[shard]
+        elif shards[shard] > worst[least := min(worst, key=worst.get)]:
+            del worst[least]
+            worst[shard] = shards[shard]
+
+    def _write(self, bad: list[BadSample]):
+        lines = (
+            {"seen": self.seen, "reason": one.reason, "key": one.key, "shard": one.shard}
+            for one in bad
+        )
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(line) + "\n" for line in lines))
+        except OSError as error:  # an account never ends a run
+            logging.warning(
+                "%s cannot be written (%s); bad samples are only counted.", self._file, error
+            )
+            self._file = None
 
     def merge(self, other: "BadSamples"):
         """Add what another process counted."""
         with self._lock:
             self.seen += other.seen
-            self.bad += other.bad
-            for reason, shards in other.by_reason.items():
-                self.by_reason.setdefault(reason, Counter()).update(shards)
+            for reason, shards in other._shards.items():
+                for shard, count in shards.items():
+                    self._add(reason, shard, count)
+            for reason, count in other.by_reason.items():
+                rest = count - sum(other._shards.get(reason, {}).values())
+                self.by_reason[reason] += rest
+                self.bad += rest
             self.first = (self.first + other.first)[:FIRST]
 
     def check(self, max_bad_share: float, *, whole: int):
@@ -58,9 +96,7 @@ class BadSamples:
                 allowed += 4 * math.sqrt(allowed)
             if self.seen < min(MIN_SEEN, whole) or self.bad <= allowed:
                 return
-            reasons = ", ".join(
-                f"{sum(shards.values())} {reason}" for reason, shards in self.by_reason.items()
-            )
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.by_reason.items())
             first = "; ".join(f"{key}: {reason}" for key, reason in self.first)
             raise ValueError(
                 f"{self.bad} of {self.seen} samples cannot be used ({reasons}), more than "
@@ -69,12 +105,13 @@ class BadSamples:
             )
 
     def to_json(self) -> dict:
-        """Everything that was counted, as plain data."""
+        """The counts, the worst shards of each reason and the first bad samples, as plain data."""
         with self._lock:
             return {
                 "seen": self.seen,
                 "bad": self.bad,
-                "by_reason": {reason: dict(shards) for reason, shards in self.by_reason.items()},
+                "by_reason": dict(self.by_reason),
+                "worst_shards": {reason: dict(shards) for reason, shards in self._worst.items()},
                 "first": [{"key": key, "reason": reason} for key, reason in self.first],
             }
 
@@ -83,17 +120,62 @@ class BadSamples:
         atomic_write(path, json.dumps(self.to_json(), indent=2) + "\n")
 
     @classmethod
-    def from_json(cls, data: dict) -> "BadSamples":
-        """The ledger that `to_json` described."""
-        ledger = cls()
-        ledger.seen, ledger.bad = data["seen"], data["bad"]
-        ledger.by_reason = {key: Counter(shards) for key, shards in data["by_reason"].items()}
-        ledger.first = [(entry["key"], entry["reason"]) for entry in data["first"]]
-        return ledger
+    def anew(cls, file: Path | None) -> "BadSamples":
+        """An empty account; lines of an earlier start are dropped from the file."""
+        if file is not None:
+            file.unlink(missing_ok=True)
+        return cls(file)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "BadSamples":
-        """What `save` wrote, or an empty ledger where there is no file."""
-        if not Path(path).exists():
-            return cls()
-        return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+    def from_json(cls, data: dict, file: Path | None = None) -> "BadSamples":
+        """The account that `to_json` described, also an earlier version's with all of the shards.
+
+        Of `file`, the lines stay that were written before.
+        """
+        ledger = cls(file)
+        ledger.seen = data["seen"]
+        shards = data.get("worst_shards", data["by_reason"])
+        for reason, counts in shards.items():
+            for shard, count in counts.items():
+                ledger._add(reason, shard, count)
+        if "worst_shards" in data:
+            ledger.by_reason = Counter(data["by_reason"])
+        ledger.bad = data["bad"]
+        ledger.first = [(entry["key"], entry["reason"]) for entry in data["first"]]
+        if file is not None and file.is_file():
+            ledger._forget_what_comes_again()
+        return ledger
+
+    def _forget_what_comes_again(self):
+        """Drop the lines of samples that a run read after its checkpoint, and reads again."""
+        partial = self._file.with_name(f".{self._file.name}.partial")
+        try:
+            with (
+                self._file.open(encoding="utf-8") as old,
+                partial.open("w", encoding="utf-8") as new,
+            ):
+                new.writelines(line for line in old if _is_seen(line, self.seen))
+            partial.replace(self._file)
+        except OSError as error:
+            logging.warning("%s cannot be written: %s", self._file, error)
+
+
+def _is_seen(line: str, seen: int) -> bool:
+    try:
+        return json.loads(line)["seen"] <= seen
+    except (ValueError, KeyError):  # cut off, when the run was killed
+        return False
+
+
+def refuse_lost(source: Source, max_bad_share: float):
+    """Refuse a source of which files with too many of its samples cannot be used.
+
+    Raises:
+      ValueError: they are more than `max_bad_share` of all; it names the files.
+    """
+    lost = getattr(source, "lost", 0)
+    if lost > max_bad_share * (len(source) + lost):
+        raise ValueError(
+            f"{source.name}: about {lost:_} of {len(source) + lost:_} samples are in files that cannot "
+            f"be used, more than data.max_bad_share={max_bad_share} allows: {' '.join(source.notes)}"
+        )

@@ -1,6 +1,7 @@
 """A row of a batch by its number: which sample, read, decoded, augmented and tokenized."""
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,8 @@ from clip_jax.data.shuffle import Mixture, hash64
 
 MAX_TRIES = 20  # samples that are tried for one row before the run stops
 KEPT_PLANS = 16  # batches whose order is remembered, more than are in work at once
+
+Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shapes and types of a batch's arrays
 
 
 class Tokenizer(Protocol):
@@ -54,17 +57,15 @@ class TrainDataset:
         self.rows = cfg.batch_size // process_count
         self._first = process_index * self.rows
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
-        self._image_size, self._preprocess, self._seed = image_size, preprocess, seed
+        self._image_size, self._seed = image_size, seed
+        self._preprocess = _with_rotation(preprocess, cfg)
         self._mixture = Mixture([len(source) for source in sources], cfg.weights)
         self._plans: dict[int, tuple[np.ndarray, ...]] = {}
 
     @property
-    def spec(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def spec(self) -> Spec:
         """Shapes and types of the arrays of this process's part of a batch."""
-        return {
-            "image": ((self.rows, self._image_size, self._image_size, 3), np.dtype(np.uint8)),
-            "tokens": ((self.rows, self._tokenizer.context_length), np.dtype(np.int32)),
-        }
+        return _spec(self.rows, self._image_size, self._tokenizer)
 
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
@@ -142,9 +143,17 @@ class EvalDataset:
         self.rows = batch_size // process_count
         self._batch_size, self._first = batch_size, process_index * self.rows
         self._source, self._tokenizer, self._cfg = source, tokenizer, cfg
-        self._image_size, self._preprocess = image_size, preprocess
+        self._image_size, self._preprocess = image_size, _with_rotation(preprocess, cfg)
         self._samples = min(len(source), max_samples or len(source))
         self.batches = -(-self._samples // batch_size)
+
+    @property
+    def spec(self) -> Spec:
+        """As in `TrainDataset`."""
+        one = {"mask": np.bool_, "index": np.int64, "label": np.int32}
+        return _spec(self.rows, self._image_size, self._tokenizer) | {
+            name: ((self.rows,), np.dtype(kind)) for name, kind in one.items()
+        }
 
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
@@ -184,10 +193,33 @@ class EvalDataset:
         }
 
 
-def collate(rows: Sequence[dict]) -> dict:
-    """Rows to one batch; the bad samples of all of them become one list."""
-    batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "bad"}
-    return batch | {"bad": [error for row in rows for error in row["bad"]]}
+def fill(
+    arrays: dict[str, np.ndarray],
+    dataset: TrainDataset | EvalDataset,
+    step: int,
+    rows: Iterable[int],
+) -> list[BadSample]:
+    """Write some rows of the batch of a step into its arrays; the bad samples among them."""
+    bad = []
+    for row in rows:
+        found = dataset[step * dataset.rows + row]
+        for name, array in arrays.items():
+            array[row] = found[name]
+        bad += found["bad"]
+    return bad
+
+
+def _with_rotation(preprocess: PreprocessConfig, cfg: DataConfig) -> PreprocessConfig:
+    """EXIF rotation where either the model was trained with it, or a setting says so."""
+    rotation = preprocess.exif_rotation or cfg.exif_rotation
+    return dataclasses.replace(preprocess, exif_rotation=rotation)
+
+
+def _spec(rows: int, image_size: int, tokenizer: Tokenizer) -> Spec:
+    return {
+        "image": ((rows, image_size, image_size, 3), np.dtype(np.uint8)),
+        "tokens": ((rows, tokenizer.context_length), np.dtype(np.int32)),
+    }
 
 
 def _or_bad(sample: Sample, load: Callable, *arguments):

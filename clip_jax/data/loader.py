@@ -1,70 +1,17 @@
-"""Batches for training and evaluation: Grain reads ahead in threads, or workers do.
-
-The step number is the whole state. Grain's own iterator state is not used: restored with another
-number of workers it gives other data without an error.
-"""
+"""Batches for training and evaluation: dataset, then threads or worker processes."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-
-import grain
+from collections.abc import Sequence
 
 from clip_jax.config import DataConfig, PreprocessConfig
-from clip_jax.data.bad_samples import BadSamples
-from clip_jax.data.dataset import EvalDataset, Tokenizer, TrainDataset, collate
+from clip_jax.data.bad_samples import BadSamples, refuse_lost
+from clip_jax.data.batches import Batches, ThreadBatches
+from clip_jax.data.dataset import EvalDataset, Tokenizer, TrainDataset
 from clip_jax.data.samples import Source
 from clip_jax.data.workers import WorkerBatches
 
-MOST_ROWS = 16  # of a batch that a thread takes at once
-
-
-class Batches:
-    """An iterator of batches that holds threads or processes: close it, or use `with`.
-
-    `check` is called with the ledger after every batch.
-    """
-
-    def __init__(
-        self,
-        start: Callable[[int], Iterator[dict]],
-        step: int,
-        ledger: BadSamples,
-        check: Callable[[BadSamples], None],
-    ):
-        self.step = step  # number of the batch that comes next
-        self.ledger = ledger
-        self._start, self._check = start, check
-        self._iterator = None
-        self._closed = False
-
-    def __iter__(self) -> "Batches":
-        return self
-
-    def __next__(self) -> dict:
-        if self._closed:
-            raise ValueError("these batches are closed")
-        if self._iterator is None:
-            self._iterator = self._start(self.step)
-        batch = next(self._iterator)
-        self.step += 1
-        bad = batch.pop("bad")
-        self.ledger.record(len(batch["image"]), bad)
-        self._check(self.ledger)
-        return batch
-
-    def close(self):
-        """Stop the threads or processes."""
-        self._closed = True
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
+__all__ = ["Batches", "cores", "eval_batches", "train_batches"]
 
 
 def train_batches(
@@ -102,7 +49,7 @@ def train_batches(
       ValueError: the batch does not divide, or, while reading, too many samples are bad.
     """
     sources = list(source) if isinstance(source, Sequence) else [source]
-    rows = TrainDataset(
+    dataset = TrainDataset(
         sources,
         tokenizer,
         cfg,
@@ -114,16 +61,16 @@ def train_batches(
     )
     whole = sum(len(one) for one in sources)
 
-    def start(step: int) -> Iterator[dict]:
-        if cfg.workers:
-            threads = cfg.threads or max(1, cores() // cfg.workers)
-            return WorkerBatches(rows, step, workers=cfg.workers, threads=threads)
-        return _in_threads(rows, step, sys.maxsize // rows.rows - step, cfg)
-
     def check(ledger: BadSamples):
         ledger.check(cfg.max_bad_share, whole=whole)
 
-    return Batches(start, start_step, ledger or BadSamples(), check)
+    account = {"ledger": ledger or BadSamples(), "check": check}
+    if cfg.workers:
+        threads = cfg.threads or max(1, cores() // cfg.workers)
+        return WorkerBatches(dataset, start_step, workers=cfg.workers, threads=threads, **account)
+    return ThreadBatches(
+        dataset, start_step, sys.maxsize, threads=cfg.threads or cores(), **account
+    )
 
 
 def eval_batches(
@@ -148,7 +95,8 @@ def eval_batches(
     Raises:
       ValueError: the batch does not divide, or, while reading, too many samples are bad.
     """
-    rows = EvalDataset(
+    refuse_lost(source, cfg.max_bad_share)
+    dataset = EvalDataset(
         source,
         tokenizer,
         cfg,
@@ -160,48 +108,19 @@ def eval_batches(
         process_count=process_count,
     )
 
-    def start(step: int) -> Iterator[dict]:
-        return _in_threads(rows, step, rows.batches - step, cfg)
-
     def check(ledger: BadSamples):
         ledger.check(cfg.max_bad_share, whole=len(source))
 
-    return Batches(start, 0, ledger or BadSamples(), check)
+    return ThreadBatches(
+        dataset,
+        0,
+        dataset.batches,
+        threads=cfg.threads or cores(),
+        ledger=ledger or BadSamples(),
+        check=check,
+    )
 
 
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _From:
-    """`rows` from a batch on, as the random access source that Grain wants: some rows an item."""
-
-    def __init__(self, rows: TrainDataset | EvalDataset, step: int, batches: int, chunk: int):
-        self._rows, self._first, self._chunk = rows, step * rows.rows, chunk
-        self._length = batches * (rows.rows // chunk)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, number: int) -> list[dict]:
-        first = self._first + number * self._chunk
-        return [self._rows[row] for row in range(first, first + self._chunk)]
-
-
-def _in_threads(rows: TrainDataset | EvalDataset, step: int, batches: int, cfg: DataConfig):
-    # Grain's default of 16 threads is a fifth slower than one a core.
-    threads = cfg.threads or cores()
-    # An item costs Grain as much as a tenth of a picture's decoding, so it is several rows.
-    most = max(1, min(MOST_ROWS, rows.rows // threads))
-    chunk = max(size for size in range(1, most + 1) if rows.rows % size == 0)
-    ahead = max(threads, 2 * rows.rows // chunk)
-    read = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
-    source = _From(rows, step, batches, chunk)
-    dataset = grain.MapDataset.source(source).to_iter_dataset(read)
-    whole = dataset.batch(rows.rows // chunk, drop_remainder=True, batch_fn=_collate_chunks)
-    return iter(whole)
-
-
-def _collate_chunks(chunks: Sequence[list[dict]]) -> dict:
-    return collate([row for chunk in chunks for row in chunk])

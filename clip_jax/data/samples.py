@@ -1,9 +1,18 @@
-"""What a source gives: a sample, or the reason why it cannot."""
+"""What a source gives, a sample or the reason why it cannot, and the record that opens a source."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, NamedTuple, Protocol
 
+from clip_jax.config import DataConfig
 from clip_jax.redaction import redact
+
+Split = Literal["train", "test"]
+
+# Characters that are no text: NUL, halves of surrogate pairs, and U+FFFD, which stands where another
+# program could not decode a byte. No tokenizer is trained on them, and some fail on them.
+BROKEN = re.compile("[\x00\ud800-\udfff\ufffd]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +26,47 @@ class Sample:
     label: int | None = None  # index into the source's classes
     group: str | None = None  # results of a group are reported apart, such as "held_out"
     caption_probs: tuple[float, ...] | None = None  # of the captions; None: all alike
+    had_broken_text: bool = False  # a caption lost characters that are no text
+
+    def __post_init__(self):
+        """Keep out of every tokenizer, log and page what is no text, whatever the source is."""
+        key, shard = printable(self.key), printable(self.shard)
+        if key is not self.key or shard is not self.shard:
+            object.__setattr__(self, "key", key)
+            object.__setattr__(self, "shard", shard)
+        for caption in self.captions:
+            if not isinstance(caption, str):
+                raise BadSample("caption-not-text", key=key, shard=shard)
+        if any(map(BROKEN.search, self.captions)):
+            self._remove_broken_text()
+
+    def _remove_broken_text(self):
+        probs = self.caption_probs or (1.0,) * len(self.captions)
+        cleaned = ((BROKEN.sub("", text).strip(), prob) for text, prob in zip(self.captions, probs))
+        kept = [(text, prob) for text, prob in cleaned if text]
+        if not kept:
+            raise BadSample("caption-not-text", key=self.key, shard=self.shard)
+        total = sum(prob for _, prob in kept)
+        shares = tuple(prob / total for _, prob in kept) if self.caption_probs else None
+        object.__setattr__(self, "captions", tuple(text for text, _ in kept))
+        object.__setattr__(self, "caption_probs", shares)
+        object.__setattr__(self, "had_broken_text", True)
+
+
+def printable(name: str) -> str:
+    """A name that can be written as UTF-8; bytes of another encoding become U+FFFD."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return name.encode("utf-8", "surrogateescape" if _escaped(name) else "replace").decode(
+            "utf-8", "replace"
+        )
+    return name
+
+
+def _escaped(name: str) -> bool:
+    """Whether its surrogates are bytes of a file name, as Python keeps them."""
+    return all("\udc80" <= char <= "\udcff" for char in name if "\ud800" <= char <= "\udfff")
 
 
 class BadSample(Exception):
@@ -27,7 +77,7 @@ class BadSample(Exception):
     """
 
     def __init__(self, reason: str, *, key: str, shard: str):
-        key, shard = redact(key), redact(shard)
+        key, shard = redact(printable(key)), redact(printable(shard))
         super().__init__(reason, key, shard)  # all of them, so that it survives pickling
         self.reason, self.key, self.shard = reason, key, shard
 
@@ -43,15 +93,32 @@ def _bad_sample(reason: str, key: str, shard: str) -> BadSample:
 
 
 class Source(Protocol):
-    """Samples by number. Sources can be pickled and may be read by several threads at once."""
+    """Samples by number. Sources can be pickled and may be read by several threads at once.
+
+    A class from outside the tree needs `__len__` and `__getitem__` alone; what else is missing is
+    filled in when it is opened.
+    """
 
     name: str  # as a person would say it, such as "pairs:captions.csv"
     fingerprint: str  # of what is in it, the same wherever the files lie
     classes: tuple[str, ...] | None  # names of the labels, for zero-shot classification
     templates: tuple[str, ...] | None  # prompts with {} for a class name
+    notes: tuple[str, ...]  # what a person should know of how it is read; `data stats` prints them
+    lost: int  # samples expected in files that cannot be used; they count as bad
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample:
         """The sample at `index`; raises BadSample where there is none to be had."""
         ...
+
+
+class SourceFormat(NamedTuple):
+    """How sources of one format are opened: the record that the table of formats names.
+
+    Each function takes the location, what follows `format:` in `data.source`.
+    """
+
+    open: Callable[[str, Split, DataConfig], Source]
+    has_test_split: Callable[[str, DataConfig], bool] = lambda location, cfg: False
+    index: Callable[..., object] | None = None  # None: the format needs no index

@@ -5,54 +5,73 @@ at a pipe that stays open, and one that hangs is waited for without end.
 """
 
 import contextlib
+import mmap
 import multiprocessing
+import os
 import signal
+import tempfile
+import threading
 import traceback
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import reduction
 from multiprocessing.connection import Connection
-from multiprocessing.shared_memory import SharedMemory
 
 import cloudpickle
 import numpy as np
 from absl import logging
 
-from clip_jax.data.dataset import TrainDataset
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.batches import Batches
+from clip_jax.data.dataset import Spec, TrainDataset, fill
 from clip_jax.redaction import masks_logs, redact_logs
 
 DEPTH = 2  # batches that each process has in work or ready
-STALL_SECONDS = 300.0  # without a batch; then a process is taken for hung and replaced
+STALL_SECONDS = 300.0  # without a row; then a process is taken for hung and replaced
+TICK_SECONDS = 1.0  # counted one by one: the time that a suspended machine slept is no hang
 MAX_RESTARTS = 5  # of one process without a batch in between
 NAME = "clip_jax-data-worker"
-Spec = dict[str, tuple[tuple[int, ...], np.dtype]]  # shapes and types of a batch's arrays
+READY = None  # what a process says first
 
 
-class WorkerBatches:
-    """Batches `step`, `step` + 1, ... of `rows`; process w of n does every n-th, from w on.
+class WorkerBatches(Batches):
+    """Batches `step`, `step` + 1, ...; process w of n does every n-th, from w on.
 
-    A batch is written into shared memory and copied out of it here. A process that dies, or gives
-    nothing for STALL_SECONDS, is replaced and gets the same steps again: the order is the same.
+    A batch is written into shared memory and copied out of it here. A process that dies, or that
+    is ready and finishes no row for STALL_SECONDS, is replaced and gets the same steps again: the
+    order is the same.
     """
 
-    def __init__(self, rows: TrainDataset, step: int, *, workers: int, threads: int):
-        self._step = self._first = step
-        pickled = cloudpickle.dumps((rows, threads))
-        self._workers = [_Worker(pickled, rows.spec, number) for number in range(workers)]
-        for number in range(workers * DEPTH):
-            self._ask(step + number)
+    def __init__(
+        self,
+        dataset: TrainDataset,
+        step: int,
+        *,
+        workers: int,
+        threads: int,
+        ledger: BadSamples,
+        check: Callable[[BadSamples], None],
+    ):
+        super().__init__(step, ledger, check)
+        self._dataset, self._first, self._threads = dataset, step, threads
+        self._count, self._workers = workers, []
 
-    def __iter__(self) -> Iterator[dict]:
-        return self
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
+        if not self._workers:
+            self._start()
+        found = self._worker_of(step).take(step)
+        self._ask(step + self._count * DEPTH)
+        return found
 
-    def __next__(self) -> dict:
-        batch = self._worker_of(self._step).take(self._step)
-        self._ask(self._step + len(self._workers) * DEPTH)
-        self._step += 1
-        return batch
+    def _start(self):
+        pickled = cloudpickle.dumps((self._dataset, self._threads))
+        spec = self._dataset.spec
+        self._workers = [_Worker(pickled, spec, number) for number in range(self._count)]
+        for number in range(self._count * DEPTH):
+            self._ask(self._first + number)
 
-    def close(self):
-        """Stop the processes and free their memory."""
+    def _stop(self):
         for worker in self._workers:
             worker.close()
 
@@ -64,6 +83,36 @@ class WorkerBatches:
         self._worker_of(step).ask(step, place)
 
 
+class _SharedMemory:
+    """Memory of two processes that has no name: no kill leaves it behind, no /dev/shm bounds it.
+
+    It is inherited by a process that `multiprocessing` spawns with it among its arguments.
+    """
+
+    def __init__(self, size: int, descriptor: int | None = None):
+        if descriptor is None:
+            if hasattr(os, "memfd_create"):
+                descriptor = os.memfd_create("clip_jax", os.MFD_CLOEXEC)
+            else:
+                with tempfile.TemporaryFile() as file:
+                    descriptor = os.dup(file.fileno())
+            os.ftruncate(descriptor, size)
+        self._descriptor, self._size = descriptor, size
+        self.buffer = mmap.mmap(descriptor, size)
+
+    def __reduce__(self):
+        return _attach, (self._size, reduction.DupFd(self._descriptor))
+
+    def close(self):
+        os.close(self._descriptor)
+        with contextlib.suppress(BufferError):  # an array still looks into it: with the last one
+            self.buffer.close()
+
+
+def _attach(size: int, descriptor) -> _SharedMemory:
+    return _SharedMemory(size, descriptor.detach())
+
+
 class _Worker:
     """A process, its pipe, and the pieces of shared memory that it writes into."""
 
@@ -71,7 +120,14 @@ class _Worker:
         self._pickled, self._spec, self._number = pickled, spec, number
         self._asked: deque[tuple[int, int]] = deque()  # step, and piece of memory for it
         size = sum(_size(*entry) for entry in spec.values())
-        self._memory = [SharedMemory(create=True, size=size) for _ in range(DEPTH)]
+        try:
+            self._memory = [_SharedMemory(size) for _ in range(DEPTH)]
+            self._progress = _SharedMemory(np.dtype(np.int64).itemsize)
+        except OSError as error:
+            raise ValueError(
+                f"a data worker needs {DEPTH} x {size / 2**20:.0f} MiB of shared memory "
+                f"({error.strerror}): lower data.workers or data.batch_size"
+            ) from error
         self._start()
 
     def ask(self, step: int, place: int):
@@ -79,8 +135,8 @@ class _Worker:
         self._asked.append((step, place))
         self._send(step, place)
 
-    def take(self, step: int) -> dict:
-        """The batch that was asked for first, of this step."""
+    def take(self, step: int) -> tuple[dict[str, np.ndarray], list]:
+        """The arrays and bad samples of the batch that was asked for first, of this step."""
         for _ in range(MAX_RESTARTS):
             reply = self._receive()
             if reply is not None:
@@ -90,7 +146,7 @@ class _Worker:
                 if error is not None:
                     raise error
                 arrays = _arrays(self._memory[place], self._spec)
-                return {name: array.copy() for name, array in arrays.items()} | {"bad": bad}
+                return {name: array.copy() for name, array in arrays.items()}, bad
             self._stop()
             end = f"ended with exit code {self._process.exitcode}"
             logging.warning("Data worker %d %s and is replaced.", self._number, end)
@@ -103,22 +159,21 @@ class _Worker:
     def close(self):
         """Stop the process and free the memory."""
         self._stop()
-        for memory in self._memory:
+        for memory in (*self._memory, self._progress):
             memory.close()
-            with contextlib.suppress(FileNotFoundError):
-                memory.unlink()
 
     def _start(self):
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        names = [memory.name for memory in self._memory]
+        memory = (*self._memory, self._progress)
         self._process = context.Process(
             target=_work,
-            args=(theirs, self._pickled, self._spec, names, masks_logs()),
+            args=(theirs, self._pickled, self._spec, memory, masks_logs()),
             name=f"{NAME}-{self._number}",
             daemon=True,
         )
         self._process.start()
+        self._ready = False  # imports may take a minute on a busy machine
         theirs.close()  # so that the pipe ends when the process does
         for step, place in self._asked:
             self._send(step, place)
@@ -134,54 +189,82 @@ class _Worker:
 
     def _receive(self) -> tuple | None:
         """Step, bad samples and error, or None where the process died or hangs."""
-        if not self._pipe.poll(STALL_SECONDS):
-            logging.warning("No batch for %g s from data worker %d.", STALL_SECONDS, self._number)
-            return None
+        done, quiet_s = self._rows_done(), 0.0
         try:
-            return self._pipe.recv()
+            while True:
+                if self._pipe.poll(TICK_SECONDS):
+                    if (reply := self._pipe.recv()) is not READY:
+                        return reply
+                    self._ready = True
+                if self._rows_done() != done:
+                    done, quiet_s = self._rows_done(), 0.0
+                elif self._ready:
+                    quiet_s += TICK_SECONDS
+                if quiet_s > STALL_SECONDS:
+                    logging.warning("Data worker %d hangs: no row for %g s.", self._number, quiet_s)
+                    return None
         except (EOFError, OSError):
             return None
+
+    def _rows_done(self) -> int:
+        return int(np.frombuffer(self._progress.buffer, np.int64)[0])
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
     return -(-int(np.prod(shape)) * np.dtype(dtype).itemsize // 64) * 64
 
 
-def _arrays(memory: SharedMemory, spec: Spec) -> dict[str, np.ndarray]:
+def _arrays(memory: _SharedMemory, spec: Spec) -> dict[str, np.ndarray]:
     """The arrays of a batch inside a piece of shared memory."""
     arrays, offset = {}, 0
     for name, (shape, dtype) in spec.items():
-        arrays[name] = np.ndarray(shape, dtype, memory.buf, offset)
+        arrays[name] = np.ndarray(shape, dtype, memory.buffer, offset)
         offset += _size(shape, dtype)
     return arrays
 
 
-def _work(pipe: Connection, pickled: bytes, spec: Spec, names: list[str], masked: bool):
+def _work(
+    pipe: Connection, pickled: bytes, spec: Spec, shared: tuple[_SharedMemory, ...], masked: bool
+):
     """What a process does: make the batches that it is asked for, until the pipe ends."""
     # Ctrl-C reaches the whole group; the training process alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if masked:  # before anything can be logged
         redact_logs()
-    rows, threads = cloudpickle.loads(pickled)
-    memory = [SharedMemory(name=name) for name in names]
+    dataset, threads = cloudpickle.loads(pickled)
+    *memory, progress = shared
+    done = _Counter(np.frombuffer(progress.buffer, np.int64))
     with ThreadPoolExecutor(threads) as pool, contextlib.suppress(EOFError, OSError):
+        pipe.send(READY)
         while True:
             step, place = pipe.recv()
             try:
-                bad, error = _fill(_arrays(memory[place], spec), rows, step, pool), None
+                bad, error = _fill(_arrays(memory[place], spec), dataset, step, pool, done), None
             except Exception as caught:
                 bad, error = [], _portable(caught)
             pipe.send((step, bad, error))
 
 
-def _fill(arrays: dict[str, np.ndarray], rows: TrainDataset, step: int, pool) -> list:
-    bad = []
-    numbers = range(step * rows.rows, (step + 1) * rows.rows)
-    for place, row in enumerate(pool.map(rows.__getitem__, numbers)):
-        for name, array in arrays.items():
-            array[place] = row[name]
-        bad += row["bad"]
-    return bad
+class _Counter:
+    """Rows that are done, where the training process sees them."""
+
+    def __init__(self, value: np.ndarray):
+        self._value, self._lock = value, threading.Lock()
+
+    def add_one(self):
+        with self._lock:
+            self._value += 1
+
+
+def _fill(
+    arrays: dict[str, np.ndarray], dataset: TrainDataset, step: int, pool, done: _Counter
+) -> list:
+    def one(row: int) -> list:
+        bad = fill(arrays, dataset, step, [row])
+        done.add_one()
+        return bad
+
+    return [error for part in pool.map(one, range(dataset.rows)) for error in part]
 
 
 def _portable(error: Exception) -> Exception:

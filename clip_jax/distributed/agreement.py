@@ -5,17 +5,33 @@ import importlib.metadata
 import os
 import platform
 import socket
+import time
+import uuid
 from pathlib import Path
 
+import jax
+from etils import epath
+
 from clip_jax.config import TrainConfig
+from clip_jax.config_io import flatten, to_json
+from clip_jax.distributed import initialize
+from clip_jax.distributed.multihost import allgather_json
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
 
 PACKAGE = Path(__file__).parents[1]
 # Besides what a checkpoint names: what decodes images and reads tokens.
-LIBRARIES = (*provenance.LIBRARIES, "grain", "pillow", "simplejpeg", "sentencepiece", "xxhash")
+LIBRARIES = (*provenance.LIBRARIES, "pillow", "simplejpeg", "sentencepiece", "xxhash")
 OPTIONAL = ("libtpu", "jax-cuda13-pjrt", "jax-cuda12-pjrt")
-VARIABLES = ("JAX_ENABLE_X64", "JAX_DEFAULT_MATMUL_PRECISION", "JAX_PLATFORMS", "XLA_FLAGS")
+VARIABLES = ("JAX_PLATFORMS", "XLA_FLAGS")
+# JAX's own settings, whether by a variable or in the program: they change the numbers.
+JAX_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+)
 
 # Settings that belong to one process or its machine, and leave the numbers alone.
 OWN = (
@@ -25,13 +41,15 @@ OWN = (
     "data.workers",
     "data.data_dir",
 )
+SHARED_S = 30.0  # until a file that one host has written is seen by all
+COME_S = 300.0  # for a process that looks for it, on a busy host
 MOST_SHOWN = 5  # differences of a process, and processes
 
 
 def describe(cfg: TrainConfig) -> dict:
     """What has to be equal on all processes, by name, as JSON."""
     facts = {f"file clip_jax/{name}": digest for name, digest in _files().items()}
-    for name, value in provenance.flatten(provenance.to_json(cfg)).items():
+    for name, value in flatten(to_json(cfg)).items():
         if name not in OWN:
             facts[f"setting {name}"] = value
     facts["version of python"] = platform.python_version()
@@ -44,6 +62,8 @@ def describe(cfg: TrainConfig) -> dict:
             facts[f"version of {name}"] = None
     for name in VARIABLES:
         facts[f"variable {name}"] = redact(os.environ.get(name))
+    for name in JAX_SETTINGS:
+        facts[f"JAX setting {name}"] = str(getattr(jax.config, name, None))
     return {"host": socket.gethostname(), "facts": facts}
 
 
@@ -76,7 +96,50 @@ def differences(descriptions: dict[int, dict]) -> str:
     told = "; ".join(parts[:MOST_SHOWN]) + (
         f"; and {more} more processes differ" if more > 0 else ""
     )
-    return f"{told}. Start all processes with the same code, settings and libraries."
+    return f"{told}. Start all processes with the same code, settings, libraries and files."
+
+
+def check_equal(facts: dict[str, object]):
+    """Compare what each process has computed for itself, such as a fingerprint of its data.
+
+    Args:
+      facts: by name, as JSON. All processes must call it together.
+
+    Raises:
+      ValueError: on every process; it names who differs from process 0, with both values.
+    """
+    described = allgather_json({"host": socket.gethostname(), "facts": facts})
+    if text := differences(dict(enumerate(described))):
+        raise ValueError(text)
+
+
+def check_same_directory(path: os.PathLike):
+    """Whether all processes see one run directory, before anything is saved in it.
+
+    Raises:
+      ValueError: this process does not see the file that process 0 has just written there.
+    """
+    if not initialize.several():
+        return
+    key = "clip_jax/run directory"
+    if initialize.own_index() == 0:
+        token = f".seen-{uuid.uuid4().hex}"
+        (epath.Path(path) / token).write_text("")
+        initialize.store().key_value_set(key, token)
+    else:
+        token = initialize.store().blocking_key_value_get(key, int(SHARED_S * 1000))
+        end = time.monotonic() + SHARED_S  # a network file system may show it late
+        while not (epath.Path(path) / token).exists():
+            if time.monotonic() > end:
+                raise ValueError(
+                    f"workdir={os.fspath(path)} on {socket.gethostname()} is not the folder that "
+                    "process 0 sees under this name: give a --workdir that all hosts share, or a "
+                    "bucket's URL"
+                )
+            time.sleep(0.2)
+    initialize.barrier("all see the run directory", SHARED_S + COME_S)
+    if initialize.own_index() == 0:
+        (epath.Path(path) / token).unlink()
 
 
 def _difference(name: str, facts: dict, expected: dict) -> str:

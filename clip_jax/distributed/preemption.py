@@ -14,8 +14,9 @@ INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT, as shells say: a person asked, so nob
 class Preemption:
     """Whether to save and leave. A context manager, entered after `jax.distributed.initialize`.
 
-    SIGTERM (also how TPU and Slurm announce a preemption) and the first Ctrl-C ask to leave after
-    the step in hand; a second Ctrl-C leaves at once.
+    SIGTERM (how Kubernetes, TPU VMs and Slurm announce a preemption), SIGHUP (the terminal or the
+    ssh session was closed), SIGUSR1 (Slurm's `--signal=USR1@60`) and the first Ctrl-C ask to leave
+    after the step in hand; a second Ctrl-C leaves at once.
 
     `requested` is a meeting of all processes: each must call it equally often, in training after
     every step and in evaluation after every batch. It is cheap: no device waits for it.
@@ -30,6 +31,11 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         self._install(signal.SIGINT, self._on_interrupt)
+        for name in ("SIGHUP", "SIGUSR1"):  # absent on Windows
+            number = getattr(signal, name, None)
+            # nohup ignores SIGHUP: the person wants the run to outlive the terminal.
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                self._install(number, self._on_leave)
         # With several processes JAX's own service catches SIGTERM and spreads it; a handler of
         # Python's would take the signal away from it.
         if not jax.distributed.is_initialized():
@@ -58,6 +64,12 @@ class Preemption:
 
     def _install(self, number: int, handler):
         self._before[number] = signal.signal(number, handler)
+
+    def _on_leave(self, number, frame):
+        del number, frame
+        self._asked = True
+        if jax.distributed.is_initialized():
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the other processes
 
     def _on_terminate(self, number, frame):
         del number, frame

@@ -10,6 +10,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from clip_jax import sharding
+from clip_jax.models.clip import sharding_rows
 
 IN_FLIGHT = 2  # batches handed to the devices before the first one's result is waited for
 
@@ -37,7 +38,7 @@ class Encoder:
         sharding.check_batch("evaluation.batch_size", batch_size, mesh)
         self.mesh = mesh
         self.batch_size = batch_size
-        self.variables = _place(variables, mesh)
+        self.variables = _place(variables, mesh, sharding_rows(model.config))
         self._image = _compiled(model, "encode_image", mesh)
         self._text = _compiled(model, "encode_text", mesh)
 
@@ -132,7 +133,7 @@ def _compiled(model: nn.Module, method: str, mesh: Mesh):
     return jax.jit(embed, out_shardings=sharding.replicated(mesh))
 
 
-def _place(variables: Any, mesh: Mesh) -> Any:
+def _place(variables: Any, mesh: Mesh, rows: sharding.Rows) -> Any:
     """Put the parameters that are not on the mesh there, once and not with every batch."""
     devices = set(mesh.devices.flat)
 
@@ -140,4 +141,4 @@ def _place(variables: Any, mesh: Mesh) -> Any:
         on_mesh = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
         return leaf if on_mesh else jax.device_put(leaf, place)
 
-    return jax.tree.map(put, variables, sharding.shardings(mesh, variables))
+    return jax.tree.map(put, variables, sharding.shardings(mesh, variables, rows=rows))

@@ -1,7 +1,6 @@
 """A few retrievals to look at: what a caption finds, what an image finds, and both side by side."""
 
 import base64
-import dataclasses
 import io
 import itertools
 from collections.abc import Sequence
@@ -12,81 +11,19 @@ from PIL import Image
 from clip_jax.data.images.transforms import ImageError, decode
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.evaluation.annotations import Annotation
+from clip_jax.runs.results import (
+    CaptionQuery,
+    CloseUp,
+    Examples,
+    FoundCaption,
+    FoundImage,
+    ImageQuery,
+)
 
 QUERIES = 6  # in each direction
 FOUND = 5  # answers shown of each query
 CLOSE_UP = 8  # pairs whose cosines are all shown
 THUMBNAIL = 160  # pixels on the longer side
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FoundImage:
-    image: int  # index in the source
-    score: float  # cosine
-    right: bool  # the image has the query as one of its captions
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FoundCaption:
-    caption: str
-    score: float
-    right: bool  # it is one of the image's captions
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CaptionQuery:
-    caption: str
-    image: int  # index in the source of the image it belongs to
-    group: str | None
-    found: tuple[FoundImage, ...]  # the best first
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageQuery:
-    image: int  # index in the source
-    group: str | None
-    found: tuple[FoundCaption, ...]  # distinct captions, the best first
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CloseUp:
-    """Some pairs and the cosine of each image with each caption."""
-
-    images: tuple[int, ...]  # indices in the source
-    captions: tuple[str, ...]
-    cosines: tuple[tuple[float, ...], ...]  # a row for each caption, a column for each image
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Examples:
-    """Retrievals and their pictures. They are drawn at random, the same ones each time."""
-
-    caption_queries: tuple[CaptionQuery, ...]
-    image_queries: tuple[ImageQuery, ...]
-    close_up: CloseUp
-    pictures: dict[int, str]  # data URI of each image that is named, by its index
-
-    @classmethod
-    def from_json(cls, data: dict) -> "Examples":
-        """What `dataclasses.asdict` and JSON have made of examples, as examples again."""
-
-        def queries(kind, found, entries):
-            return tuple(
-                kind(**entry | {"found": tuple(found(**answer) for answer in entry["found"])})
-                for entry in entries
-            )
-
-        close_up = data["close_up"]
-        return cls(
-            caption_queries=queries(CaptionQuery, FoundImage, data["caption_queries"]),
-            image_queries=queries(ImageQuery, FoundCaption, data["image_queries"]),
-            close_up=CloseUp(
-                images=tuple(close_up["images"]),
-                captions=tuple(close_up["captions"]),
-                cosines=tuple(tuple(row) for row in close_up["cosines"]),
-            ),
-            pictures={int(index): uri for index, uri in data["pictures"].items()},
-        )
 
 
 def choose_examples(

@@ -1,12 +1,15 @@
 """CLIP's loss: each image picks its text among all of the batch, and each text its image."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
+from clip_jax.losses.accuracy import accuracy, count_hits, replicated_accuracy
 from clip_jax.losses.arguments import AxisName, checked
 from clip_jax.losses.distributed import SingleDevice, gather_all, make_strategy
+from clip_jax.losses.record import Loss
 from clip_jax.losses.residuals import PackedResiduals, max_norm
 from clip_jax.losses.tiling import LogSumExp, similarity, similarity_vjp
 
@@ -59,6 +62,11 @@ def softmax_loss(
     Raises:
       ValueError: when shapes, axes, `distributed` or `tile` do not fit.
     """
+    how = {"axis_name": axis_name, "distributed": distributed, "tile": tile}
+    return _loss_and_accuracy(z_image_BE, z_text_BE, logit_scale, **how)[0]
+
+
+def _loss_and_accuracy(z_image_BE, z_text_BE, logit_scale, *, axis_name, distributed, tile):
     axes, (z_image_BE, z_text_BE, logit_scale) = checked(
         z_image_BE,
         z_text_BE,
@@ -68,10 +76,27 @@ def softmax_loss(
         tile=tile,
     )
     if distributed == "replicated":
-        whole = (gather_all(z, axes) for z in (z_image_BE, z_text_BE))
-        return jax.lax.pmean(replicated_softmax_loss(*whole, logit_scale), axes)
+        whole = tuple(gather_all(z, axes) for z in (z_image_BE, z_text_BE))
+        loss = jax.lax.pmean(replicated_softmax_loss(*whole, logit_scale), axes)
+        return loss, jax.lax.pmean(replicated_accuracy(*whole), axes)
     move = make_strategy(distributed, axes, tile)
-    return jax.lax.psum(_share(z_image_BE, z_text_BE, logit_scale, move), axes)
+    share, hits = _share(z_image_BE, z_text_BE, logit_scale, move)
+    return jax.lax.psum(share, axes), accuracy(hits, move, len(z_image_BE))
+
+
+def _term(outputs, batch, **how):
+    del batch
+    return _loss_and_accuracy(outputs.image, outputs.text, outputs.logit_scale, **how)
+
+
+SOFTMAX = Loss(
+    name="softmax",
+    function=_term,
+    sharded=True,
+    scalars={"logit_scale": math.log(1 / 0.07)},
+    random_loss=math.log,
+    ring_bytes_per_pair=3.0,  # PackedResiduals
+)
 
 
 def scaled_similarity(image_RE: jax.Array, text_BE: jax.Array, scale: jax.Array) -> jax.Array:
@@ -95,8 +120,8 @@ def keep_logits(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _share(image_BE, text_BE, scale, move: SingleDevice) -> jax.Array:
-    """The device's share of the loss: its rows and its columns."""
+def _share(image_BE, text_BE, scale, move: SingleDevice) -> tuple[jax.Array, dict]:
+    """The device's share of the loss, its rows and its columns, and how many of them are right."""
     rows, columns = move.rows(image_BE), move.columns(text_BE)
     return _share_and_denominators(rows, columns, scale, move, keep=False)[0]
 
@@ -109,13 +134,14 @@ def _share_and_denominators(rows, columns, scale, move: SingleDevice, *, keep: b
         logits_RB, kept = scaled_similarity(image_RE, text_BE, scale), None
         if keep and (kept := keep_logits(logits_RB, image_RE, text_BE, scale)) is not None:
             logits_RB = kept.restore()
-        match_R = jnp.where(place_R[:, None] == place_B, logits_RB, 0).sum(axis=1)
+        match_R = jnp.where(place_R[:, None] == place_B[None, :], logits_RB, 0).sum(axis=1)
         return (LogSumExp.of(logits_RB, 1), match_R), LogSumExp.of(logits_RB, 0), kept
 
     (row_B, match_B), column_B, kept = move.sweep(block, rows, columns)
     own_B = move.own(column_B, len(match_B))
     share = (row_B.minus(match_B) + own_B.minus(match_B)).sum()
-    return share / (2 * move.batch(len(match_B))), row_B, column_B, kept
+    hits = count_hits(match_B, row_B.max, own_B.max)
+    return (share / (2 * move.batch(len(match_B))), hits), row_B, column_B, kept
 
 
 def _share_forward(image_BE, text_BE, scale, move: SingleDevice):
@@ -125,7 +151,7 @@ def _share_forward(image_BE, text_BE, scale, move: SingleDevice):
         (image_RE, place_R), row_R = rows
         (text_BE, place_B), column_B = columns
         logits_RB = kept.restore() if kept else scaled_similarity(image_RE, text_BE, scale)
-        match_RB = place_R[:, None] == place_B
+        match_RB = place_R[:, None] == place_B[None, :]
         gradient_RB = row_R.softmax(logits_RB, 1) + column_B.softmax(logits_RB, 0) - 2 * match_RB
         return *similarity_vjp(gradient_RB, image_RE, text_BE), None
 
@@ -140,8 +166,8 @@ def _share_forward(image_BE, text_BE, scale, move: SingleDevice):
     return share, (image_BE[:0], weight * d_image_BE, weight * d_text_BE, d_scale)
 
 
-def _share_backward(move: SingleDevice, saved, cotangent):
-    like, *gradients = saved
+def _share_backward(move: SingleDevice, saved, cotangents):
+    (like, *gradients), (cotangent, _) = saved, cotangents
     d_image_BE, d_text_BE, d_scale = (cotangent * part for part in gradients)
     return d_image_BE.astype(like.dtype), d_text_BE.astype(like.dtype), d_scale
 

@@ -35,22 +35,46 @@ class LogSumExp(NamedTuple):
         largest, total = (jnp.expand_dims(part, dim) for part in self)
         return jnp.exp(x_RB - largest) * (1 / total)
 
-
-def merge(one: Any, other: Any) -> Any:
-    """Two trees over different parts of the matrix as one: sums add, log-sum-exps combine."""
-
-    def combine(a, b):
-        if not isinstance(a, LogSumExp):
-            return a + b
-        largest = jnp.maximum(a.max, b.max)
-        total = a.sum * jnp.exp(a.max - largest) + b.sum * jnp.exp(b.max - largest)
+    def combine(self, other: "LogSumExp") -> "LogSumExp":
+        largest = jnp.maximum(self.max, other.max)
+        total = self.sum * jnp.exp(self.max - largest) + other.sum * jnp.exp(other.max - largest)
         return LogSumExp(largest, total)
 
-    return jax.tree.map(combine, one, other, is_leaf=is_log_sum_exp)
+    def over_devices(self, axes: tuple[str, ...]) -> "LogSumExp":
+        largest = jax.lax.pmax(self.max, axes)
+        return LogSumExp(largest, jax.lax.psum(self.sum * jnp.exp(self.max - largest), axes))
+
+    def nothing(self) -> "LogSumExp":
+        return LogSumExp(jnp.full_like(self.max, -jnp.inf), jnp.zeros_like(self.sum))
 
 
-def is_log_sum_exp(part: Any) -> bool:
-    return isinstance(part, LogSumExp)
+class Largest(NamedTuple):
+    """The largest of some numbers in the making."""
+
+    max: jax.Array
+
+    def combine(self, other: "Largest") -> "Largest":
+        return Largest(jnp.maximum(self.max, other.max))
+
+    def over_devices(self, axes: tuple[str, ...]) -> "Largest":
+        return Largest(jax.lax.pmax(self.max, axes))
+
+    def nothing(self) -> "Largest":
+        return Largest(jnp.full_like(self.max, -jnp.inf))
+
+
+def merge(one: Any, other: Any) -> Any:
+    """Two trees over different parts of the matrix as one: sums add, other reductions combine."""
+
+    def combine(a, b):
+        return a.combine(b) if is_reduction(a) else a + b
+
+    return jax.tree.map(combine, one, other, is_leaf=is_reduction)
+
+
+def is_reduction(part: Any) -> bool:
+    """Whether it is one that does not simply add up."""
+    return isinstance(part, LogSumExp | Largest)
 
 
 class Transposed(NamedTuple):
@@ -138,11 +162,9 @@ def _nothing(shapes: Any, *, like: Any) -> Any:
     """What `merge` adds to without a change: sums of nothing, varying over a mesh as `like` does."""
 
     def make(shape):
-        if isinstance(shape, LogSumExp):
-            return LogSumExp(jnp.full_like(shape.max, -jnp.inf), jnp.zeros_like(shape.sum))
-        return jnp.zeros_like(shape)
+        return shape.nothing() if is_reduction(shape) else jnp.zeros_like(shape)
 
-    leaves, tree = jax.tree.flatten(jax.tree.map(make, shapes, is_leaf=is_log_sum_exp))
+    leaves, tree = jax.tree.flatten(jax.tree.map(make, shapes, is_leaf=is_reduction))
     return jax.tree.unflatten(tree, pvary_like(*leaves, *jax.tree.leaves(like))[: len(leaves)])
 
 

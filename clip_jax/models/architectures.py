@@ -3,13 +3,11 @@
 import dataclasses
 import difflib
 
-from clip_jax.config import (
-    ModelConfig,
-    PreprocessConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionTransformerConfig,
-)
+from clip_jax import registry
+from clip_jax.config import ModelConfig, PreprocessConfig
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.text_transformer import TextConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 
 HALF = (0.5, 0.5, 0.5)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -56,11 +54,13 @@ def resnet(
 
 def quick(config: ModelConfig) -> ModelConfig:
     """The same with the faster, rougher GELU that OpenAI's weights were trained with."""
-    quick_gelu = {"activation": "quick_gelu"}
-    vision = config.vision
-    if isinstance(vision, VisionTransformerConfig):
-        vision = dataclasses.replace(vision, **quick_gelu)
-    text = dataclasses.replace(config.text, **quick_gelu)
+    return with_activation(config, "quick_gelu")
+
+
+def with_activation(config: ModelConfig, activation: str) -> ModelConfig:
+    """The same with another activation in the towers that have such a setting."""
+    vision = config.vision.with_known(activation=activation)
+    text = config.text.with_known(activation=activation)
     return dataclasses.replace(config, vision=vision, text=text)
 
 
@@ -211,45 +211,54 @@ for _name, _config in ARCHITECTURES.items():
 def model_config(name: str | ModelConfig, **changes) -> ModelConfig:
     """The `ModelConfig` of a named architecture, with fields of it or of its towers changed.
 
+    Args:
+      name: in `ARCHITECTURES`, or `package.module:NAME` of a `ModelConfig`, or the config itself.
+      **changes: fields of the `ModelConfig`, or of the one tower that has such a field.
+
     Raises:
       ValueError: for an unknown name or field, with the nearest known ones.
     """
-    if isinstance(name, ModelConfig):
-        config = name
-    else:
-        known = name.replace("/", "-").replace("@336px", "-336")
-        if known not in ARCHITECTURES:
-            near = difflib.get_close_matches(known, ARCHITECTURES, n=3, cutoff=0.4)
-            hint = f"nearest: {', '.join(near)}" if near else "`clip-jax models` lists them"
-            raise ValueError(f'there is no architecture "{name}"; {hint}')
-        config = ARCHITECTURES[known]
+    config = name if isinstance(name, ModelConfig) else _named(name)
+    owners = {"vision": config.vision.fields(), "text": config.text.fields()}
     parts = {"vision": {}, "text": {}, "model": {}}
     for key, value in changes.items():
-        parts[_owner(config, key)][key] = value
+        parts[_owner(config, key, owners)][key] = value
     return dataclasses.replace(
         config,
-        vision=dataclasses.replace(config.vision, **parts["vision"]),
-        text=dataclasses.replace(config.text, **parts["text"]),
+        **{
+            side: dataclasses.replace(getattr(config, side), **parts[side])
+            for side in owners
+            if parts[side]
+        },
         **parts["model"],
     )
 
 
-# A name that both towers have is changed in neither: say vision=... or text=... instead.
-_TOWER_FIELDS = {
-    "image_size": "vision",
-    "patch_size": "vision",
-    "patch_dropout": "vision",
-    "context_length": "text",
-    "vocab_size": "text",
-}
+def _named(name: str) -> ModelConfig:
+    known = name.replace("/", "-").replace("@336px", "-336")
+    if known in ARCHITECTURES:
+        return ARCHITECTURES[known]
+    if registry.is_import_path(name):
+        found = registry.resolve("model.name", name, ARCHITECTURES)
+        if not isinstance(found, ModelConfig):
+            raise ValueError(f"model.name={name!r} is {found!r}, not a ModelConfig")
+        return dataclasses.replace(found, name=name)
+    near = difflib.get_close_matches(known, ARCHITECTURES, n=3, cutoff=0.4)
+    hint = f"nearest: {', '.join(near)}" if near else "`clip-jax models` lists them"
+    raise ValueError(f'there is no architecture "{name}"; {hint}')
 
 
-def _owner(config: ModelConfig, key: str) -> str:
-    if key in {field.name for field in dataclasses.fields(config)}:
+def _owner(config: ModelConfig, key: str, owners: dict[str, dict]) -> str:
+    own = [field.name for field in dataclasses.fields(config)]
+    if key in own:
         return "model"
-    part = _TOWER_FIELDS.get(key)
-    if part and key in {field.name for field in dataclasses.fields(getattr(config, part))}:
-        return part
-    known = [field.name for field in dataclasses.fields(config)] + list(_TOWER_FIELDS)
-    near = difflib.get_close_matches(key, known, n=3) or known
+    sides = [side for side, fields in owners.items() if key in fields]
+    if len(sides) == 1:
+        return sides[0]
+    if sides:
+        raise ValueError(
+            f'both towers of {config.name} have a setting "{key}": change vision=... or text=...'
+        )
+    known = own + [name for fields in owners.values() for name in fields]
+    near = difflib.get_close_matches(key, known, n=3) or own
     raise ValueError(f'{config.name} has no setting "{key}"; nearest: {", ".join(near)}')

@@ -8,12 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clip_jax.config import ModelConfig, PreprocessConfig, ResNetConfig
+from clip_jax.config import ModelConfig, PreprocessConfig
 from clip_jax.models.architectures import model_config
 from clip_jax.models.layers import identity
-from clip_jax.models.towers.resnet import ResNet
-from clip_jax.models.towers.text_transformer import TextTransformer
-from clip_jax.models.towers.vision_transformer import VisionTransformer
+from clip_jax.models.tower import Compute
 
 
 class Outputs(NamedTuple):
@@ -23,6 +21,8 @@ class Outputs(NamedTuple):
     text: jax.Array  # (batch, embedding) float32, unit length
     logit_scale: jax.Array  # multiplier of the cosines, 1 / temperature
     logit_bias: jax.Array | None  # added to the scaled cosines; None without a bias
+    # (batch, ...) each, by name: what further terms of the loss read. Nobody changes the default.
+    extra: dict[str, jax.Array] = {}  # noqa: RUF012
 
 
 class CLIP(nn.Module):
@@ -43,19 +43,9 @@ class CLIP(nn.Module):
 
     def setup(self):
         cfg = self.config
-        dtype = jnp.dtype(cfg.dtype)
-        common = {"embed_dim": cfg.embed_dim, "dtype": dtype}
-        scanned = {
-            "remat": cfg.remat,
-            "attention": cfg.attention,
-            "unroll": cfg.unroll,
-            "constrain": self.constrain,
-        }
-        if isinstance(cfg.vision, ResNetConfig):
-            self.image = ResNet(cfg.vision, remat=cfg.remat, **common)
-        else:
-            self.image = VisionTransformer(cfg.vision, **common, **scanned)
-        self.text = TextTransformer(cfg.text, **common, **scanned)
+        compute = compute_of(cfg, self.constrain)
+        self.image = cfg.vision.module(cfg.embed_dim, compute)
+        self.text = cfg.text.module(cfg.embed_dim, compute)
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(cfg.init_logit_scale), ()
         )
@@ -97,7 +87,7 @@ class CLIP(nn.Module):
         size = self.config.vision.image_size
         chex.assert_shape(images_BHWC, (None, size, size, 3))
         x_BHWC = normalize_pixels(images_BHWC, self.config.preprocess)
-        return unit_length(self.image(x_BHWC, train=train))
+        return unit_length(self._embed("image", x_BHWC, train)[0])
 
     def encode_text(self, tokens_BL: jax.Array, *, train: bool = False) -> jax.Array:
         """Embed texts.
@@ -117,7 +107,18 @@ class CLIP(nn.Module):
                 f"tokens are {tokens_BL.shape[1]} long and the model's context_length is {longest}: "
                 "tokenize with that context_length, or make the model with a longer one"
             )
-        return unit_length(self.text(tokens_BL, train=train))
+        return unit_length(self._embed("text", tokens_BL, train)[0])
+
+    def _embed(self, tower: str, inputs: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        """A tower's embedding, not yet of unit length, and its tokens."""
+        found = getattr(self, tower)(inputs, train=train)
+        expected = (inputs.shape[0], self.config.embed_dim)
+        if not isinstance(found, tuple) or len(found) != 2 or found[0].shape != expected:
+            raise ValueError(
+                f"the {tower} tower {type(self.config.towers[tower]).__name__} must return "
+                f"(embedding, tokens), with an embedding of shape {expected}"
+            )
+        return found
 
 
 def create_model(
@@ -140,13 +141,57 @@ def create_model(
     return CLIP(model_config(name, **changes), constrain=constrain)
 
 
+def compute_of(config: ModelConfig, constrain: Callable = identity) -> Compute:
+    """How a model's towers compute."""
+    return Compute(
+        dtype=jnp.dtype(config.dtype),
+        remat=config.remat,
+        attention=config.attention,
+        unroll=config.unroll,
+        constrain=constrain,
+    )
+
+
+def abstract_inputs(config: ModelConfig, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes and types of the images and token ids that a model takes; `batch` may be symbolic."""
+    size, length = config.vision.image_size, config.text.context_length
+    images_BHWC = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
+    return images_BHWC, jax.ShapeDtypeStruct((batch, length), jnp.int32)
+
+
+def init_variables(model: CLIP, key: jax.Array) -> dict:
+    """The variables that an architecture's initialisation draws; also under `jax.eval_shape`.
+
+    Raises:
+      ValueError: a tower has variables in other collections than "params" and "batch_stats", which
+        no train state would keep.
+    """
+    inputs = (jnp.zeros(x.shape, x.dtype) for x in abstract_inputs(model.config))
+    variables = model.init(key, *inputs)
+    if others := variables.keys() - {"params", "batch_stats"}:
+        raise ValueError(
+            f"{model.config.name} has variables in {', '.join(sorted(others))}: a tower may have "
+            "params and batch_stats alone"
+        )
+    return variables
+
+
+def sharding_rows(config: ModelConfig) -> tuple[tuple[str, int], ...]:
+    """The towers' rows for `sharding.shardings`, by paths within the model."""
+    return tuple(
+        (rf"\b{name}/.*{pattern}$", axis)
+        for name, tower in config.towers.items()
+        for pattern, axis in tower.sharding_rows
+    )
+
+
 def normalize_pixels(images_BHWC: jax.Array, preprocess: PreprocessConfig) -> jax.Array:
     """uint8 pixels to zero mean and unit deviation in float32; floats pass as they are."""
     if images_BHWC.dtype != jnp.uint8:
         return images_BHWC
-    mean_C = 255 * jnp.asarray(preprocess.mean, jnp.float32)
-    std_C = 255 * jnp.asarray(preprocess.std, jnp.float32)
-    return (images_BHWC.astype(jnp.float32) - mean_C) / std_C
+    mean_111C = 255 * jnp.asarray([[[preprocess.mean]]], jnp.float32)
+    std_111C = 255 * jnp.asarray([[[preprocess.std]]], jnp.float32)
+    return (images_BHWC.astype(jnp.float32) - mean_111C) / std_111C
 
 
 def unit_length(x_BE: jax.Array) -> jax.Array:

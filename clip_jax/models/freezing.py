@@ -1,20 +1,20 @@
 """A frozen tower whose last blocks train: its parameters in two parts, and whole again."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-ABOVE_BLOCKS = ("post_norm", "pool", "projection")
+from clip_jax.models.tower import Tower
 
 
-def split(params: dict, towers: Iterable[str], *, unlocked: int = 0) -> tuple[dict, dict]:
+def split(params: dict, towers: Mapping[str, Tower], *, unlocked: int = 0) -> tuple[dict, dict]:
     """What trains and what does not.
 
     Args:
       params: of the whole model.
-      towers: that are frozen.
+      towers: those that are frozen, by the names of their parameters.
       unlocked: their last blocks that train all the same, with what stands above the blocks.
 
     Returns:
@@ -22,14 +22,14 @@ def split(params: dict, towers: Iterable[str], *, unlocked: int = 0) -> tuple[di
       `locked_blocks`, which `models.layers.Transformer` applies before the others.
     """
     trained, frozen = dict(params), {}
-    for tower in towers:
+    for tower, config in towers.items():
         parts = trained.pop(tower)
         if not unlocked:
             frozen[tower] = parts
             continue
         blocks = parts["transformer"]["blocks"]
         locked = jax.tree.leaves(blocks)[0].shape[0] - unlocked
-        top = {name: parts[name] for name in ABOVE_BLOCKS if name in parts}
+        top = {name: parts[name] for name in config.above_blocks if name in parts}
         rest = {name: parts[name] for name in parts if name not in (*top, "transformer")}
         trained[tower] = top | {"transformer": {"blocks": _rows(blocks, slice(locked, None))}}
         if locked:

@@ -17,7 +17,7 @@ from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.hardware import target_device
 from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
 from clip_jax.models.linear import Dense
-from clip_jax.numerics import pvary_like
+from clip_jax.numerics import like_rows, pvary_like
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -101,7 +101,8 @@ def _normalize_forward(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype)
     mean_BL1 = wide_BLD.mean(axis=-1, keepdims=True)
     variance_BL1 = jnp.square(wide_BLD - mean_BL1).mean(axis=-1, keepdims=True)
     inverse_BL1 = jax.lax.rsqrt(variance_BL1 + epsilon)
-    y_BLD = ((wide_BLD - mean_BL1) * inverse_BL1 * scale_D + bias_D).astype(dtype)
+    scale_11D, bias_11D = (like_rows(v_D, x_BLD) for v_D in (scale_D, bias_D))
+    y_BLD = ((wide_BLD - mean_BL1) * inverse_BL1 * scale_11D + bias_11D).astype(dtype)
     # x is kept in its 16 bits; with both numbers of each row the backward pass is one reduction.
     return y_BLD, (x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D)
 
@@ -110,7 +111,7 @@ def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, given_BLD):
     x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D = saved
     z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
     dy_BLD = given_BLD.astype(z_BLD.dtype)
-    dz_BLD = dy_BLD * scale_D
+    dz_BLD = dy_BLD * like_rows(scale_D, dy_BLD)
     constant_BL1 = dz_BLD.mean(axis=-1, keepdims=True)
     along_BL1 = (dz_BLD * z_BLD).mean(axis=-1, keepdims=True)
     dx_BLD = inverse_BL1 * (dz_BLD - constant_BL1 - z_BLD * along_BL1)

@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 
 from clip_jax import sharding
-from clip_jax.config import ModelConfig, ResNetConfig
-from clip_jax.models.clip import CLIP
+from clip_jax.config import ModelConfig
+from clip_jax.losses.objective import make_objective
+from clip_jax.models.clip import CLIP, abstract_inputs, init_variables
 from clip_jax.planning.steps import Step
 
 # Fitted to libtpu's peaks; docs/plan.md has the comparison. What a block computes and does not keep
 # is only partly there at once, the less the more of it is kept.
 SHARE_AT_WORK = {"none": 0.6, "dots": 0.35, "attention": 0.75, "full": 0.75}
-# XLA computes batch normalisation and ReLU anew rather than keeping their results.
-KEPT_OF_RESNET = 0.4
 # Gradients in float32, and some of the kernels' copies in bfloat16.
 GRADIENTS = 1.15
 Attention = Literal["fused", "plain", "padded"]
@@ -54,8 +52,8 @@ def estimate(
     batch = batch_size or cfg.data.batch_size
     rows = batch // step.mesh.size // cfg.data.accumulation
     kept, at_work = 0.0, loss_bytes(step, batch)
-    for tower in ("image", "text"):
-        depth = getattr(config.vision if tower == "image" else config.text, "depth", 16)
+    for tower, tower_config in config.towers.items():
+        depth = tower_config.depth or 16  # parts that take turns
         trained = 1.0
         if cfg.model.freeze == tower:
             trained = cfg.model.unlocked_blocks / depth
@@ -64,8 +62,7 @@ def estimate(
         bytes_of = functools.partial(saved_bytes, tower=tower, attention=attention)
         saved = bytes_of(config) * rows
         everything = bytes_of(dataclasses.replace(config, remat="none")) * rows
-        resnet = tower == "image" and isinstance(config.vision, ResNetConfig)
-        kept += trained * (KEPT_OF_RESNET * saved if resnet else saved)
+        kept += trained * tower_config.kept_share * saved
         computed = (everything - saved if config.remat != "none" else everything) / depth
         at_work = max(at_work, SHARE_AT_WORK[config.remat] * computed)
     gradients = sharding.bytes_per_device(step.state.params)
@@ -88,7 +85,10 @@ def loss_bytes(step: Step, batch: int) -> float:
     """
     loss, rows = step.cfg.loss, batch // step.mesh.size
     ring = loss.distributed == "ring" and rows < batch
-    kept = 3.0 * rows * batch if ring and loss.kind == "softmax" and loss.tile is None else 0.0
+    kept = 0.0
+    if ring and loss.tile is None:
+        terms = make_objective(loss).terms
+        kept = sum(term.loss.ring_bytes_per_pair for term in terms) * rows * batch
     tile = min(loss.tile or rows, rows)
     return kept + 2.0 * 4 * tile * (rows if ring else batch)
 
@@ -131,9 +131,7 @@ def saved_bytes(config: ModelConfig, *, tower: str, attention: Attention = "padd
 
 def _saved(config: ModelConfig, tower: str, batch: int, attention: Attention) -> int:
     model = CLIP(config)
-    size, length = config.vision.image_size, config.text.context_length
-    images = jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8)
-    tokens = jax.ShapeDtypeStruct((batch, length), jnp.int32)
+    images, tokens = abstract_inputs(config, batch)
 
     def similarity_vjp(variables, x):
         rest = {name: value for name, value in variables.items() if name != "params"}
@@ -151,7 +149,7 @@ def _saved(config: ModelConfig, tower: str, batch: int, attention: Attention) ->
 
         return jax.vjp(embed, variables["params"])[1]
 
-    variables = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
+    variables = jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
     residuals = jax.eval_shape(similarity_vjp, variables, images if tower == "image" else tokens)
     return sum(_bytes(leaf, attention) for leaf in jax.tree.leaves(residuals))
 

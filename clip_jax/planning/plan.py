@@ -25,7 +25,7 @@ from clip_jax.planning.roofline import StepTime, compiler_seconds, step_time
 from clip_jax.planning.search import by_speed, fitting_changes, settings_of, try_with_largest
 from clip_jax.planning.steps import make_step, refusals
 from clip_jax.planning.topologies import Topology
-from clip_jax.training.state import FROZEN
+from clip_jax.training.state import FROZEN, replication_warning
 
 # Images that one core decodes, crops and resizes in a second: 512 x 384 JPEGs to 224 pixels, exactly;
 # measured by benchmarks/image_speed.py (benchmarks/RESULTS.md).
@@ -123,6 +123,7 @@ class Plan:
     tried: tuple[Attempt, ...] = ()  # for speed, the fastest first
     proposal: Attempt | None = None  # the fastest that fits with room to spare
     refusals: tuple[str, ...] = ()  # what training would refuse, though a plan need not
+    warning: str | None = None  # what "fsdp" leaves whole on each device, where that is much
 
 
 def make_plan(
@@ -200,6 +201,7 @@ def make_plan(
         tried=tried,
         proposal=_proposal(tried, settings_of(cfg), trial.available_bytes / GIB),
         refusals=refusals(cfg, trial.step.mesh),
+        warning=replication_warning(trial.step.mesh, trial.step.state),
     )
 
 
@@ -284,7 +286,7 @@ def _speed(trial: Trial, topology: Topology, images_per_core: float) -> Speed:
         bound=time.bound,
         images_per_second=images,
         images_per_second_per_chip=images / topology.chips,
-        mfu=model / time.seconds / (chip.tflops * 1e12),
+        mfu=model / time.seconds / topology.chip.peak_flops,
         cores_per_host=math.ceil(images / topology.hosts / images_per_core),
         unpriced=tuple(program.unpriced),
     )

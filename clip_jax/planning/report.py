@@ -37,6 +37,7 @@ def to_text(plan: Plan) -> str:
             "  no change was tried that may make it fit: use more chips or a smaller batch"
         )
     lines += [f"  clip-jax train would refuse: {text}" for text in plan.refusals]
+    lines += [f"  warning: {plan.warning}"] if plan.warning else []
     if plan.speed:
         lines += ["", *_speed_lines(plan)]
     if plan.kernels:

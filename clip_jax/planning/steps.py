@@ -15,8 +15,7 @@ from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.hardware import traced_for
 from clip_jax.models.clip import CLIP
 from clip_jax.training import setup
-from clip_jax.training.optimizer import make_schedule
-from clip_jax.training.state import TrainState, abstract_state
+from clip_jax.training.state import TrainState, abstract_state, check_batch_statistics
 from clip_jax.training.step import abstract_batch, jit_train_step
 
 
@@ -39,6 +38,7 @@ class Step:
             freeze=self.cfg.model.freeze,
             unlocked_blocks=self.cfg.model.unlocked_blocks,
             ema=self.cfg.optimizer.ema_decay is not None,
+            shard_over_data=self.cfg.optimizer.shard_over_data,
         )
 
     @property
@@ -64,13 +64,15 @@ def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:
     """
     mesh = sharding.make_mesh(cfg.mesh, list(devices))
     plannable = _plannable(cfg)
-    setup.check(_on_stand_ins(plannable, mesh), mesh)
+    setup.check(plannable)
+    setup.check_devices(_on_stand_ins(plannable, mesh), mesh)
     config = setup.named_model(plannable)
     if config.attention == "cudnn":  # which "auto" takes too, and only on a device that has it
         config = dataclasses.replace(config, attention="auto")
     model = CLIP(config, constrain=sharding.constrain_batch(mesh))
     step = Step(cfg, mesh, config, model, setup.make_run_optimizer(plannable, config))
-    assert step.state.params  # placed on the mesh now, which refuses an fsdp that splits nothing
+    # Sharded over the mesh now, which refuses an fsdp that splits nothing.
+    check_batch_statistics(plannable, step.state)
     return step
 
 
@@ -94,8 +96,8 @@ def refusals(cfg: TrainConfig, mesh: Mesh) -> tuple[str, ...]:
     """What `clip-jax train` would refuse of a run, though its step can be compiled."""
     found = []
     for check in (
-        lambda: setup.check(_on_stand_ins(cfg, mesh), mesh),
-        lambda: make_schedule(cfg.optimizer, cfg.steps),
+        lambda: setup.check(cfg),
+        lambda: setup.check_devices(_on_stand_ins(cfg, mesh), mesh),
     ):
         try:
             check()

@@ -13,9 +13,8 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from clip_jax.config import CheckpointConfig
-from clip_jax.runs import manifest, old_layouts, retention
+from clip_jax.runs import manifest, old_layouts, retention, structure
 from clip_jax.runs.save_retries import SaveRetries, hide_echoes
-from clip_jax.sharding import path_name
 
 log = logging.getLogger(__name__)
 # Orbax logs each failure three times with its stack; here it is one line, or an exception.
@@ -36,17 +35,21 @@ class Checkpoints:
 
     All processes make the same calls in the same order. Files are written by a background thread;
     a manifest of checksums is part of each commit, and nothing is restored that differs from it.
+    `on_saved` is called with each step that is committed.
     """
 
-    def __init__(self, directory: str | os.PathLike, cfg: CheckpointConfig):
-        if cfg.every_steps is not None and cfg.every_steps < 1:
-            raise ValueError(f"checkpoint.every_steps={cfg.every_steps} must be at least 1")
-        if cfg.keep_last < 1:
-            raise ValueError(f"checkpoint.keep_last={cfg.keep_last} must be at least 1")
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        cfg: CheckpointConfig,
+        *,
+        better: retention.Better = "higher",  # which way checkpoint.keep_best_by is
+        on_saved: Callable[[int], None] | None = None,
+    ):
         hide_echoes()
         self.directory = epath.Path(directory)
         self._is_remote = "://" in os.fspath(self.directory)
-        self._cfg = cfg
+        self._cfg, self._better, self._on_saved = cfg, better, on_saved
         self._manager = _Manager(
             self.directory,
             item_handlers={
@@ -54,7 +57,7 @@ class Checkpoints:
                 "metadata": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=retention.Keep(self.directory, cfg),
+                preservation_policy=retention.Keep(self.directory, cfg, better=better),
                 cleanup_tmp_directories=True,
                 # Reading every step's marks at the start would stop at the first damaged one.
                 lightweight_initialize=True,
@@ -68,7 +71,6 @@ class Checkpoints:
         self._retries = SaveRetries(self.directory, cfg.retry_seconds)
         self._next_talk = 0  # the step at which the processes compare notes
         self._talked: tuple[int, float] | None = None  # the step and the time of the last talk
-        self._best = retention.best(self.directory, self.steps(), self._cfg.keep_best_by)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -94,7 +96,7 @@ class Checkpoints:
         state: Any,
         *,
         metadata: dict | Callable[[], dict],
-        metrics: dict[str, float] | None = None,
+        due: bool = False,
         force: bool = False,
     ) -> bool:
         """Save if this step is one to save. Call it once after every step, on every process.
@@ -106,18 +108,18 @@ class Checkpoints:
           step: steps done.
           state: any pytree of arrays; it may be donated right after this call.
           metadata: what else a reader needs to know, as JSON, or a function that makes it.
-          metrics: of an evaluation of this state, where there was one.
+          due: save it at any rate, as one that is about to be evaluated.
           force: for a last checkpoint, before the process ends.
 
         Raises:
           SaveFailed: when saves have failed for `checkpoint.retry_seconds`.
         """
-        due = self._is_due(step, metrics)
+        due = self._is_due(step, due)
         saved = step in self._manager.all_steps() and self._in_flight != step
         if saved or not (due or force):
             return False
         metadata = metadata() if callable(metadata) else metadata
-        content = {"step": step, "metrics": metrics or {}, **metadata}
+        content = {"step": step, **metadata}
         if not force:
             self._begin(step, state, content)
             return True
@@ -137,12 +139,11 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def _is_due(self, step: int, metrics: dict | None) -> bool:
+    def _is_due(self, step: int, due: bool) -> bool:
         """The same on every process: process 0's clock decides, and a failure of one is of all."""
         cfg = self._cfg
-        by_step = cfg.every_steps is not None and step % cfg.every_steps == 0
-        by_metric = self._is_best(metrics)  # the metrics are the same on every process
-        if jax.process_count() > 1 and step < self._next_talk and not (by_step or by_metric):
+        by_step = due or (cfg.every_steps is not None and step % cfg.every_steps == 0)
+        if jax.process_count() > 1 and step < self._next_talk and not by_step:
             return False
         now = time.monotonic()
         busy = self._in_flight is not None and self._error is None
@@ -168,24 +169,25 @@ class Checkpoints:
             failing = error
         # A save by the clock can wait until the one before it is done; one by the step cannot,
         # unless saves have been failing: then it is for process 0 to say when to try again.
-        return bool((by_clock and not busy) or (not failing and (by_step or by_metric)))
+        return bool((by_clock and not busy) or (not failing and by_step))
 
-    def _is_best(self, metrics: dict | None) -> bool:
+    def record(self, step: int, metrics: dict[str, float]):
+        """Keep what an evaluation of a step found; the best step by it is not deleted."""
         name = self._cfg.keep_best_by
-        if name is None or not metrics:
-            return False
-        if name not in metrics:
+        if name is not None and name not in metrics:
             log.error("checkpoint.keep_best_by=%s was not measured: %s were", name, sorted(metrics))
-            return False
-        return self._best is None or retention.goodness(name, metrics) > self._best
+        if jax.process_index() == 0:
+            retention.record(self.directory, step, metrics)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether a saved step was evaluated."""
+        return bool(retention.metrics_of(self.directory, step))
 
     def _begin(self, step: int, state: Any, content: dict):
         """Copy the state off the devices and start to write it."""
         self._settle(step)
         self._tidy()
         self._in_flight, self._last_save = step, time.monotonic()
-        if self._is_best(content["metrics"]):
-            self._best = retention.goodness(self._cfg.keep_best_by, content["metrics"])
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), metadata=ocp.args.JsonSave(content)
         )
@@ -219,6 +221,8 @@ class Checkpoints:
                 self._tidy()
         else:
             self._retries.succeeded(step)
+            if self._on_saved is not None:
+                self._on_saved(step)
 
     def _tidy(self):
         """After a failure: half-written steps would keep a full disk full."""
@@ -238,10 +242,15 @@ class Checkpoints:
             raise self._retries.last_words(max(self.steps(), default=0))
 
     def _write_manifest(self):
-        """Runs on process 0 when all processes' files of a step are there, before its commit."""
+        """Runs on process 0 when all processes' files of a step are there, before its commit.
+
+        A checkpoint counts when it can be read: its structure is opened once, and what cannot be
+        opened gets no manifest, which makes the save one that failed.
+        """
         step = self._in_flight
         for path in self.directory.iterdir():
             if path.name == str(step) or path.name.startswith(f"{step}.orbax-checkpoint-tmp"):
+                structure.check_readable(path)
                 manifest.write(path)
 
     # ---------------------------------------------------------------------------- restoring
@@ -276,7 +285,7 @@ class Checkpoints:
         self._set_aside(problems)
         saved = self._manager.item_metadata(step)["state"].tree
         to_read = old_layouts.as_saved(abstract_state, saved)
-        self._compare(step, saved, to_read)
+        structure.compare(self.directory / str(step), saved, to_read)
         items = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -309,21 +318,6 @@ class Checkpoints:
             )
         _exchange([0])  # nobody lists the folder before process 0 is done
         self._manager.reload()
-        self._best = retention.best(self.directory, self.steps(), self._cfg.keep_best_by)
-
-    def _compare(self, step: int, saved_tree: Any, wanted_tree: Any):
-        """Orbax would cast another type in silence and report another tree on three pages."""
-        saved, wanted = _leaves(saved_tree), _leaves(wanted_tree)
-        differences = [
-            f"{name}: saved {saved.get(name, 'nothing')}, wanted {wanted.get(name, 'nothing')}"
-            for name in sorted(saved.keys() | wanted.keys())
-            if saved.get(name) != wanted.get(name)
-        ]
-        if differences:
-            raise ValueError(
-                f"The checkpoint of step {step} in {self.directory} is of another model or "
-                f"optimizer; {len(differences)} arrays differ, such as {'; '.join(differences[:3])}"
-            )
 
 
 class _Manager(ocp.CheckpointManager):
@@ -332,11 +326,6 @@ class _Manager(ocp.CheckpointManager):
         # own, and so move the step on which all processes agree. `Preemption` alone asks.
         del step
         return False
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_name(path): f"{np.dtype(x.dtype).name}{list(x.shape)}" for path, x in leaves}
 
 
 def _exchange(values: list) -> np.ndarray:

@@ -1,9 +1,12 @@
 """The folder of a run: its files are written whole or not at all, and one process owns it."""
 
 import contextlib
+import dataclasses
 import fcntl
+import io
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -14,8 +17,9 @@ from typing import IO, Any
 from etils import epath
 
 from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.config_io import from_json, run_settings
+from clip_jax.config_io import to_json as settings_to_json
 from clip_jax.redaction import redact
-from clip_jax.runs import provenance
 from clip_jax.storage import atomic_write
 
 log = logging.getLogger(__name__)
@@ -45,13 +49,15 @@ class RunDirectory:
 
     def __init__(self, path: str | os.PathLike, *, main: bool = True):
         path = self._named = os.fspath(path)
+        if not path.strip():
+            raise ValueError("the run directory has an empty name: name a folder")
         if not can_hold_runs(path):
             known = ", ".join(f"{name}://" for name in BUCKETS)
             raise ValueError(f"{redact(path)}: a run lives in a folder or at {known}")
         # Orbax takes no relative path, and a `cd` later on must not move the run.
         self.path = epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
         self._main = main
-        self._lock: IO | None = None
+        self._lock: contextlib.ExitStack | None = None
         self._metrics: IO | None = None
         self._lines: list[str] = []  # of metrics.jsonl, where the folder is remote
         self._uploaded = 0.0
@@ -70,7 +76,7 @@ class RunDirectory:
                 ) from error
             self._take_lock()
         if not self.is_local:
-            self._lines = [json.dumps(values) + "\n" for values in self.metrics()]
+            self._lines = [dump_json(values) + "\n" for values in self.metrics()]
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -89,6 +95,11 @@ class RunDirectory:
         return (self.path / "model.json").exists()
 
     @property
+    def has_events(self) -> bool:
+        """Whether TensorBoard events of an earlier start are here."""
+        return any(path.name.startswith("events.out.tfevents.") for path in self.path.iterdir())
+
+    @property
     def checkpoints(self) -> epath.Path:
         return self.path / "checkpoints"
 
@@ -101,7 +112,7 @@ class RunDirectory:
     def write_json(self, name: str, content: Any):
         """Write a file of the folder, without secrets; a reader sees the old one or the new one."""
         if self._main:
-            atomic_write(self.path / name, json.dumps(redact(content), indent=2))
+            atomic_write(self.path / name, dump_json(redact(content), indent=2))
 
     def read_json(self, name: str) -> Any:
         """What `write_json` wrote, or None where there is no such file."""
@@ -113,20 +124,50 @@ class RunDirectory:
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): restore or remove it") from error
 
+    def note_saved(self, step: int):
+        """A checkpoint of this step is on disk."""
+        with contextlib.suppress(OSError):  # the checkpoint is there without the note
+            self.write_json("saved.json", {"step": step})
+
+    def check_checkpoints(self):
+        """Refuse to start anew where a run has saved steps and its checkpoints are gone.
+
+        Call it before the folder of checkpoints is made.
+
+        Raises:
+          ValueError: saved steps are known and no checkpoint is there.
+        """
+        folder = self.checkpoints
+        there = folder.exists() and any(
+            path.name.isdigit() or path.name == "damaged" for path in folder.iterdir()
+        )
+        if there:
+            return
+        saved = self.read_json("saved.json")
+        step = saved.get("step", 0) if isinstance(saved, dict) else 0
+        if not step and not folder.exists():
+            step = max((line["step"] for line in self.metrics()), default=0)
+        if step:
+            raise ValueError(
+                f"{self.path} holds a run that has done {step} steps, and {folder} has no "
+                "checkpoint: restore that folder, or start a new run with another --workdir"
+            )
+
     def save_config(self, cfg: TrainConfig, model: ModelConfig):
-        self.write_json("config.json", provenance.to_json(cfg))
-        self.write_json("model.json", provenance.to_json(model))
+        self.write_json("config.json", run_settings(cfg))
+        self.write_json("model.json", settings_to_json(model))
 
     def load_config(self) -> TrainConfig | None:
         """The settings of the run that is in the folder, or None in an empty one."""
-        return self._load("config.json", TrainConfig)
+        cfg = self._load("config.json", TrainConfig)
+        return cfg and dataclasses.replace(cfg, workdir=self._named)  # it may have been moved
 
     def load_model_config(self) -> ModelConfig | None:
         return self._load("model.json", ModelConfig)
 
     def _load(self, name: str, kind: type) -> Any:
         data = self.read_json(name)
-        return data and provenance.from_json(kind, data, origin=os.fspath(self.path / name))
+        return data and from_json(kind, data, origin=os.fspath(self.path / name))
 
     # ----------------------------------------------------------------------------- metrics
 
@@ -135,14 +176,20 @@ class RunDirectory:
         lines = self._lines
         if self.is_local or not lines:
             path = self.path / "metrics.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
+            # A log that was spoilt by hand, or by a disk, never keeps a run from resuming.
+            data = path.read_bytes() if path.exists() else b""
+            lines = data.decode(errors="replace").splitlines()
         return list(_parsed(lines))
 
     def append_metrics(self, values: dict):
-        """Add a line to metrics.jsonl: {"step": 20, "loss": 1.5, ...}."""
+        """Add a line to metrics.jsonl: {"step": 20, "loss": 1.5, ...}.
+
+        Raises:
+          OSError: the disk is full, or the storage does not answer.
+        """
         if not self._main:
             return
-        line = json.dumps(redact(values)) + "\n"
+        line = dump_json(redact(values)) + "\n"
         if not self.is_local:
             self._lines.append(line)
             if time.monotonic() - self._uploaded > UPLOAD_EVERY_S:
@@ -150,17 +197,17 @@ class RunDirectory:
             return
         try:
             if self._metrics is None:
-                self._metrics = (self.path / "metrics.jsonl").open("a", encoding="utf-8")
+                self._metrics = _open_to_append(self.path / "metrics.jsonl")
             self._metrics.write(line)
             self._metrics.flush()
-        except OSError as error:  # a full disk: the checkpoints decide whether the run stops
-            log.error("metrics.jsonl could not be written: %s", error)
+        except OSError:
             self._close_metrics()
+            raise
 
     def rewind_metrics(self, step: int):
         """Remove the lines of steps after `step`, which are about to be done again."""
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(dump_json(line) + "\n" for line in kept)
         self._close_metrics()
         if self._main and (self.path / "metrics.jsonl").exists():
             atomic_write(self.path / "metrics.jsonl", text)
@@ -173,7 +220,10 @@ class RunDirectory:
 
     def _close_metrics(self):
         if self._lines and self._main:
-            self._upload()
+            try:
+                self._upload()
+            except OSError as error:
+                log.warning("metrics.jsonl could not be written: %s", error)
         if self._metrics is not None:
             with contextlib.suppress(OSError):
                 self._metrics.close()
@@ -188,10 +238,15 @@ class RunDirectory:
         path = self.path / "run.lock"
         # It is held open as long as the run lives.
         file = Path(path).open("a+", encoding="utf-8")  # noqa: SIM115
+        folder = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            # The kernel lets go of it when the process ends, however it ends.
+            # The kernel lets go of it when the process ends, however it ends. The folder is locked
+            # too, because a person may delete the file while the run lives.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with _unless_not_for_folders():
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            os.close(folder)
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
@@ -204,17 +259,60 @@ class RunDirectory:
                 "%s cannot be locked (%s): see that one run alone writes there", path, error
             )
             file.close()
+            os.close(folder)
             return
         file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         file.write(f"process {os.getpid()} on {socket.gethostname()}, started {started}\n")
         file.flush()
-        self._lock = file
+        self._lock = contextlib.ExitStack()
+        self._lock.callback(os.close, folder)
+        self._lock.callback(file.close)
         # A data worker that outlives its killed parent must not go on holding the lock.
-        os.register_at_fork(after_in_child=file.close)
+        os.register_at_fork(after_in_child=self._lock.close)
 
 
 def _parsed(lines: list[str]) -> Iterator[dict]:
+    """The lines that are figures of a step; whatever else stands there is passed over."""
     for line in lines:
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                yield values
+
+
+def dump_json(content: Any, **options) -> str:
+    """JSON that every reader takes: a number that is not finite becomes null."""
+    try:
+        return json.dumps(content, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextlib.contextmanager
+def _unless_not_for_folders() -> Iterator[None]:
+    """Some network file systems lock files alone."""
+    try:
+        yield
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        log.debug("The folder itself cannot be locked: %s", error)
+
+
+def _open_to_append(path: epath.Path) -> IO:
+    """A file of lines, in which a half-written last one does not swallow the next."""
+    file = open(path, "a+b")  # noqa: SIM115
+    if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return io.TextIOWrapper(file, encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Literal, get_args
@@ -35,15 +36,18 @@ class Goodput:
         self._since = time.monotonic()
         self._written = self._since
         account = _read(self._path)
-        self._seconds = {name: float(account.get("seconds", {}).get(name, 0)) for name in PHASES}
-        self.starts = int(account.get("starts", 0)) + 1
+        seconds = account.get("seconds")
+        seconds = seconds if isinstance(seconds, dict) else {}
+        self._seconds = {name: _number(seconds.get(name)) for name in PHASES}
+        self.starts = int(_number(account.get("starts"))) + 1
         self.end: Literal["done", "preempted", "interrupted"] = "done"  # how this start ends
         if account and account.get("end") not in ("done", "interrupted"):
             # From the last sign of life to now; a wall clock that was set back counts as nothing.
-            down = time.time() - account.get("alive", time.time())
+            down = time.time() - (_number(account.get("alive")) or time.time())
             self._seconds["lost_to_restarts"] += max(0.0, down)
 
     def __enter__(self) -> "Goodput":
+        self.save()  # a start that is killed at once counts as well
         return self
 
     def __exit__(self, kind, error, traceback):
@@ -75,7 +79,7 @@ class Goodput:
         """
         kept = seconds or {}
         for name in ("compiling", "waiting_for_data", "stepping", "evaluating", "saving"):
-            lost = max(0.0, self._seconds[name] - kept.get(name, 0.0))
+            lost = max(0.0, self._seconds[name] - _number(kept.get(name)))
             self._seconds[name] -= lost
             self._seconds["lost_to_restarts"] += lost
 
@@ -83,12 +87,6 @@ class Goodput:
         """The seconds of every phase up to now, over all starts."""
         self.switch(self._phase)
         return {name: round(value, 3) for name, value in self._seconds.items()}
-
-    def shares(self) -> dict[str, float]:
-        """The share of the wall time of every phase; "stepping" is the goodput."""
-        seconds = self.seconds()
-        total = sum(seconds.values()) or 1.0
-        return {name: value / total for name, value in seconds.items()}
 
     def save(self, *, end: str | None = None):
         """Write the account; without an `end` it is that of a start that was killed."""
@@ -106,3 +104,9 @@ def _read(path: epath.Path) -> dict:
     except (OSError, ValueError):
         return {}
     return account if isinstance(account, dict) else {}
+
+
+def _number(value: object) -> float:
+    """A finite number of an account that anything may have been written into, else 0."""
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if known and math.isfinite(value) else 0.0

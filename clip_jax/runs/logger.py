@@ -1,27 +1,28 @@
-"""What a person sees of a run: a live line, metrics.jsonl and TensorBoard events."""
+"""The figures of a run's steps: speed, utilisation, memory; to the console and to the loggers."""
 
-import os
 import time
+from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
-from tqdm import tqdm
 
 from clip_jax.config import LoggingConfig
 from clip_jax.hardware import chip_of
+from clip_jax.runs.console import Console
 from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.loggers import make_loggers
 
 
 class Progress:
     """Logs steps. A context manager. Only the main process writes or shows anything.
 
     Args:
-      run: where metrics.jsonl and the events are written.
-      cfg: how often, and what.
+      run: the run directory.
+      cfg: how often, and where.
       start: steps done before.
       steps: steps in all.
       batch_size: pairs of a step, over all devices.
-      flops: of the model for one pair of a train step (`models.sizes.training_flops`).
+      flops: of the model for one pair of a train step (`models.flops.training_flops`).
+      settings: of the run, flat, for the loggers.
     """
 
     def __init__(
@@ -33,21 +34,15 @@ class Progress:
         steps: int,
         batch_size: int,
         flops: float,
+        settings: dict[str, Any] | None = None,
     ):
-        self._run, self._cfg, self._batch_size, self._flops = run, cfg, batch_size, flops
-        self._main = jax.process_index() == 0
-        # A log file gets a line now and then, a terminal a line that moves.
-        self._bar = tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            disable=not (cfg.progress and self._main),
-            mininterval=0.2 if os.isatty(2) else 10.0,
-            dynamic_ncols=True,
+        self._cfg, self._batch_size, self._flops = cfg, batch_size, flops
+        main = jax.process_index() == 0
+        self._loggers = make_loggers(
+            cfg.loggers if main else (), run, start=start, settings=settings or {}
         )
-        self._events = None
-        if cfg.tensorboard and self._main:
-            self._events = SummaryWriter(os.fspath(run.path), flush_secs=30)
+        self._console = Console(steps, start=start, shown=main, progress=cfg.progress)
+        self._steps = steps
         self._since, self._since_step, self._waited = time.monotonic(), start, 0.0
         self._shown = start
 
@@ -55,9 +50,8 @@ class Progress:
         return self
 
     def __exit__(self, *exc):
-        self._bar.close()
-        if self._events is not None:
-            self._events.close()
+        self._console.__exit__(*exc)
+        self._loggers.close()
 
     def waited(self, seconds: float):
         """The step before this call stood still so long for its data."""
@@ -65,16 +59,20 @@ class Progress:
 
     def restart_clock(self):
         """What came before, such as an evaluation, is not the training's speed."""
+        self._restart()
+        self._console.restart_clock()
+
+    def _restart(self):
         self._since, self._waited = time.monotonic(), 0.0
         self._since_step = self._shown
 
     def is_due(self, step: int) -> bool:
         """Whether the metrics of this step are to be logged."""
-        return step % self._cfg.every_steps == 0 or step == self._bar.total
+        return step % self._cfg.every_steps == 0 or step == self._steps
 
     def step(self, step: int, metrics: dict[str, float]):
         """A step is done. Its metrics are logged if it is one to be."""
-        self._bar.update(step - self._shown)
+        self._console.update(step)
         self._shown = step
         if not self.is_due(step):
             return
@@ -87,23 +85,29 @@ class Progress:
             "data_wait_share": min(1.0, self._waited / elapsed),
             **memory(),
         }
-        self.restart_clock()
-        self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:.0f} images/s")
+        self._restart()
+        shown = {"loss": f"{metrics['loss']:.3f}", "": f"{speed:.0f} images/s"}
+        if "mfu" in values:
+            shown["MFU"] = f"{100 * values['mfu']:.1f} %"
+        self._console.show(shown, seconds_a_step=self._batch_size / max(speed, 1e-9))
         self.write(step, values)
 
     def write(self, step: int, values: dict[str, float]):
-        """One line of metrics.jsonl, and the same for TensorBoard."""
-        rounded = {name: float(f"{value:.7g}") for name, value in values.items()}
-        self._run.append_metrics({"step": step, **rounded})
-        if self._events is not None:
-            for name, value in values.items():
-                place = name if "/" in name else f"train/{name}"
-                self._events.add_scalar(place, value, step)
+        """Give the figures of a step to all loggers."""
+        self._loggers.log(step, {name: float(f"{value:.7g}") for name, value in values.items()})
+
+    def flush(self):
+        """Before a checkpoint: what was logged survives a kill."""
+        self._loggers.flush()
+
+    def report(self, path: str):
+        """The report was written."""
+        self._loggers.report(path)
+        self.say(f"Report: {path}")
 
     def say(self, text: str):
-        """A line above the live one."""
-        if self._main:
-            self._bar.write(text)
+        """A line for the person who watches."""
+        self._console.say(text)
 
 
 def utilisation(images_per_second: float, flops: float) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """Gradients of the loss of a whole batch, embedded in one piece or in micro-batches."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,39 +9,20 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
-from clip_jax.config import LossConfig
-from clip_jax.losses import sigmoid_loss, softmax_loss
+from clip_jax.losses.objective import Objective
 from clip_jax.models.clip import CLIP, Outputs
 from clip_jax.models.freezing import merge, variables_of
 from clip_jax.training.state import TrainState
-
-LossFn = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 class Gradients(NamedTuple):
     """What the forward and the backward pass of a batch give."""
 
     loss: jax.Array
+    metrics: dict  # of the terms of the loss
     params: dict  # gradients of the trained parameters
     batch_stats: dict
-    image_BE: jax.Array
-    text_BE: jax.Array
-
-
-def sharded_loss(mesh: Mesh, cfg: LossConfig) -> LossFn:
-    """The loss of a global batch that lies on the mesh, each device working on its rows."""
-    how = {"axis_name": sharding.AXES, "distributed": cfg.distributed, "tile": cfg.tile}
-    rows, whole = sharding.BATCH, P()
-    specs = {"softmax": (rows, rows, whole), "sigmoid": (rows, rows, whole, whole)}[cfg.kind]
-    kinds = {"softmax": softmax_loss, "sigmoid": sigmoid_loss}
-    one = functools.partial(kinds[cfg.kind], **how)
-    over_mesh = jax.shard_map(one, mesh=mesh, in_specs=specs, out_specs=whole)
-
-    def loss(z_image_BE, z_text_BE, logit_scale, logit_bias):
-        bias = () if cfg.kind == "softmax" else (logit_bias,)
-        return over_mesh(z_image_BE, z_text_BE, logit_scale, *bias)
-
-    return loss
+    outputs: Outputs
 
 
 def batch_gradients(
@@ -51,15 +31,16 @@ def batch_gradients(
     key: jax.Array,
     *,
     model: CLIP,
-    loss_fn: LossFn,
+    objective: Objective,
     mesh: Mesh,
     parts: int,
 ) -> Gradients:
     """Gradients of the loss of the whole batch, embedded in one piece or in `parts` micro-batches.
 
-    With several parts the embeddings of all are computed first and without their activations,
-    the loss is taken once over all of them, and each part is then embedded anew, with the same
-    random numbers, to carry its share of the gradient back (GradCache, arXiv:2101.06983).
+    With several parts the outputs of all are computed first and without their activations, the
+    loss is computed once over all of them, and each part is then computed again, with the same
+    random numbers, to carry its share of the gradient back (GradCache, arXiv:2101.06983). That
+    holds for all per-sample arrays of `Outputs` that the objective reads.
     """
 
     def embed(params, batch_stats, part, part_key) -> tuple[Outputs, dict]:
@@ -73,17 +54,21 @@ def batch_gradients(
             rngs={"dropout": part_key},
             mutable=["batch_stats"],
         )
-        return outputs, updated.get("batch_stats", {})
+        return objective.keep_read(outputs), updated.get("batch_stats", {})
 
     if parts > 1:
-        return _in_parts(state, batch, key, embed=embed, loss_fn=loss_fn, mesh=mesh, parts=parts)
+        how = {"embed": embed, "objective": objective, "mesh": mesh, "parts": parts}
+        return _in_parts(state, batch, key, **how)
 
     def loss_of(params):
         outputs, batch_stats = embed(params, state.batch_stats, batch, key)
-        return loss_fn(*outputs), (batch_stats, outputs)
+        loss, metrics = objective(outputs, batch, mesh=mesh)
+        return loss, (metrics, batch_stats, outputs)
 
-    (loss, (batch_stats, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    return Gradients(loss, grads, batch_stats, outputs.image, outputs.text)
+    (loss, (metrics, batch_stats, outputs)), grads = jax.value_and_grad(loss_of, has_aux=True)(
+        state.params
+    )
+    return Gradients(loss, metrics, grads, batch_stats, outputs)
 
 
 def _in_parts(
@@ -92,7 +77,7 @@ def _in_parts(
     key: jax.Array,
     *,
     embed: Callable[..., tuple[Outputs, dict]],
-    loss_fn: LossFn,
+    objective: Objective,
     mesh: Mesh,
     parts: int,
 ) -> Gradients:
@@ -101,36 +86,52 @@ def _in_parts(
 
     def embed_part(batch_stats, inputs):
         outputs, updated = embed(state.params, batch_stats, *inputs)
-        return updated, (outputs.image, outputs.text, batch_stats)
+        return updated, (per_sample(outputs), batch_stats)
 
-    batch_stats, (*embedded, stats_before) = jax.lax.scan(
+    batch_stats, (embedded, stats_before) = jax.lax.scan(
         embed_part, state.batch_stats, (batches, keys)
     )
-    image_BE, text_BE = (join_batch(z_PBE, mesh) for z_PBE in embedded)
+    rows = jax.tree.map(lambda x_PB: join_batch(x_PB, mesh), embedded)
 
-    def loss_of_embeddings(z_image_BE, z_text_BE, temperature):
+    def loss_of_rows(rows, temperature):
         scale, bias = jnp.exp(temperature["logit_scale"]), temperature.get("logit_bias")
-        return loss_fn(z_image_BE, z_text_BE, scale, bias)
+        outputs = rows._replace(logit_scale=scale, logit_bias=bias)
+        loss, metrics = objective(outputs, batch, mesh=mesh)
+        return loss, (metrics, outputs)
 
     temperature = {k: v for k, v in state.params.items() if k.startswith("logit_")}
-    loss, (d_image_BE, d_text_BE, to_temperature) = jax.value_and_grad(
-        loss_of_embeddings, argnums=(0, 1, 2)
-    )(image_BE, text_BE, temperature)
-    cotangents = tuple(split_batch(z_BE, parts, mesh) for z_BE in (d_image_BE, d_text_BE))
+    (loss, (metrics, outputs)), (d_rows, d_temperature) = jax.value_and_grad(
+        loss_of_rows, argnums=(0, 1), has_aux=True
+    )(rows, temperature)
+    cotangents = jax.tree.map(lambda x_B: split_batch(x_B, parts, mesh), d_rows)
 
     def carry_back(total, inputs):
         part, part_key, stats, cotangent = inputs
 
         def towers(params):
-            outputs, _ = embed(params, stats, part, part_key)
-            return outputs.image, outputs.text
+            return per_sample(embed(params, stats, part, part_key)[0])
 
         (grads,) = jax.vjp(towers, state.params)[1](cotangent)
         return jax.tree.map(jnp.add, total, grads), None
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     grads, _ = jax.lax.scan(carry_back, zeros, (batches, keys, stats_before, cotangents))
-    return Gradients(loss, grads | to_temperature, batch_stats, image_BE, text_BE)
+    return Gradients(loss, metrics, grads | d_temperature, batch_stats, outputs)
+
+
+def per_sample(outputs: Outputs) -> Outputs:
+    """Without the scalars, which all micro-batches share.
+
+    Raises:
+      ValueError: an extra array has no gradient to carry back.
+    """
+    for name, x in outputs.extra.items():
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            raise ValueError(
+                f"Outputs.extra[{name!r}] has type {x.dtype}: extra arrays are floating-point "
+                "numbers; a loss reads ids and masks from the batch"
+            )
+    return outputs._replace(logit_scale=None, logit_bias=None)
 
 
 def split_batch(x_B: jax.Array, parts: int, mesh: Mesh) -> jax.Array:

@@ -15,18 +15,14 @@ from jax.sharding import Mesh, NamedSharding
 from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.architectures import ARCHITECTURES
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, sharding_rows
+from clip_jax.models.tower import Tower, name_of
 from clip_jax.training.state import new_state
 from clip_jax.weights import position_embeddings
 from clip_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
 
-# What a tower computes that its arrays' shapes do not tell.
-ARITHMETIC = (
-    "activation", "norm_epsilon", "causal", "pool", "pool_before_norm", "class_token", "pre_norm",
-    "position",
-)  # fmt: skip
 TOWERS = {"both": ("image", "text"), "image": ("image",), "text": ("text",)}
 
 
@@ -42,7 +38,7 @@ def initial_variables(cfg: TrainConfig, model: CLIP, initial: Loaded, mesh: Mesh
 
     key = jax.random.key(cfg.seed)
     shapes = jax.eval_shape(make, key)
-    places = sharding.shardings(mesh, shapes)
+    places = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
     taken = _taken(cfg, model, initial, shapes)
     rest = jax.jit(lambda key: _without(make(key), taken), out_shardings=_without(places, taken))(
         key
@@ -108,11 +104,11 @@ def check_arithmetic(cfg: TrainConfig, wanted: ModelConfig, stored: ModelConfig)
         that has it.
     """
     differing = {
-        f"{tower} {name}": (getattr(theirs, name), getattr(ours, name))
-        for tower in TOWERS[cfg.model.init_towers]
-        for theirs, ours in [(_tower(stored, tower), _tower(wanted, tower))]
-        for name in ARITHMETIC
-        if getattr(theirs, name, None) != getattr(ours, name, None)
+        f"{name} {field}": (theirs.get(field), ours[field])
+        for name in TOWERS[cfg.model.init_towers]
+        for theirs, ours in [(_plain(stored.towers[name]), _plain(wanted.towers[name]))]
+        for field in ours
+        if theirs.get(field) != ours[field]
     }
     if not differing:
         return
@@ -140,20 +136,14 @@ def _names_of(stored: ModelConfig, towers: Iterable[str]) -> list[str]:
     return [
         name
         for name, config in ARCHITECTURES.items()
-        if all(_plain(config, tower) == _plain(stored, tower) for tower in towers)
+        if all(_plain(config.towers[name]) == _plain(stored.towers[name]) for name in towers)
     ]
 
 
-def _plain(config: ModelConfig, tower: str) -> dict:
-    return {
-        name: value
-        for name, value in dataclasses.asdict(_tower(config, tower)).items()
-        if name not in ("image_size", "patch_dropout", "context_length", "vocab_size")
-    }
-
-
-def _tower(config: ModelConfig, tower: str):
-    return {"image": config.vision, "text": config.text}[tower]
+def _plain(tower: Tower) -> dict:
+    """What the meaning of a tower's weights depends on."""
+    fields = {name: v for name, v in tower.fields().items() if name not in tower.free_fields}
+    return {"tower": name_of(tower), **fields}
 
 
 def _without(variables: dict, taken: dict) -> dict:
@@ -172,9 +162,9 @@ def _put(array: Any, place: NamedSharding) -> jax.Array:
 def _resized(stored: ModelConfig, wanted: ModelConfig, towers: tuple) -> ModelConfig:
     """The stored architecture, with the run's image size and context where a tower is taken."""
     vision, text = stored.vision, stored.text
-    if "image" in towers and type(vision) is type(wanted.vision):
+    if "image" in towers and name_of(vision) == name_of(wanted.vision):
         vision = dataclasses.replace(vision, image_size=wanted.vision.image_size)
-    if "text" in towers:
+    if "text" in towers and name_of(text) == name_of(wanted.text):
         text = dataclasses.replace(text, context_length=wanted.text.context_length)
     return dataclasses.replace(stored, vision=vision, text=text)
 

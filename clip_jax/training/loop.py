@@ -1,55 +1,53 @@
-"""A run from its settings to its report: wait for data, step, log, evaluate, save, in that order."""
+"""A run from its settings to its report. `fit` is the loop: step, log, save, evaluate."""
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from clip_jax.config import TrainConfig
+from clip_jax.config_io import flatten, run_settings
 from clip_jax.data.bad_samples import BadSamples
-from clip_jax.data.loader import Batches, eval_batches, train_batches
-from clip_jax.distributed import initialize
+from clip_jax.data.loader import Batches, train_batches
+from clip_jax.distributed import agreement, initialize
 from clip_jax.distributed.failures import failing_together, together
 from clip_jax.distributed.multihost import allgather_json
-from clip_jax.distributed.preemption import Preemption
+from clip_jax.distributed.preemption import RETRY_EXIT_CODE, Preemption
 from clip_jax.distributed.process_logs import process_logs
 from clip_jax.distributed.watchdog import Watchdog
-from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.results import save_evaluation, save_snapshot
-from clip_jax.evaluation.suite import Evaluators
+from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.flops import training_flops
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
-from clip_jax.runs.bad_samples import take_account
+from clip_jax.runs.bad_samples import open_account, take_account
 from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.console import tolerant_streams
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
 from clip_jax.runs.logger import Progress
 from clip_jax.runs.report.page import write_report
 from clip_jax.training import run_record
+from clip_jax.training.evaluations import Evaluations
 from clip_jax.training.prefetch import Prefetch
 from clip_jax.training.profiling import Profile
 from clip_jax.training.setup import Setup, prepare
 from clip_jax.training.state import FROZEN, TrainState
 from clip_jax.training.step import abstract_batch, jit_train_step
+from clip_jax.training.step_log import StepLog, make_hooks
 
 log = logging.getLogger(__name__)
 
-SNAPSHOT_PAIRS = 48  # of the similarity matrix in the report
 COMPILE_SECONDS = 3600.0  # that compiling may take beyond health.hang_seconds
-
-
-class TooManySkipped(RuntimeError):
-    """Step after step had a loss or a gradient that could not be used."""
 
 
 @together
 def train(cfg: TrainConfig) -> int:
-    """Train, or go on with the run that is in `cfg.workdir`.
+    """Train, or resume the run that is in `cfg.workdir`.
 
     Returns:
       0 at the end of the run; else what the process should exit with so that a launcher starts
@@ -57,11 +55,12 @@ def train(cfg: TrainConfig) -> int:
 
     Raises:
       ValueError, FileNotFoundError: a setting or file at fault.
-      TooManySkipped: the training has broken down.
+      RunFailed: the training has broken down, or an evaluation failed.
       SaveFailed: checkpoints could not be written for too long.
     """
     main = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
+        stack.enter_context(tolerant_streams())
         run = stack.enter_context(RunDirectory(cfg.workdir, main=main))
         initialize.barrier("the run directory is open", cfg.distributed.timeout_seconds)
         stack.enter_context(process_logs(run.path, is_local=run.is_local))
@@ -70,275 +69,226 @@ def train(cfg: TrainConfig) -> int:
         stacks = run.path / "stacks.txt" if run.is_local else None
         watchdog = stack.enter_context(Watchdog(cfg.health.hang_seconds, stacks))
         with watchdog.allow("preparing", extra_seconds=COMPILE_SECONDS):
+            agreement.check_same_directory(run.path)
             setup = prepare(cfg, run)
+            agreement.check_equal(run_record.facts(setup))
             run_record.check_resume(setup, run)
             limit_s = cfg.health.hang_seconds + COMPILE_SECONDS
             initialize.barrier("all is prepared", limit_s)  # nobody reads what is written below
-            checkpoints = stack.enter_context(Checkpoints(run.checkpoints, cfg.checkpoint))
-            trainer = Trainer(setup, run, checkpoints, goodput, preemption, watchdog)
-            trainer.restore_or_start()
+            run.check_checkpoints()
+            better = best_direction(cfg)
+            checkpoints = stack.enter_context(
+                Checkpoints(run.checkpoints, cfg.checkpoint, better=better, on_saved=run.note_saved)
+            )
+            state, bad_samples = restore_or_start(setup, run, checkpoints, goodput)
             run_record.write(setup, run)
         with failing_together():  # before the files above are closed, which waits for the others
-            return trainer.run_to_the_end()
+            start = int(state.step)
+            progress = stack.enter_context(make_progress(setup, run, start))
+            watch = {"goodput": goodput, "preemption": preemption, "watchdog": watchdog}
+            parts = Parts(
+                setup=setup,
+                checkpoints=checkpoints,
+                progress=progress,
+                log=make_step_log(setup, progress),
+                evaluate=Evaluations(setup, run, checkpoints, progress=progress, **watch),
+                profile=stack.enter_context(Profile(cfg.logging.profile_steps, run.path)),
+                **watch,
+            )
+            return run_to_the_end(parts, run, state, bad_samples)
 
 
-@dataclasses.dataclass
-class Trainer:
-    """The parts that work together, and the state that they hand to each other."""
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What surrounds the steps of a run."""
 
     setup: Setup
-    run: RunDirectory
     checkpoints: Checkpoints
+    progress: Progress
+    log: StepLog
+    evaluate: Evaluations
+    profile: Profile
     goodput: Goodput
     preemption: Preemption
     watchdog: Watchdog
-    state: TrainState | None = None
-    measured: bool = False  # whether the restored state was evaluated before it was saved
-    ledger: dict | None = None
-    evaluator: Evaluators | None = None
-    progress: Progress | None = None
-    profile: Profile | None = None
-    pending: tuple[int, dict] | None = None  # a step whose numbers are still on the devices
 
-    def restore_or_start(self):
-        """The newest intact checkpoint, or step 0."""
-        restored = self.checkpoints.restore(self.setup.abstract_state)
-        if restored is None:
-            self.state = self.setup.new_state()
-            self.goodput.resumed_from(None)
-            self.run.rewind_metrics(0)
-            return
-        self.state = restored.state
-        self.measured = bool(restored.metadata["metrics"])
-        self.ledger = take_account(restored.metadata.get("ledgers", []))
-        self.goodput.resumed_from(restored.metadata.get("goodput"))
-        self.run.rewind_metrics(restored.step)
-        log.warning("Going on after step %d of %s", restored.step, self.run.path)
 
-    def run_to_the_end(self) -> int:
-        """Train, evaluate, report."""
-        cfg, setup = self.setup.cfg, self.setup
-        start = int(self.state.step)
-        if setup.eval_source is not None:
-            self.evaluator = Evaluators(
-                setup.eval_source,
-                setup.eval_also,
-                setup.model,
-                setup.mesh,
-                setup.tokenizer,
-                cfg=cfg.evaluation,
-                data=cfg.data,
-            )
-        self.progress = Progress(
-            self.run,
-            cfg.logging,
-            start=start,
-            steps=cfg.steps,
-            batch_size=cfg.data.batch_size,
-            flops=training_flops(
-                setup.model.config,
-                frozen=FROZEN[cfg.model.freeze],
-                unlocked_blocks=cfg.model.unlocked_blocks,
-            ),
+def run_to_the_end(
+    parts: Parts, run: RunDirectory, state: TrainState, bad_samples: dict | None
+) -> int:
+    """What the last start missed, the steps, and the report."""
+    start, last = int(state.step), parts.setup.cfg.steps
+    if not parts.evaluate.rerun_missed(start, state):
+        return save_and_exit(parts, start, state, bad_samples)
+    if start < last:
+        step_fn = compile_step(parts)
+        with Prefetch(
+            batches_from(parts.setup, run, start, bad_samples),
+            parts.setup.mesh,
+            parts.setup.cfg.data.prefetch,
+        ) as batches:
+            exit_code = fit(parts, state, batches, step_fn)
+            bad_samples = batches.ledger
+        if exit_code:
+            return exit_code
+    parts.checkpoints.wait()
+    report(parts, run, bad_samples)
+    parts.evaluate.check()
+    return 0
+
+
+def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -> int:
+    """The steps from the state's to the last.
+
+    Returns:
+      0, or what the process should exit with because it was asked to leave.
+    """
+    cfg, goodput, progress = parts.setup.cfg, parts.goodput, parts.progress
+    progress.restart_clock()
+    for step in range(int(state.step) + 1, cfg.steps + 1):
+        goodput.switch("waiting_for_data")
+        began = time.monotonic()
+        batch = next(batches)
+        progress.waited(time.monotonic() - began)
+
+        goodput.switch("stepping")
+        parts.profile.before(step)
+        state, metrics = step_fn(state, batch)
+        parts.profile.after(step, metrics)
+        parts.log(step, state, metrics)  # the step before, while the devices work on this one
+
+        goodput.switch("saving")
+        last = step == cfg.steps
+        keeps_best = cfg.checkpoint.keep_best_by is not None and parts.evaluate.is_due(step)
+        metadata = functools.partial(describe, parts, batches.ledger)
+        parts.checkpoints.save(step, state, metadata=metadata, due=keeps_best, force=last)
+
+        if parts.evaluate.has_work(step):
+            parts.log.flush()  # which waits for the step: two programs at once may block each other
+        if not parts.evaluate(step, state):
+            return save_and_exit(parts, step, state, batches.ledger)
+        parts.watchdog.beat()
+        if parts.preemption.requested() and not last:
+            return save_and_exit(parts, step, state, batches.ledger)
+    parts.log.flush()
+    return 0
+
+
+def save_and_exit(parts: Parts, step: int, state: TrainState, bad_samples: dict | None) -> int:
+    """Save because the machine is taken away or a person said so, and say how to exit."""
+    code = parts.preemption.exit_code
+    preempted = code == RETRY_EXIT_CODE
+    why = "Preempted (SIGTERM)" if preempted else "Interrupted (SIGINT)"
+    log.warning("%s: saving a checkpoint at step %d", why, step)
+    metadata = functools.partial(describe, parts, bad_samples)
+    parts.checkpoints.save(step, state, metadata=metadata, force=True)
+    parts.goodput.end = "preempted" if preempted else "interrupted"
+    return code
+
+
+def restore_or_start(
+    setup: Setup, run: RunDirectory, checkpoints: Checkpoints, goodput: Goodput
+) -> tuple[TrainState, dict | None]:
+    """The newest intact checkpoint, or step 0; with it the account of bad samples."""
+    restored = checkpoints.restore(setup.abstract_state)
+    if restored is None:
+        goodput.resumed_from(None)
+        run.rewind_metrics(0)
+        return setup.new_state(), None
+    goodput.resumed_from(restored.metadata.get("goodput"))
+    run.rewind_metrics(restored.step)
+    log.warning("Resuming from step %d of %s", restored.step, run.path)
+    return restored.state, take_account(restored.metadata.get("ledgers", []))
+
+
+def compile_step(parts: Parts) -> Callable:
+    """The train step, compiled for these devices before the first batch is there."""
+    setup = parts.setup
+    with (
+        parts.goodput.phase("compiling"),
+        parts.watchdog.allow("compiling", extra_seconds=COMPILE_SECONDS),
+    ):
+        step = jit_train_step(
+            setup.mesh,
+            setup.abstract_state,
+            model=setup.model,
+            optimizer=setup.optimizer,
+            cfg=setup.cfg,
         )
-        self.profile = Profile(cfg.logging.profile_steps, self.run.path)
-        with self.progress, self.profile:
-            if not self.rerun_missed_evaluation(start):
-                return self.preemption.exit_code
-            if start < cfg.steps:
-                with Prefetch(self.batches(start), setup.mesh, cfg.data.prefetch) as batches:
-                    if not self.train(start, batches):
-                        return self.preemption.exit_code
-            self.checkpoints.wait()
-        self.report()
-        return 0
+        batch = abstract_batch(setup.mesh, setup.model, setup.cfg.data.batch_size)
+        return step.lower(setup.abstract_state, batch).compile()
 
-    def rerun_missed_evaluation(self, start: int) -> bool:
-        """What was cut off when the run was asked to leave while it measured step `start`."""
-        cfg = self.setup.cfg
-        due = start > 0 and self.is_time(cfg.evaluation.every_steps, start, cfg.steps)
-        if due and not self.measured and self.evaluate(start) is None:
-            return self.leave(start)
-        if start in (0, cfg.steps // 2, cfg.steps):
-            self.snapshot()
-        return True
 
-    def train(self, start: int, batches: Prefetch) -> bool:
-        """The steps from `start` to the last; False if the run was asked to leave before."""
-        cfg = self.setup.cfg
-        step_fn = self.compile()
-        self.progress.restart_clock()
-        for step in range(start + 1, cfg.steps + 1):
-            self.goodput.switch("waiting_for_data")
-            began = time.monotonic()
-            batch = next(batches)
-            self.progress.waited(time.monotonic() - began)
+def make_progress(setup: Setup, run: RunDirectory, start: int) -> Progress:
+    cfg = setup.cfg
+    flops = training_flops(
+        setup.model.config,
+        frozen=FROZEN[cfg.model.freeze],
+        unlocked_blocks=cfg.model.unlocked_blocks,
+    )
+    return Progress(
+        run,
+        cfg.logging,
+        start=start,
+        steps=cfg.steps,
+        batch_size=cfg.data.batch_size,
+        flops=flops,
+        settings=flatten(run_settings(cfg)),
+    )
 
-            self.goodput.switch("stepping")
-            self.profile.before(step)
-            self.state, metrics = step_fn(self.state, batch)
-            self.profile.after(step, metrics)
-            self.flush_metrics()  # with the step before, while the devices work on this one
-            self.pending, self.ledger = (step, metrics), batches.ledger
-            last = step == cfg.steps
-            found = None
-            if self.is_time(cfg.evaluation.every_steps, step, cfg.steps):
-                self.flush_metrics()
-                if (found := self.evaluate(step)) is None:
-                    return self.leave(step)
-            if step in (cfg.steps // 2, cfg.steps):
-                self.snapshot()
 
-            self.goodput.switch("saving")
-            self.checkpoints.save(
-                step, self.state, metadata=self.metadata, metrics=found, force=last
-            )
-            self.watchdog.beat()
-            if self.preemption.requested() and not last:
-                return self.leave(step)
-        return True
+def make_step_log(setup: Setup, progress: Progress) -> StepLog:
+    hooks = make_hooks(setup.cfg.logging.hooks)
+    return StepLog(progress, setup.schedule, setup.cfg.health, hooks=hooks)
 
-    def compile(self) -> Any:
-        """The train step, compiled for these devices before the first batch is there."""
-        setup = self.setup
-        with (
-            self.goodput.phase("compiling"),
-            self.watchdog.allow("compiling", extra_seconds=COMPILE_SECONDS),
-        ):
-            step = jit_train_step(
-                setup.mesh,
-                setup.abstract_state,
-                model=setup.model,
-                optimizer=setup.optimizer,
-                cfg=setup.cfg,
-            )
-            batch = abstract_batch(setup.mesh, setup.model, setup.cfg.data.batch_size)
-            return step.lower(setup.abstract_state, batch).compile()
 
-    def flush_metrics(self):
-        """Wait for the numbers of the pending step, log them, and see whether the run is sound."""
-        if self.pending is None:
-            return
-        (step, on_device), self.pending = self.pending, None
-        metrics = {name: float(value) for name, value in jax.device_get(on_device).items()}
-        in_row = metrics.pop("skipped_in_row")
-        if self.progress.is_due(step):
-            # Steps left out do not count in it, and neither does this one if it is one of them.
-            taken = step - 1 - metrics["skipped_steps"] + (in_row > 0)
-            metrics["learning_rate"] = float(self.setup.schedule(taken))
-        self.progress.step(step, metrics)
-        if in_row >= self.setup.cfg.health.max_skipped_in_row:
-            raise TooManySkipped(
-                f"{in_row:.0f} steps in a row, the last being step {step}, had a loss or gradient "
-                f"that is not finite or far too large (loss {metrics['loss']:g}, gradient norm "
-                f"{metrics['grad_norm']:g}); health.max_skipped_in_row allows no more. The "
-                "parameters are those before the first of them. Lower optimizer.learning_rate, "
-                "set optimizer.clip_norm, or look at the data."
-            )
-        if in_row:
-            self.progress.say(
-                f"Step {step} was left out: loss {metrics['loss']:g}, gradient norm {metrics['grad_norm']:g}."
-            )
+def batches_from(setup: Setup, run: RunDirectory, start: int, bad_samples: dict | None) -> Batches:
+    """The training batches from `start` on, of this process's rows."""
+    cfg, config = setup.cfg, setup.model.config
+    return train_batches(
+        setup.sources,
+        setup.tokenizer,
+        cfg.data,
+        image_size=config.vision.image_size,
+        preprocess=config.preprocess,
+        seed=cfg.seed,
+        start_step=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        ledger=open_account(bad_samples, run.path if run.is_local else None),
+    )
 
-    def evaluate(self, step: int) -> dict[str, float] | None:
-        """Measure the model and log what was found; None if the run was asked to leave."""
-        if self.evaluator is None:
-            return {}
-        with self.goodput.phase("evaluating"), self.watchdog.allow("evaluating"):
 
-            def should_stop() -> bool:
-                self.watchdog.beat()
-                return self.preemption.requested()
+def describe(parts: Parts, bad_samples: dict | None) -> dict[str, Any]:
+    """What a checkpoint says besides its arrays; asked for when one is about to be written."""
+    # A kill must not leave a checkpoint whose last step was never logged.
+    parts.log.flush()
+    parts.progress.flush()
+    return {
+        "ledgers": allgather_json(bad_samples),
+        "goodput": parts.goodput.seconds(),
+        "config": run_settings(parts.setup.cfg),
+        "fingerprint": run_record.fingerprint(parts.setup),
+        **provenance.environment(),
+    }
 
-            evaluation = self.evaluator(self.state.ema_variables, should_stop=should_stop)
-        self.progress.restart_clock()
-        if evaluation is None:
-            return None
-        self.progress.write(step, evaluation.metrics)
-        if jax.process_index() == 0:
-            save_evaluation(self.run.path, step, evaluation)
-        shown = ("/zero_shot_top1", "/text_to_image_recall_at_1", "/loss")
-        found = [(k, v) for k, v in evaluation.metrics.items() if k.endswith(shown)]
-        self.progress.say(f"Step {step}: {', '.join(f'{k[5:]} {v:.4g}' for k, v in found)}")
-        return evaluation.metrics
 
-    def snapshot(self):
-        """Keep the similarity matrix of some fixed pairs as it is now, for the report."""
-        cfg, setup = self.setup.cfg, self.setup
-        source = setup.eval_source or setup.sources[0]
-        with self.goodput.phase("evaluating"), self.watchdog.allow("evaluating"):
-            size = cfg.evaluation.batch_size
-            encoder = Encoder(setup.model, self.state.ema_variables, setup.mesh, batch_size=size)
-            config = setup.model.config
-            reading = eval_batches(
-                source,
-                setup.tokenizer,
-                cfg.data,
-                batch_size=size,
-                image_size=config.vision.image_size,
-                preprocess=config.preprocess,
-                max_samples=min(SNAPSHOT_PAIRS, len(source)),
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-            with reading:
-                z_image_NE, index_N = encoder.encode_images(reading)
-            texts = [source[int(index)].captions[0] for index in index_N]
-            z_text_NE = encoder.encode_texts(np.asarray(setup.tokenizer(texts)))
-            if jax.process_index() == 0:
-                save_snapshot(self.run.path, int(self.state.step), z_image_NE @ z_text_NE.T)
-        self.progress.restart_clock()
-
-    def batches(self, start: int) -> Batches:
-        """The training batches from `start` on, of this process's rows."""
-        cfg, config = self.setup.cfg, self.setup.model.config
-        return train_batches(
-            self.setup.sources,
-            self.setup.tokenizer,
-            cfg.data,
-            image_size=config.vision.image_size,
-            preprocess=config.preprocess,
-            seed=cfg.seed,
-            start_step=start,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            ledger=BadSamples.from_json(self.ledger) if self.ledger else None,
-        )
-
-    def metadata(self) -> dict:
-        """What a checkpoint says besides its arrays; asked for when one is about to be written."""
-        self.flush_metrics()  # else a kill could leave a checkpoint whose last step was never logged
-        return {
-            "ledgers": allgather_json(self.ledger),
-            "goodput": self.goodput.seconds(),
-            "config": provenance.to_json(self.setup.cfg),
-            "fingerprint": run_record.fingerprint(self.setup),
-            **provenance.environment(),
-        }
-
-    def leave(self, step: int) -> bool:
-        """Save and go, because the machine is taken away or a person said so."""
-        log.warning("Asked to leave: saving step %d", step)
-        self.checkpoints.save(step, self.state, metadata=self.metadata, force=True)
-        self.goodput.end = "preempted" if self.preemption.exit_code == 75 else "interrupted"
-        return False
-
-    def report(self):
-        """bad_samples.json and report.html."""
-        if self.ledger is not None:
-            index = jax.process_index()
-            name = "bad_samples.json" if index == 0 else f"bad_samples.{index}.json"
-            BadSamples.from_json(redact(self.ledger)).save(self.run.path / name)
-        if self.setup.cfg.logging.report and jax.process_index() == 0:
-            devices = jax.devices()
-            path = write_report(
-                self.run.path,
-                facts={"Devices": f"{len(devices)} x {devices[0].device_kind}"},
-                goodput=self.goodput.seconds(),
-            )
-            print(f"The report: {path}", flush=True)
-
-    @staticmethod
-    def is_time(every: int | None, step: int, last: int) -> bool:
-        """None: at the last step alone; 0: never."""
-        return every != 0 and (step == last or (every is not None and step % every == 0))
+def report(parts: Parts, run: RunDirectory, bad_samples: dict | None):
+    """bad_samples.json and report.html, neither of which ends a run that is done."""
+    if bad_samples is not None:
+        index = jax.process_index()
+        name = "bad_samples.json" if index == 0 else f"bad_samples.{index}.json"
+        try:
+            BadSamples.from_json(redact(bad_samples)).save(run.path / name)
+        except OSError as error:
+            log.warning("%s could not be written: %s", name, error)
+    if parts.setup.cfg.logging.report and jax.process_index() == 0:
+        devices = jax.devices()
+        facts = {"Devices": f"{len(devices)} x {devices[0].device_kind}"}
+        try:
+            parts.progress.flush()  # the report reads what was logged
+            path = write_report(run.path, facts=facts, goodput=parts.goodput.seconds())
+        except Exception:  # the weights are saved: `clip-jax report` writes it later
+            log.exception("report.html could not be written")
+        else:
+            parts.progress.report(path)

@@ -1,31 +1,80 @@
-"""What a run is made of, as its directory tells it: written once, compared at every later start."""
+"""What a run is made of, as its directory keeps it: written once, compared at every later start."""
 
 import logging
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 
 import jax
+import numpy as np
+import xxhash
+from etils import epath
 
+from clip_jax import config_io
+from clip_jax.config import TrainConfig
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION
 from clip_jax.runs import provenance
 from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.trained_variables import list_steps
+from clip_jax.training.optimizer import make_schedule
 from clip_jax.training.setup import Setup
 
 log = logging.getLogger(__name__)
 
+JUMP = 1.5  # a learning rate that changes by more from one step to the next is named
+
 
 def check_resume(setup: Setup, run: RunDirectory):
-    """Compare the settings with those of the run that is there, and name what changed."""
-    old = run.load_config()
+    """Compare settings and libraries with those of the run that is there, and name what changed.
+
+    Raises:
+      ValueError: a setting changes the training and is not allowed to, or the run is past the end.
+    """
+    old, new = run.load_config(), setup.cfg
     if old is None:
         return
+    done = max(list_steps(run.checkpoints), default=0)
+    if new.steps < done:
+        raise ValueError(
+            f"steps={new.steps} is fewer than the {done} steps that {run.path} has done: set steps "
+            f"to {done} or more, or choose another --workdir"
+        )
+    jump = rate_jump(old, new, done)
     was = (run.read_json("data.json") or {}).get("fingerprint")
-    changes = provenance.check_resume(
-        provenance.to_json(old) | {"fingerprint": was},
-        provenance.to_json(setup.cfg) | {"fingerprint": fingerprint(setup)},
-        setup.cfg.checkpoint.allow_change,
-    )
+    try:
+        changes = config_io.check_resume(
+            config_io.to_json(old) | {"fingerprint": was},
+            config_io.to_json(new) | {"fingerprint": fingerprint(setup)},
+            new.checkpoint.allow_change,
+        )
+    except ValueError as error:
+        raise ValueError(f"{error}. {jump}" if jump else str(error)) from None
     for change in changes:
-        log.warning("The run goes on with another setting: %s", change)
+        log.warning("Resuming with another setting: %s", change)
+    if jump:
+        log.warning("%s", jump)
+    saved = run.read_json("environment.json") or {}
+    kept = {name: saved.get(name, {}) for name in ("versions", "random")}
+    for change in config_io.differences(kept, provenance.environment()):
+        if change.old is not None:
+            log.warning("Resuming with another version or generator: %s", change)
+
+
+def rate_jump(old: TrainConfig, new: TrainConfig, done: int) -> str:
+    """How the learning rate jumps where other settings take over after `done` steps; "" if not."""
+    if not done or (old.optimizer, old.steps) == (new.optimizer, new.steps):
+        return ""
+    before = float(make_schedule(old.optimizer, old.steps)(done - 1))
+    after = float(make_schedule(new.optimizer, new.steps)(done))
+    if max(before, after) <= JUMP * min(before, after):
+        return ""
+    options = "optimizer.schedule", "optimizer.learning_rate", "optimizer.warmup_steps"
+    return (
+        f"The learning rate goes from {before:.3g} at step {done} to {after:.3g} at step {done + 1}; "
+        f"to continue at the former: --optimizer.schedule constant --optimizer.learning-rate "
+        f"{before:.3g} --optimizer.warmup-steps 0 --checkpoint.allow-change steps {' '.join(options)}"
+    )
 
 
 def write(setup: Setup, run: RunDirectory):
@@ -35,6 +84,29 @@ def write(setup: Setup, run: RunDirectory):
     run.write_json("environment.json", provenance.environment())
     if jax.process_index() == 0 and not (run.tokenizer / DESCRIPTION).exists():
         setup.tokenizer.save(run.tokenizer)
+
+
+def facts(setup: Setup) -> dict[str, object]:
+    """What each process has found or computed for itself and must have in common with the others."""
+    known = {"training data": fingerprint(setup)}
+    for source in setup.sources:
+        known[f"samples of {source.name}"] = len(source)
+    if setup.evaluators is not None:
+        known |= setup.evaluators.facts()
+    with tempfile.TemporaryDirectory() as folder:
+        setup.tokenizer.save(epath.Path(folder))
+        known["tokenizer"] = _digest(path.read_bytes() for path in sorted(Path(folder).iterdir()))
+    if setup.initial is not None:
+        leaves = jax.tree.leaves(setup.initial.variables)
+        known["model.init_from"] = _digest(np.ascontiguousarray(leaf).data for leaf in leaves)
+    return known
+
+
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
+    digest = xxhash.xxh3_64()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def fingerprint(setup: Setup) -> str:

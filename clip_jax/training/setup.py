@@ -5,33 +5,48 @@ import dataclasses
 import functools
 import itertools
 import logging
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.config import ModelConfig, ModelSettings, ResNetConfig, TrainConfig
+from clip_jax.config import DataConfig, ModelConfig, ModelSettings, TrainConfig
+from clip_jax.data.images.transforms import ImageError, decode
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION, Tokenizer
 from clip_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
-from clip_jax.evaluation.suite import open_others
+from clip_jax.evaluation.suite import (
+    Evaluators,
+    best_direction,
+    named_evaluators,
+    open_others,
+)
 from clip_jax.load import load_to_host
+from clip_jax.losses.objective import make_objective
 from clip_jax.models import attention
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
-from clip_jax.runs import retention
+from clip_jax.models.tower import name_of
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.training.ignored_settings import refuse_ignored
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
-from clip_jax.training.optimizer import make_optimizer, make_schedule
-from clip_jax.training.state import TrainState, abstract_state, sharded_new_state
+from clip_jax.training.optimizer import make_optimizer, make_schedule, named_optimizer
+from clip_jax.training.state import (
+    TrainState,
+    abstract_state,
+    check_batch_statistics,
+    replication_warning,
+    sharded_new_state,
+)
+from clip_jax.training.step_log import make_hooks
 from clip_jax.weights.load import Loaded
 
 log = logging.getLogger(__name__)
+
+PROBED = 16  # samples of test data that are tried before the training
 
 
 @dataclasses.dataclass
@@ -42,7 +57,7 @@ class Setup:
     mesh: Mesh
     sources: Sequence[Source]
     eval_source: Source | None
-    eval_also: dict[str, Source]
+    evaluators: Evaluators | None
     tokenizer: Tokenizer
     model: CLIP
     optimizer: optax.GradientTransformation
@@ -50,7 +65,10 @@ class Setup:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        return abstract_state(self.mesh, **self._state_arguments)
+        state = abstract_state(self.mesh, **self._state_arguments)
+        if warning := replication_warning(self.mesh, state):
+            log.warning("%s", warning)
+        return state
 
     def new_state(self) -> TrainState:
         """The state at step 0."""
@@ -74,6 +92,7 @@ class Setup:
             "freeze": self.cfg.model.freeze,
             "unlocked_blocks": self.cfg.model.unlocked_blocks,
             "ema": self.cfg.optimizer.ema_decay is not None,
+            "shard_over_data": self.cfg.optimizer.shard_over_data,
         }
 
 
@@ -83,8 +102,9 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     Raises:
       ValueError, FileNotFoundError: the setting or file at fault, and how to mend it.
     """
+    check(cfg)
     mesh = sharding.make_mesh(cfg.mesh)
-    check(cfg, mesh)
+    check_devices(cfg, mesh)
     opened = registry.open_sources(cfg.data, "train")
     eval_source = _open_eval_source(cfg)
     # A run that goes on has its own weights by now; one that was killed in its first save has not.
@@ -98,62 +118,42 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     stored = initial.model.config if initial is not None else started and run.load_model_config()
     if stored and "image" in TOWERS[settings.init_towers]:
         config = with_preprocess(config, stored)
+    if cfg.data.exif_rotation:  # whoever loads the model is to do the same
+        preprocess = dataclasses.replace(config.preprocess, exif_rotation=True)
+        config = dataclasses.replace(config, preprocess=preprocess)
     model = CLIP(config, constrain=sharding.constrain_batch(mesh))
-    return Setup(
+    setup = Setup(
         cfg=cfg,
         mesh=mesh,
         sources=opened,
         eval_source=eval_source,
-        eval_also=open_others(cfg.data) if eval_source is not None else {},
+        evaluators=_evaluators(cfg, mesh, model, tokenizer, eval_source),
         tokenizer=tokenizer,
         model=model,
         optimizer=make_run_optimizer(cfg, config),
         initial=initial,
     )
+    check_batch_statistics(cfg, setup.abstract_state)
+    return setup
 
 
-def check(cfg: TrainConfig, mesh: Mesh):
-    """Refuse settings that contradict each other or the devices."""
-    optimizer, loss = cfg.optimizer, cfg.loss
-    for name, value, least in (
-        ("steps", cfg.steps, 1),
-        ("data.accumulation", cfg.data.accumulation, 1),
-        ("logging.every_steps", cfg.logging.every_steps, 1),
-        ("evaluation.every_steps", cfg.evaluation.every_steps, 0),
-        ("checkpoint.every_steps", cfg.checkpoint.every_steps, 1),
-        ("checkpoint.keep_every_steps", cfg.checkpoint.keep_every_steps, 1),
-        ("model.unlocked_blocks", cfg.model.unlocked_blocks, 0),
-        ("loss.tile", loss.tile, 1),
-        ("loss.max_logit_scale", loss.max_logit_scale, 1),
-        ("health.max_skipped_in_row", cfg.health.max_skipped_in_row, 1),
-        ("optimizer.warmup_steps", optimizer.warmup_steps, 0),
-        ("optimizer.cooldown_steps", optimizer.cooldown_steps, 0),
-    ):
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")
-    for name, value, most in (
-        ("optimizer.learning_rate", optimizer.learning_rate, math.inf),
-        ("optimizer.clip_norm", optimizer.clip_norm, math.inf),
-        ("optimizer.layer_decay", optimizer.layer_decay, 1),
-        ("optimizer.ema_decay", optimizer.ema_decay, math.nextafter(1, 0)),
-        ("checkpoint.every_minutes", cfg.checkpoint.every_minutes, math.inf),
-        ("health.spike_factor", cfg.health.spike_factor, math.inf),
-    ):
-        if value is not None and not 0 < value <= most:
-            limit = "" if most == math.inf else f" and {'below' if most < 1 else 'at most'} 1"
-            raise ValueError(f"{name}={value} must be above 0{limit}")
+def check(cfg: TrainConfig):
+    """Refuse settings of several groups that contradict each other. No device is touched."""
+    make_schedule(cfg.optimizer, cfg.steps)
+    named_optimizer(cfg.optimizer)
+    make_objective(cfg.loss)
+    make_hooks(cfg.logging.hooks)
+    _check_frozen(cfg.model)
+    named_evaluators(cfg.evaluation)
+    best_direction(cfg)
+
+
+def check_devices(cfg: TrainConfig, mesh: Mesh):
+    """Refuse settings that the devices do not allow."""
     sharding.check_batch("data.batch_size", cfg.data.batch_size, mesh, parts=cfg.data.accumulation)
     sharding.check_batch("evaluation.batch_size", cfg.evaluation.batch_size, mesh)
-    if loss.tile is not None and loss.distributed == "replicated":
-        raise ValueError(f'loss.tile={loss.tile} needs loss.distributed="gather" or "ring"')
-    model = cfg.model
-    device = mesh.devices.flat[0]
+    model, device = cfg.model, mesh.devices.flat[0]
     attention.check_kind(model.attention, model.dtype, device=device, setting="model.attention")
-    _check_frozen(cfg.model)
-    if cfg.checkpoint.keep_best_by is not None:
-        others = [entry.partition("=")[0] for entry in cfg.data.eval_also]
-        retention.check_name(cfg.checkpoint.keep_best_by, others)
-    refuse_ignored(cfg)
 
 
 def _open_eval_source(cfg: TrainConfig) -> Source | None:
@@ -173,6 +173,40 @@ def _open_eval_source(cfg: TrainConfig) -> Source | None:
     return opened
 
 
+def _evaluators(
+    cfg: TrainConfig, mesh: Mesh, model: CLIP, tokenizer: Tokenizer, source: Source | None
+) -> Evaluators | None:
+    """What measures the model on all test data, of which some samples were read."""
+    if source is None:
+        return None
+    others = open_others(cfg.data)
+    probe(source, cfg.data)
+    for other in others.values():
+        probe(other, cfg.data)
+    return Evaluators(
+        source, others, model, mesh, tokenizer, cfg=cfg.evaluation, data=cfg.data, loss=cfg.loss
+    )
+
+
+def probe(source: Source, cfg: DataConfig):
+    """Read some samples of test data, so that what cannot be read is known before the training.
+
+    Raises:
+      ValueError: there are none, or none of those tried can be read.
+    """
+    reasons = []
+    for index in np.unique(np.linspace(0, len(source) - 1, PROBED, dtype=int)):
+        try:
+            decode(source[int(index)].image, max_pixels=cfg.max_image_pixels)
+            return
+        except (BadSample, ImageError) as error:
+            reasons.append(str(error))
+    raise ValueError(
+        f"the test data {source.name} cannot be read: "
+        + (f"{len(reasons)} samples were tried; {reasons[0]}" if reasons else "it has no samples")
+    )
+
+
 def _check_frozen(cfg: ModelSettings):
     if cfg.freeze == "none":
         return
@@ -187,7 +221,7 @@ def _check_frozen(cfg: ModelSettings):
             f"{cfg.init_towers} loads the other tower alone: set it to {cfg.freeze} or both"
         )
     config = model_config(cfg.name)
-    depth = getattr({"image": config.vision, "text": config.text}[cfg.freeze], "depth", 0)
+    depth = config.towers[cfg.freeze].depth
     if cfg.unlocked_blocks > depth:
         raise ValueError(
             f"model.unlocked_blocks={cfg.unlocked_blocks} must be at most {depth}, the blocks that "
@@ -211,20 +245,19 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
         attention=settings.attention,
         **changes,
     )
-    has_bias = config.init_logit_bias is not None
-    if cfg.loss.kind == "sigmoid" and not has_bias:
-        # Where SigLIP starts (arXiv:2303.15343, section 3.2).
-        return dataclasses.replace(config, init_logit_scale=math.log(10), init_logit_bias=-10.0)
-    if cfg.loss.kind == "softmax" and has_bias:
-        log.warning("%s was made for the sigmoid loss; its bias is left out", config.name)
-        plain = ModelConfig.init_logit_scale
-        return dataclasses.replace(config, init_logit_scale=plain, init_logit_bias=None)
-    return config
+    scalars = make_objective(cfg.loss).scalars
+    start_scale = scalars.get("logit_scale", ModelConfig.init_logit_scale)
+    start_bias, has_bias = scalars.get("logit_bias"), config.init_logit_bias is not None
+    if has_bias == (start_bias is not None):
+        return config
+    if has_bias:
+        log.warning("No term of the loss reads the logit bias of %s: it has none here", config.name)
+    return dataclasses.replace(config, init_logit_scale=start_scale, init_logit_bias=start_bias)
 
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The architecture with the vocabulary of the tokenizer that the run uses."""
-    if config.text.pool == "argmax" and tokenizer.kind in ("siglip", "clipa"):
+    if config.text.reads_largest_id and not tokenizer.ends_at_largest_id:
         raise ValueError(
             f"{config.name} reads a text at its largest id, which is not where the tokenizer of "
             f"kind {tokenizer.kind} ends it: choose another tokenizer.kind, or a model.name of "
@@ -245,13 +278,13 @@ def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -
 
 
 def make_run_optimizer(cfg: TrainConfig, config: ModelConfig) -> optax.GradientTransformation:
-    if cfg.optimizer.layer_decay is not None and isinstance(config.vision, ResNetConfig):
+    plain = [name_of(tower) for tower in config.towers.values() if not tower.depth]
+    if cfg.optimizer.layer_decay is not None and plain:
         raise ValueError(
             f"optimizer.layer_decay={cfg.optimizer.layer_decay} goes by a tower's blocks and "
-            f"{config.name} has a ResNet, which has none: leave it at None"
+            f"{plain[0]}, a tower of {config.name}, has none: leave it at None"
         )
-    depths = {"text": config.text.depth, "image": getattr(config.vision, "depth", 0)}
-    return make_optimizer(cfg.optimizer, cfg.steps, depths=depths)
+    return make_optimizer(cfg.optimizer, cfg.steps, towers=config.towers)
 
 
 def _tokenizer(

@@ -9,8 +9,8 @@ import optax
 from jax.sharding import Mesh
 
 from clip_jax import sharding
-from clip_jax.config import ModelConfig
-from clip_jax.models.clip import CLIP
+from clip_jax.config import TrainConfig
+from clip_jax.models.clip import CLIP, init_variables, sharding_rows
 from clip_jax.models.freezing import merge, split, variables_of
 
 FROZEN = {"none": (), "image": ("image",), "text": ("text",)}
@@ -52,13 +52,6 @@ class TrainState:
         return variables_of(merge(self.ema, self.frozen), self.ema_batch_stats)
 
 
-def dummy_batch(config: ModelConfig, batch: int = 1) -> tuple[jax.Array, jax.Array]:
-    """Zeros of the shapes that the model takes, as `model.init` wants them."""
-    size = config.vision.image_size
-    images_BHWC = jnp.zeros((batch, size, size, 3), jnp.uint8)
-    return images_BHWC, jnp.zeros((batch, config.text.context_length), jnp.int32)
-
-
 def new_state(
     key: jax.Array,
     *,
@@ -71,8 +64,9 @@ def new_state(
 ) -> TrainState:
     """Step 0, from the architecture's initialisation or from the given variables."""
     if variables is None:
-        variables = model.init(key, *dummy_batch(model.config))
-    params, frozen = split(variables["params"], FROZEN[freeze], unlocked=unlocked_blocks)
+        variables = init_variables(model, key)
+    locked = {name: model.config.towers[name] for name in FROZEN[freeze]}
+    params, frozen = split(variables["params"], locked, unlocked=unlocked_blocks)
     batch_stats = variables.get("batch_stats", {})
     zero, no_norm = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
     return TrainState(
@@ -87,23 +81,73 @@ def new_state(
     )
 
 
-def abstract_state(mesh: Mesh, **new_state_arguments: Any) -> TrainState:
-    """The state's shapes, types and places on the mesh, without one array made."""
-    shapes = jax.eval_shape(lambda: new_state(jax.random.key(0), **new_state_arguments))
+def abstract_state(
+    mesh: Mesh, *, model: CLIP, shard_over_data: bool = False, **others: Any
+) -> TrainState:
+    """The state's shapes, types and shardings on the mesh, without one array made.
+
+    Args:
+      mesh: the devices.
+      model: the rows of its towers shard its parameters.
+      shard_over_data: split the optimizer's state over "data" as well.
+      **others: of `new_state`.
+    """
+    shapes = jax.eval_shape(lambda: new_state(jax.random.key(0), model=model, **others))
+    places = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
+    if shard_over_data:
+        places = places.replace(opt_state=sharding.over_data(shapes.opt_state, places.opt_state))
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
-        sharding.shardings(mesh, shapes),
+        places,
     )
 
 
-def sharded_new_state(mesh: Mesh, seed: int, **new_state_arguments: Any) -> TrainState:
+def replication_warning(mesh: Mesh, state: TrainState) -> str | None:
+    """What "fsdp" leaves whole of the parameters and their moments, where that is much."""
+    held = {"params": state.params, "frozen": state.frozen, "opt_state": state.opt_state}
+    return sharding.replication_warning(mesh, held)
+
+
+def sharded_new_state(
+    mesh: Mesh,
+    seed: int,
+    *,
+    variables: dict | None = None,
+    shard_over_data: bool = False,
+    **new_state_arguments: Any,
+) -> TrainState:
     """Step 0, each device making its own part, so that no device ever holds the whole."""
-    variables = new_state_arguments.pop("variables", None)
-    abstract = abstract_state(mesh, **new_state_arguments)
+    abstract = abstract_state(mesh, shard_over_data=shard_over_data, **new_state_arguments)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def make(key, variables):
         return new_state(key, variables=variables, **new_state_arguments)
 
     return jax.jit(make, out_shardings=places)(jax.random.key(seed), variables)
+
+
+def check_batch_statistics(cfg: TrainConfig, state: TrainState):
+    """Refuse micro-batches whose normalisation would not be that of the whole batch.
+
+    Args:
+      state: abstract or not.
+
+    Raises:
+      ValueError: a tower that trains has batch statistics, and the run did not choose those of
+        micro-batches; or it did, and that has no effect.
+    """
+    trained = state.batch_stats.keys() - set(FROZEN[cfg.model.freeze])
+    parts, ghost = cfg.data.accumulation, cfg.model.ghost_batch_norm
+    if parts > 1 and trained and not ghost:
+        raise ValueError(
+            f"data.accumulation={parts} does not give the gradient of the whole batch, as the "
+            f"{' and '.join(sorted(trained))} tower of {cfg.model.name} has batch normalisation, "
+            "whose statistics would be those of each micro-batch: set data.accumulation to 1 and "
+            "use more devices or model.remat, or accept it by model.ghost_batch_norm=true"
+        )
+    if ghost and not (parts > 1 and trained):
+        raise ValueError(
+            "model.ghost_batch_norm=True has no effect without data.accumulation above 1 and a "
+            "trained tower with batch normalisation: leave it at False"
+        )

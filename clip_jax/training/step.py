@@ -11,10 +11,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from clip_jax import sharding
-from clip_jax.config import HealthConfig, TrainConfig
-from clip_jax.models.clip import CLIP
-from clip_jax.training.gradients import LossFn, batch_gradients, sharded_loss
-from clip_jax.training.metrics import in_batch_metrics
+from clip_jax.config import HealthConfig, OptimizerConfig, TrainConfig
+from clip_jax.losses.objective import Objective, make_objective
+from clip_jax.models.clip import CLIP, abstract_inputs
+from clip_jax.training.gradients import batch_gradients
+from clip_jax.training.metrics import mean_cosines
+from clip_jax.training.optimizer import follow_step
 from clip_jax.training.state import Health, TrainState
 
 
@@ -32,9 +34,12 @@ def jit_train_step(
         train_step,
         model=model,
         optimizer=optimizer,
-        loss_fn=sharded_loss(mesh, cfg.loss),
+        objective=make_objective(cfg.loss),
         mesh=mesh,
         cfg=cfg,
+        update_places=sharding.over_data(abstract_state.params, places.params)
+        if cfg.optimizer.shard_over_data
+        else None,
     )
     return jax.jit(
         step,
@@ -50,9 +55,10 @@ def train_step(
     *,
     model: CLIP,
     optimizer: optax.GradientTransformation,
-    loss_fn: LossFn,
+    objective: Objective,
     mesh: Mesh,
     cfg: TrainConfig,
+    update_places: Any = None,
 ) -> tuple[TrainState, dict]:
     """Gradients of the whole batch's loss, an update if they are sound, and what to log.
 
@@ -61,9 +67,11 @@ def train_step(
       batch: {"image": uint8 (B, H, W, 3), "tokens": int32 (B, L)}, the global batch.
       model: maps a micro-batch to `Outputs`.
       optimizer: of the trained parameters.
-      loss_fn: of embeddings (B, E), multiplier and bias.
+      objective: of `Outputs` and the batch.
       mesh: where it all lies.
       cfg: accumulation, clamping, averaging and health.
+      update_places: shardings of the parameters under which the update is computed, where the
+        optimizer's state is split more than they are; None: as they are.
 
     Returns:
       The state after the step, and float32 scalars by name.
@@ -71,19 +79,33 @@ def train_step(
     # The step number and the seed are all the randomness there is, so a resumed step repeats it.
     key = jax.random.fold_in(jax.random.key(cfg.seed), state.step)
     gradients = batch_gradients(
-        state, batch, key, model=model, loss_fn=loss_fn, mesh=mesh, parts=cfg.data.accumulation
+        state, batch, key, model=model, objective=objective, mesh=mesh, parts=cfg.data.accumulation
     )
-    norms = {name: optax.tree.norm(part) for name, part in sorted(gradients.params.items())}
+    grads, before = gradients.params, state.params
+    if update_places is not None:
+        grads, before = jax.lax.with_sharding_constraint(
+            (grads, before), (update_places, update_places)
+        )
+    norms = {name: optax.tree.norm(part) for name, part in sorted(grads.items())}
     grad_norm = optax.tree.norm(norms)
-    sound, health = check_health(state.health, gradients.loss, grad_norm, cfg.health)
 
-    updates, opt_state = optimizer.update(gradients.params, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    max_norm = jnp.log(cfg.loss.max_logit_scale)
-    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, max_norm)
+    # The learning rate is that of the step, however many were skipped before it.
+    opt_state = follow_step(state.opt_state, state.step)
+    updates, opt_state = optimizer.update(grads, opt_state, before)
+    update_norm = optax.tree.norm(updates)
+    sound, health = check_health(
+        state.health,
+        cfg.health,
+        loss=gradients.loss,
+        grad_norm=grad_norm,
+        update_norm=update_norm,
+    )
+    params = optax.apply_updates(before, updates)
+    most = jnp.log(cfg.loss.max_logit_scale)
+    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, most)
     changed = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
     if state.ema is not None:
-        decay = cfg.optimizer.ema_decay
+        decay = average_decay(cfg.optimizer, state.step)
         changed["ema"], changed["ema_batch_stats"] = jax.tree.map(
             lambda old, new: decay * old + (1 - decay) * new,
             (state.ema, state.ema_batch_stats),
@@ -92,14 +114,16 @@ def train_step(
     changed = jax.tree.map(
         lambda after, before: jnp.where(sound, after, before),
         changed,
-        {name: getattr(state, name) for name in changed},
+        {name: getattr(state, name) for name in changed} | {"params": before},
     )
     metrics = {
         "loss": gradients.loss,
+        **gradients.metrics,
         "logit_scale": jnp.exp(state.params["logit_scale"]),
         "grad_norm": grad_norm,
+        "update_norm": update_norm,
         **{f"grad_norm_{name}": norms[name] for name in ("image", "text") if name in norms},
-        **in_batch_metrics(gradients.image_BE, gradients.text_BE, mesh),
+        **mean_cosines(gradients.outputs.image, gradients.outputs.text),
         "skipped_steps": health.skipped,
         "skipped_in_row": health.skipped_in_row,
     }
@@ -111,11 +135,27 @@ def train_step(
     )
 
 
+def average_decay(cfg: OptimizerConfig, step: jax.Array) -> jax.Array | float:
+    """The share of the average that a step keeps.
+
+    With `ema_warmup` it rises with the steps as that of TensorFlow's ExponentialMovingAverage, so
+    that the average of a short run is of what it learnt, not of its random start.
+    """
+    if not cfg.ema_warmup:
+        return cfg.ema_decay
+    return jnp.minimum(cfg.ema_decay, (1 + step) / (10 + step))
+
+
 def check_health(
-    health: Health, loss: jax.Array, grad_norm: jax.Array, cfg: HealthConfig
+    health: Health,
+    cfg: HealthConfig,
+    *,
+    loss: jax.Array,
+    grad_norm: jax.Array,
+    update_norm: jax.Array,
 ) -> tuple[jax.Array, Health]:
     """Whether to take the step, and the counters after it."""
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
     sound = finite if cfg.skip_nonfinite else jnp.array(True)
     if cfg.spike_factor is not None:
         known = health.counted >= cfg.spike_warmup_steps
@@ -134,9 +174,8 @@ def check_health(
 
 def abstract_batch(mesh: Mesh, model: CLIP, batch_size: int) -> Any:
     """Shapes, types and places of a global batch, for compiling ahead of the data."""
-    size, length = model.config.vision.image_size, model.config.text.context_length
     place = sharding.batch_sharding(mesh)
+    inputs = zip(("image", "tokens"), abstract_inputs(model.config, batch_size), strict=True)
     return {
-        "image": jax.ShapeDtypeStruct((batch_size, size, size, 3), jnp.uint8, sharding=place),
-        "tokens": jax.ShapeDtypeStruct((batch_size, length), jnp.int32, sharding=place),
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in inputs
     }

@@ -1,11 +1,15 @@
 """big_vision's names for SigLIP, in the .npz files that Google released."""
 
-from clip_jax.config import ModelConfig, TextConfig, VisionTransformerConfig
-from clip_jax.weights.mapping import Form, Link, Shape, stacked
+from clip_jax.config import ModelConfig
+from clip_jax.models.towers.text_transformer import TextConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.mapping import Form, Link, Shape, known_tower, stacked
 
 
 def links(config: ModelConfig, shapes: dict[str, Shape]) -> list[Link]:
     """The table of names of a whole model; `shapes` tells how the file stacks its layers."""
+    known_tower("big_vision", ("vision_transformer",), config.vision)
+    known_tower("big_vision", ("text_transformer",), config.text)
     root = "params/" if any(name.startswith("params/") for name in shapes) else ""
     image, text, pool = f"{root}img", f"{root}txt", "params/image/pool"
     head = f"{image}/MAPHead_0"

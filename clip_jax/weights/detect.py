@@ -3,8 +3,11 @@
 import math
 from collections.abc import Mapping
 
-from clip_jax.config import ModelConfig, ResNetConfig
+from clip_jax.config import ModelConfig
 from clip_jax.models.architectures import ARCHITECTURES
+from clip_jax.models.tower import name_of
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 from clip_jax.weights.mapping import Shape
 from clip_jax.weights.openai import depth_of
 
@@ -34,6 +37,8 @@ def closest(found: Figures) -> tuple[str, dict[str, tuple]]:
     best: tuple[str, dict[str, tuple]] | None = None
     for name, config in ARCHITECTURES.items():
         theirs = figures_of_config(config)
+        if theirs is None:
+            continue
         difference = {
             key: (found[key], theirs.get(key))
             for key in sorted(found)
@@ -45,9 +50,11 @@ def closest(found: Figures) -> tuple[str, dict[str, tuple]]:
     return best
 
 
-def figures_of_config(config: ModelConfig) -> Figures:
-    """The figures of an architecture that shapes tell."""
-    vision, text = config.vision, config.text
+def figures_of_config(config: ModelConfig) -> Figures | None:
+    """The figures of an architecture that shapes tell; None: no other library has its towers."""
+    image_figures, text = IMAGE_FIGURES.get(name_of(config.vision)), config.text
+    if image_figures is None or name_of(text) != "text_transformer":
+        return None
     figures: Figures = {
         "embed_dim": config.embed_dim,
         "context_length": text.context_length,
@@ -55,19 +62,32 @@ def figures_of_config(config: ModelConfig) -> Figures:
         "text width": text.width,
         "text depth": text.depth,
         "text mlp_width": text.mlp_width,
-        "image width": vision.width,
     }
-    if isinstance(vision, ResNetConfig):
-        depths = " ".join(map(str, vision.depths))
-        return figures | {"kind": "ResNet", "image depth": depths, "grid": vision.image_size // 32}
-    return figures | {
+    return figures | image_figures(config.vision)
+
+
+def _resnet(vision: ResNetConfig) -> Figures:
+    return {
+        "kind": "ResNet",
+        "image width": vision.width,
+        "image depth": " ".join(map(str, vision.depths)),
+        "grid": vision.grid,
+    }
+
+
+def _vision_transformer(vision: VisionTransformerConfig) -> Figures:
+    return {
         "kind": "SigLIP" if vision.pool == "map" else "ViT",
+        "image width": vision.width,
         "image depth": vision.depth,
         "image mlp_width": vision.mlp_width,
         "patch_size": vision.patch_size,
         "grid": vision.grid,
         "pre_norm": vision.pre_norm,
     }
+
+
+IMAGE_FIGURES = {"resnet": _resnet, "vision_transformer": _vision_transformer}
 
 
 def figures_of_file(shapes: Mapping[str, Shape]) -> Figures:

@@ -1,12 +1,14 @@
 """Hugging Face's names for the parts of CLIPModel and SiglipModel."""
 
-from clip_jax.config import ModelConfig, VisionTransformerConfig
-from clip_jax.weights.mapping import Link, stacked
+from clip_jax.config import ModelConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.mapping import Link, known_tower, stacked
 from clip_jax.weights.openai import linear, norm
 
 
 def links(config: ModelConfig) -> list[Link]:
     """The table of names of a whole model."""
+    check_towers(config)
     is_siglip = config.vision.pool == "map"
     scalar = "lead" if is_siglip else "same"
     found = [
@@ -22,6 +24,12 @@ def links(config: ModelConfig) -> list[Link]:
         found += linear("params/text/projection", "text_model.head")
         return [*found, Link("params/logit_bias", "logit_bias", scalar)]
     return [*found, Link("params/text/projection/kernel", "text_projection.weight", "linear")]
+
+
+def check_towers(config: ModelConfig):
+    """Refuse towers that neither CLIPModel nor SiglipModel has."""
+    known_tower("Hugging Face transformers", ("vision_transformer",), config.vision)
+    known_tower("Hugging Face transformers", ("text_transformer",), config.text)
 
 
 def is_no_weight(name: str) -> bool:

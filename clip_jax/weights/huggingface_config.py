@@ -4,13 +4,10 @@ import dataclasses
 import math
 from typing import Any
 
-from clip_jax.config import (
-    ModelConfig,
-    PreprocessConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionTransformerConfig,
-)
+from clip_jax.config import ModelConfig, PreprocessConfig
+from clip_jax.models.towers.text_transformer import TextConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.huggingface import check_towers
 
 ACTIVATIONS = {
     "quick_gelu": "quick_gelu",
@@ -187,8 +184,7 @@ def write_config(config: ModelConfig, *, end_id: int | None = None) -> dict[str,
 
 def check_exportable(config: ModelConfig):
     """Compare an architecture with the two that transformers has."""
-    if isinstance(config.vision, ResNetConfig):
-        raise ValueError("transformers has no CLIP with a ResNet: export to open_clip instead")
+    check_towers(config)
     is_siglip = config.vision.pool == "map"
     image, text = (SIGLIP_IMAGE, SIGLIP_WORDS) if is_siglip else (CLIP_IMAGE, CLIP_WORDS)
     for tower, required in ((config.vision, image), (config.text, text)):

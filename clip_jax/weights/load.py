@@ -19,7 +19,7 @@ from clip_jax.data.tokenizers.registry import (
     Tokenizer,
     load_tokenizer,
 )
-from clip_jax.models.architectures import ARCHITECTURES, model_config
+from clip_jax.models.architectures import ARCHITECTURES, model_config, with_activation
 from clip_jax.models.clip import CLIP
 from clip_jax.weights import big_vision, detect, huggingface, open_clip, position_embeddings
 from clip_jax.weights.files import open_tensors
@@ -127,7 +127,9 @@ def _read_config(make_links: Callable, file: Path, tensors: Tensors) -> ModelCon
     """The architecture, from the library's own config beside the file or from the shapes."""
     if file.suffix == ".npz":
         found = detect.figures_of_npz(tensors.shapes())
-        return _with_tanh(model_config(detect.find_architecture(found, source=str(file))))
+        # big_vision computes all of SigLIP with the tanh form of GELU, unlike timm.
+        name = detect.find_architecture(found, source=str(file))
+        return with_activation(model_config(name), "gelu_tanh")
     if make_links is huggingface.links:
         config = file.with_name("config.json")
         if not config.is_file():
@@ -157,34 +159,20 @@ def _read_huggingface(config: Path) -> ModelConfig:
     )
 
 
-def _with_tanh(config: ModelConfig) -> ModelConfig:
-    """big_vision computes all of SigLIP with the tanh form of GELU, unlike timm."""
-    tanh = {"activation": "gelu_tanh"}
-    return dataclasses.replace(
-        config,
-        vision=dataclasses.replace(config.vision, **tanh),
-        text=dataclasses.replace(config.text, **tanh),
-    )
-
-
 def _as_in_file(wanted: ModelConfig, links: list[Link], shapes: dict) -> ModelConfig:
     """The architecture with the image size and context length of the file."""
     axis = {"same": 0, "lead": 1}
+    towers = {path: name for name, path in position_embeddings.paths(wanted).items()}
     found = {}
     for link in links:
-        if link.ours in (
-            position_embeddings.IMAGE,
-            position_embeddings.RESNET,
-            position_embeddings.TEXT,
-        ):
+        if link.ours in towers:
             shape = shapes.get(link.theirs)
             if shape is None:
                 raise ValueError(f'there is no tensor "{link.theirs}", which {wanted.name} needs')
-            found[link.ours] = shape[axis[link.form]]
-    image = found.get(position_embeddings.image_path(wanted))
-    if image is None:  # fixed ones
+            found[towers[link.ours]] = shape[axis[link.form]]
+    if "image" not in found:  # fixed ones
         return wanted
-    return position_embeddings.as_stored(wanted, image, found[position_embeddings.TEXT])
+    return position_embeddings.as_stored(wanted, found)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -212,7 +200,7 @@ def find_tokenizer(config: ModelConfig, directory: Path) -> Tokenizer | None:
                 return SiglipTokenizer((directory / name).read_bytes(), length)
     elif (directory / "tokenizer.json").is_file():
         content = (directory / "tokenizer.json").read_bytes()
-        kind = ClipaTokenizer if config.text.pool == "last" else HuggingFaceTokenizer
+        kind = HuggingFaceTokenizer if config.text.reads_largest_id else ClipaTokenizer
         return kind(content, length)
     log.warning("%s has no tokenizer file: the loaded tokenizer is None", directory)
     return None

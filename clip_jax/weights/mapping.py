@@ -1,15 +1,15 @@
 """A table of names ties our parameters to another library's tensors, and is read both ways."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from clip_jax.config import ModelConfig
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, init_variables
+from clip_jax.models.tower import Tower, name_of
 
 Shape = tuple[int, ...]
 
@@ -60,15 +60,24 @@ FORMS = {
 }
 
 
+def known_tower(library: str, known: Collection[str], tower: Tower) -> str:
+    """The name of a tower, which must be one of those that a library has.
+
+    Raises:
+      ValueError: it is not.
+    """
+    name = name_of(tower)
+    if name not in known:
+        raise ValueError(
+            f"{library} has no tower {name}, but {' and '.join(known)}: export the model to a "
+            "library that has it, or as StableHLO (clip-jax export)"
+        )
+    return name
+
+
 def abstract_variables(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of all variables of a model by their paths; nothing is computed."""
-    size = config.vision.image_size
-    variables = jax.eval_shape(
-        CLIP(config).init,
-        jax.random.key(0),
-        jnp.zeros((1, size, size, 3)),
-        jnp.zeros((1, config.text.context_length), jnp.int32),
-    )
+    variables = jax.eval_shape(lambda key: init_variables(CLIP(config), key), jax.random.key(0))
     return flax.traverse_util.flatten_dict(variables, sep="/")
 
 

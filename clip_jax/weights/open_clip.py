@@ -1,27 +1,33 @@
 """open_clip's names: OpenAI's for most models, and timm's for the image towers of SigLIP."""
 
-from clip_jax.config import ModelConfig, ResNetConfig, VisionTransformerConfig
+from clip_jax.config import ModelConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 from clip_jax.weights import openai
-from clip_jax.weights.mapping import Link, stacked
+from clip_jax.weights.mapping import Link, known_tower, stacked
 from clip_jax.weights.openai import linear, norm
 
 
 def links(config: ModelConfig) -> list[Link]:
     """The table of names of a whole model."""
-    if isinstance(config.vision, ResNetConfig) or config.vision.pool != "map":
-        found = openai.links(config)
-    else:
-        found = [
-            *_timm_links(config.vision),
-            *openai.text_links(config, prefix="text."),
-            Link("params/logit_scale", "logit_scale"),
-        ]
+    image, prefix = IMAGE_LINKS[known_tower("open_clip", IMAGE_LINKS, config.vision)](config.vision)
+    found = [
+        *image,
+        *openai.text_links(config, prefix=prefix),
+        Link("params/logit_scale", "logit_scale"),
+    ]
     if config.init_logit_bias is not None:
         found.append(Link("params/logit_bias", "logit_bias"))
     return found
 
 
 is_no_weight = openai.is_no_weight
+
+
+def _vision_transformer(vision: VisionTransformerConfig) -> tuple[list[Link], str]:
+    """The table of an image tower, and what stands before the names of its text tower."""
+    if vision.pool == "map":
+        return _timm_links(vision), "text."
+    return openai.vision_transformer_links(vision), ""
 
 
 def _timm_links(vision: VisionTransformerConfig) -> list[Link]:
@@ -56,3 +62,9 @@ def _timm_blocks(ours: str, theirs: str, depth: int) -> list[Link]:
         *stacked(f"{ours}/mlp/down/kernel", f"{theirs}.mlp.fc2.weight", depth, "linear"),
         *stacked(f"{ours}/mlp/down/bias", f"{theirs}.mlp.fc2.bias", depth),
     ]
+
+
+IMAGE_LINKS = {
+    "vision_transformer": _vision_transformer,
+    "resnet": lambda vision: (openai.resnet_links(vision), ""),
+}

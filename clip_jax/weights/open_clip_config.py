@@ -6,13 +6,12 @@ import math
 import re
 from typing import Any
 
-from clip_jax.config import (
-    ModelConfig,
-    PreprocessConfig,
-    ResNetConfig,
-    TextConfig,
-    VisionTransformerConfig,
-)
+from clip_jax.config import ModelConfig, PreprocessConfig
+from clip_jax.models.tower import ImageTower
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.text_transformer import TextConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.mapping import known_tower
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConf
         vision, text = _read_vision(model), _read_text(model)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{source} is no open_clip config that can be read: {error}") from error
-    is_siglip = isinstance(vision, VisionTransformerConfig) and vision.pool == "map"
+    is_siglip = "timm_model_name" in model["vision_cfg"]
     tokenizer = "huggingface" if "hf_tokenizer_name" in model["text_cfg"] else "clip"
     bias = model.get("init_logit_bias")
     return ModelConfig(
@@ -83,7 +82,7 @@ def read_preprocess(content: dict[str, Any], *, is_siglip: bool) -> PreprocessCo
     return PreprocessConfig(**((half if is_siglip else {}) | given))
 
 
-def _read_vision(model: dict) -> VisionTransformerConfig | ResNetConfig:
+def _read_vision(model: dict) -> ImageTower:
     cfg = model["vision_cfg"]
     size = cfg.get("image_size", 224)
     if "timm_model_name" in cfg:
@@ -165,25 +164,14 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
       ValueError: open_clip has no such model; the message says what it lacks.
     """
     vision, text, pre = config.vision, config.text, config.preprocess
-    is_timm = isinstance(vision, VisionTransformerConfig) and vision.pool == "map"
+    known_tower("open_clip", ("text_transformer",), text)
     quick = text.activation == "quick_gelu"
-    if isinstance(vision, ResNetConfig):
-        vision_cfg = {
-            "image_size": vision.image_size,
-            "layers": list(vision.depths),
-            "width": vision.width,
-            "patch_size": None,
-        }
-    elif is_timm:
-        vision_cfg = _write_timm(vision)
-    else:
-        _check(vision, quick)
-        vision_cfg = _write_vision(vision)
+    vision_cfg = WRITE_VISION[known_tower("open_clip", WRITE_VISION, vision)](vision, quick)
     model = {
         "embed_dim": config.embed_dim,
         **({"quick_gelu": True} if quick else {}),
         **({"init_logit_bias": config.init_logit_bias} if config.init_logit_bias else {}),
-        **({"custom_text": True} if is_timm else {}),
+        **({"custom_text": True} if "timm_model_name" in vision_cfg else {}),
         "vision_cfg": vision_cfg,
         "text_cfg": _write_text(text),
     }
@@ -209,7 +197,20 @@ def _check(vision: VisionTransformerConfig, quick: bool):
             raise ValueError(f"open_clip has no vision transformer with {reason}")
 
 
-def _write_vision(vision: VisionTransformerConfig) -> dict:
+def _write_resnet(vision: ResNetConfig, quick: bool) -> dict:
+    del quick  # a ResNet has no such activation
+    return {
+        "image_size": vision.image_size,
+        "layers": list(vision.depths),
+        "width": vision.width,
+        "patch_size": None,
+    }
+
+
+def _write_vision_transformer(vision: VisionTransformerConfig, quick: bool) -> dict:
+    if vision.pool == "map":
+        return _write_timm(vision)
+    _check(vision, quick)
     cfg = {
         "image_size": vision.image_size,
         "layers": vision.depth,
@@ -224,6 +225,9 @@ def _write_vision(vision: VisionTransformerConfig) -> dict:
     if not vision.pre_norm:
         cfg["no_ln_pre"] = True
     return cfg
+
+
+WRITE_VISION = {"vision_transformer": _write_vision_transformer, "resnet": _write_resnet}
 
 
 def _write_timm(vision: VisionTransformerConfig) -> dict:

@@ -2,17 +2,10 @@
 
 import itertools
 
-from clip_jax.config import ModelConfig, ResNetConfig, VisionTransformerConfig
-from clip_jax.weights.mapping import Link, stacked
-
-
-def links(config: ModelConfig) -> list[Link]:
-    """The table of names of a whole model."""
-    if isinstance(config.vision, ResNetConfig):
-        image = resnet_links(config.vision)
-    else:
-        image = vision_transformer_links(config.vision)
-    return [*image, *text_links(config), Link("params/logit_scale", "logit_scale")]
+from clip_jax.config import ModelConfig
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.mapping import Link, known_tower, stacked
 
 
 def is_no_weight(name: str) -> bool:
@@ -40,6 +33,7 @@ def vision_transformer_links(vision: VisionTransformerConfig) -> list[Link]:
 def text_links(config: ModelConfig, prefix: str = "") -> list[Link]:
     """The table of names of a text tower; open_clip puts "text." before some."""
     text = config.text
+    known_tower("open_clip", ("text_transformer",), text)
     found = [
         Link("params/text/token_embedding", f"{prefix}token_embedding.weight"),
         Link("params/text/position_embedding", f"{prefix}positional_embedding"),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, abstract_inputs
 
 EXAMPLE = '''"""Run an exported CLIP model; needs jax, flatbuffers and numpy: python run.py [PHOTO.npy]"""
 
@@ -82,9 +82,7 @@ def export_portable(
         name: jax.ShapeDtypeStruct(array.shape, jnp.float32) for name, array in arrays.items()
     }
     (B,) = jax.export.symbolic_shape("batch")
-    size, length = config.vision.image_size, config.text.context_length
-    images_BHWC = jax.ShapeDtypeStruct((B, size, size, 3), jnp.uint8)
-    tokens_BL = jax.ShapeDtypeStruct((B, length), jnp.int32)
+    images_BHWC, tokens_BL = abstract_inputs(config, B)
     programs = {
         "encode_image.bin": encode("encode_image")(shapes, images_BHWC).serialize(),
         "encode_text.bin": encode("encode_text")(shapes, tokens_BL).serialize(),
@@ -100,8 +98,8 @@ def export_portable(
         about = {
             "model": config.name,
             "embed_dim": config.embed_dim,
-            "image_size": size,
-            "context_length": length,
+            "image_size": config.vision.image_size,
+            "context_length": config.text.context_length,
             "vocab_size": config.text.vocab_size,
             "preprocess": dataclasses.asdict(config.preprocess),
             "tokenizer": config.tokenizer,

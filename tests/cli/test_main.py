@@ -1,4 +1,4 @@
-"""The command: its verbs, its help, and one line for each mistake that a person can make."""
+"""The command: its subcommands, its help, and one line for each mistake that a person can make."""
 
 import json
 import sys
@@ -11,12 +11,12 @@ from clip_jax.cli import main as cli
 from clip_jax.cli.main import main
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.training.loop import TooManySkipped
+from clip_jax.training.step_log import TooManySkipped
 
 FREE_TO_CHANGE = {"run.lock", "goodput.json"}  # who holds the folder, and where its time goes
 QUICK = ("--model.name", "ViT-test", "--tokenizer.kind", "clip", "--data.batch-size", "8")
 QUICK += ("--evaluation.batch-size", "8", "--steps", "4", "--optimizer.warmup-steps", "2")
-QUICK += ("--logging.no-progress", "--logging.no-tensorboard", "--logging.no-report")
+QUICK += ("--logging.no-progress", "--logging.loggers", "jsonl", "--logging.no-report")
 
 
 @pytest.fixture
@@ -32,14 +32,15 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "captions.csv").write_text("\n".join(rows) + "\n")
     (tmp_path / "empty.csv").write_text("file,caption\n")
     (tmp_path / "nothing.csv").write_text("")
+    (tmp_path / "fails.py").write_text("def get_config():\n    return {}['steps']\n")
     (tmp_path / "page.csv").write_text("file,caption\n" + "page.png,a page\n" * 16)
     (tmp_path / "page.png").write_bytes(b"<html>not found</html>")
     with RunDirectory("run") as run:
         run.save_config(TrainConfig(workdir="run", seed=123), ModelConfig())
-        run.append_metrics({"step": 10, "loss": 1.0})
+        run.append_metrics({"step": 4, "loss": 1.0})
         run.write_json("data.json", {"fingerprint": "0" * 16})
-        (run.checkpoints / "10").mkdir(parents=True)
-        (run.checkpoints / "10" / "MANIFEST.json").write_text("{}")
+        (run.checkpoints / "4").mkdir(parents=True)
+        (run.checkpoints / "4" / "MANIFEST.json").write_text("{}")
     return tmp_path
 
 
@@ -69,12 +70,20 @@ MISTAKES = {
     "a frozen random tower": (train("--model.freeze", "image"), "model.init_from"),
     "no weights": (train("--model.init-from", "nowhere.pt"), "nowhere.pt"),
     "no steps": (train("--steps", "0"), "steps=0"),
+    "no workdir": (train("--workdir", ""), "workdir=''"),
+    "a number out of range": (train("--optimizer.b2", "1.5"), "optimizer.b2=1.5 must be"),
+    "an old setting": (train("--loss.movement", "ring"), "--loss.movement is named --loss.distr"),
+    "an old value": (train("--loss.distributed=dense"), "is named --loss.distributed replicated"),
+    "an old switch": (train("--evaluation.no-zero-shot"), "named --evaluation.metrics now"),
+    "an evaluator": (train("--evaluation.metrics", "zero-shot"), "nearest is 'zero_shot'"),
+    "a config that fails": (["train", "--config", "fails.py"], "fails.py, line 2: KeyError"),
+    "no run to report": (["report", ""], "empty name"),
     "another run's folder": (train(), "seed: 123 -> 0"),
     "a file as folder": (train("--workdir", "captions.csv"), "workdir=captions.csv"),
     "no config file": (["train", "--config", "nowhere.py"], "nowhere.py"),
     "no config file named": (["train", "--config"], "--config needs a file"),
     "nothing to evaluate": (["eval", "nowhere"], "nowhere"),
-    "nothing to evaluate on": (["eval", "run", SOURCE[:2] + "source", "pairs:no.csv"], "10"),
+    "nothing to evaluate on": (["eval", "run", SOURCE[:2] + "source", "pairs:no.csv"], "step 4"),
     "nothing to report": (["report", "nowhere"], "nowhere is no run directory"),
     "nothing to convert": (["convert", "nowhere", "out"], "nowhere"),
     "nothing to export": (["export", "nowhere", "out"], "nowhere"),
@@ -147,15 +156,15 @@ def test_secrets_are_not_repeated_in_an_error(folder, capsys):
     assert "hunter2" not in capsys.readouterr().err
 
 
-def test_help_names_every_verb_and_a_mistyped_one_is_answered_with_it(capsys):
+def test_help_names_every_command_and_a_mistyped_one_is_answered_with_it(capsys):
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
-    assert all(f"  {verb} " in listed for verb in cli.COMMANDS)
+    assert all(f"  {command} " in listed for command in cli.COMMANDS)
     assert main([]) == 2
     capsys.readouterr()
     assert main(["trian"]) == 2
     (first, *_) = capsys.readouterr().err.splitlines()
-    assert first.endswith('no verb "trian"; the nearest is train')
+    assert first.endswith('no command "trian"; the nearest is train')
 
 
 def test_models_are_listed_with_their_sizes(capsys):
@@ -168,7 +177,8 @@ def test_models_are_listed_with_their_sizes(capsys):
 def test_flags_override_the_config_file(folder, monkeypatch):
     taken = []
     monkeypatch.setattr(cli, "train", lambda cfg: taken.append(cfg) or 0)
-    body = "TrainConfig(steps=7, seed=5, loss=LossConfig(tile=3))"
+    optimizer = "OptimizerConfig(warmup_steps=1)"
+    body = f"TrainConfig(steps=7, seed=5, loss=LossConfig(tile=3), optimizer={optimizer})"
     (folder / "mine.py").write_text(
         f"from clip_jax.config import *\ndef get_config():\n    return {body}\n"
     )
@@ -182,6 +192,9 @@ def test_an_earlier_runs_settings_can_be_started_from(folder, monkeypatch):
     monkeypatch.setattr(cli, "train", lambda cfg: taken.append(cfg) or 0)
     assert main(["train", "--config", "run", "--workdir", "other"]) == 0
     assert (taken[0].seed, taken[0].workdir) == (123, "other")
+    (folder / "run").rename(folder / "moved")
+    assert main(["train", "--config", "moved"]) == 0
+    assert (taken[1].seed, taken[1].workdir) == (123, "moved")
 
 
 def test_a_report_shows_where_the_time_went(folder, capsys):

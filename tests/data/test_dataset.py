@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from clip_jax.config import AugmentConfig, PreprocessConfig
-from clip_jax.data.dataset import MAX_TRIES, EvalDataset, TrainDataset, collate
+from clip_jax.data.dataset import MAX_TRIES, EvalDataset, TrainDataset, fill
 from clip_jax.data.samples import Sample
 
 
@@ -28,7 +28,8 @@ def train_rows(reading, settings):
 
 
 def batch_of(rows, step):
-    return collate([rows[step * rows.rows + row] for row in range(rows.rows)])
+    arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in rows.spec.items()}
+    return arrays | {"bad": fill(arrays, rows, step, range(rows.rows))}
 
 
 def test_an_epoch_has_each_sample_once_though_batches_do_not_divide_it(train_rows, numbered, ids):
@@ -119,13 +120,28 @@ def test_a_bad_sample_is_replaced_by_the_same_other_one_each_time(train_rows, nu
     )
     for place in range(60):
         row = one[place]
-        number = ids(collate([row]))[0]
-        expected = ids(collate([clean[place]]))[0]
-        assert number == ids(collate([other[place]]))[0] and number not in bad
+        number = ids({"image": row["image"][None]})[0]
+        expected = ids({"image": clean[place]["image"][None]})[0]
+        assert number == ids({"image": other[place]["image"][None]})[0] and number not in bad
         if expected in bad:
             assert row["bad"][0].key == f"n/{expected}" and row["bad"][0].reason == "out-of-sorts"
         else:
             assert number == expected and row["bad"] == []
+
+
+def test_substitutes_of_different_places_differ(train_rows, numbered, ids):
+    rows = train_rows(numbered(100, frozenset(range(50))))
+    replaced = [rows[place] for place in range(300) if rows[place]["bad"]]
+    assert len({ids({"image": row["image"][None]})[0] for row in replaced}) > 30
+
+
+def test_the_same_sample_number_of_two_sources_is_augmented_differently(train_rows, stripes):
+    crop = AugmentConfig(crop_scale=(0.1, 0.5))
+    rows = train_rows(Striped(stripes), Striped(stripes), weights=(1.0, 1.0), augment=crop)
+    first, second = (
+        [rows[2 * epoch + n]["image"].tobytes() for epoch in range(20)] for n in (0, 1)
+    )
+    assert sum(a != b for a, b in zip(first, second)) > 15
 
 
 def test_substitutes_come_from_the_same_source(train_rows, numbered):

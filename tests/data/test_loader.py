@@ -164,10 +164,31 @@ def test_a_hung_worker_is_replaced_and_the_order_goes_on(read, numbered, referen
     with read(numbered(50, captions=3), workers=1) as batches:
         found = [digest(next(batches)) for _ in range(2)]
         victim = next(p for p in multiprocessing.active_children() if workers_module.NAME in p.name)
-        monkeypatch.setattr(workers_module, "STALL_SECONDS", 5.0)
+        monkeypatch.setattr(workers_module, "STALL_SECONDS", 3.0)
         os.kill(victim.pid, signal.SIGSTOP)
         found += [digest(next(batches)) for _ in range(STEPS - 2)]
     assert found == reference
+
+
+def test_a_worker_that_starts_slowly_is_not_taken_for_hung(read, numbered, reference, monkeypatch):
+    monkeypatch.setattr(workers_module, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(workers_module, "TICK_SECONDS", 0.1)
+    starts = []
+    start = workers_module._Worker._start
+    monkeypatch.setattr(
+        workers_module._Worker, "_start", lambda self: (starts.append(1), start(self))
+    )
+    # Importing numpy and the rest in a new process takes far longer than the limit.
+    with read(numbered(50, captions=3), workers=1) as batches:
+        assert digest(next(batches)) == reference[0]
+    assert len(starts) == 1
+
+
+def test_no_shared_memory_has_a_name_that_a_kill_could_leave(read, numbered):
+    before = set(os.listdir("/dev/shm"))
+    with read(numbered(50), workers=2) as batches:
+        next(batches)
+        assert set(os.listdir("/dev/shm")) == before
 
 
 def test_closing_leaves_no_process_and_no_thread(read, numbered):

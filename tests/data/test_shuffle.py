@@ -70,6 +70,11 @@ def test_each_source_of_a_mixture_goes_through_its_own_epochs():
     assert len(set(index[source == 1].tolist())) == 100 and not epoch[source == 1].any()
 
 
+def test_sources_of_a_mixture_are_shuffled_each_in_its_own_order():
+    source, index, _ = Mixture([500, 500], (1, 1)).rows(np.arange(1000), 0)
+    assert (index[source == 0] == index[source == 1]).mean() < 0.05
+
+
 def test_a_mixture_is_the_same_read_in_any_piece():
     mixture = Mixture([10, 1000, 50], (0.5, 0.3, 0.2))
     whole = np.stack(mixture.rows(np.arange(5000), 7))

@@ -41,18 +41,20 @@ def test_another_setting_is_named_with_both_values(own):
 
 
 def test_another_version_is_named_before_the_files_that_differ_with_it(own):
-    changed = {"file clip_jax/cli.py": "0", "version of jax": "0.99.0"}
+    changed = {"file clip_jax/hardware.py": "0", "version of jax": "0.99.0"}
     found = differences({0: own, 1: other(own), 2: other(own, **changed)})
     assert "process 2 on elsewhere" in found and "process 1" not in found
-    assert found.index("version of jax (0.99.0, where") < found.index("file clip_jax/cli.py (other")
+    assert found.index("version of jax (0.99.0, where") < found.index(
+        "file clip_jax/hardware.py (other"
+    )
 
 
 def test_a_file_that_only_one_has_is_named(own):
     facts = dict(own["facts"])
-    del facts["file clip_jax/cli.py"]
+    del facts["file clip_jax/hardware.py"]
     less = {"host": "elsewhere", "facts": facts}
-    assert "file clip_jax/cli.py (it is missing)" in differences({0: own, 1: less})
-    assert "file clip_jax/cli.py (process 0 has none)" in differences({0: less, 1: own})
+    assert "file clip_jax/hardware.py (it is missing)" in differences({0: own, 1: less})
+    assert "file clip_jax/hardware.py (process 0 has none)" in differences({0: less, 1: own})
 
 
 def test_a_thousand_differences_fit_into_a_message(own):

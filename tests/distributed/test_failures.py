@@ -44,7 +44,7 @@ def start(pairs, tmp_path):
             *("--data.source", f"pairs:{pairs}", "--data.batch-size", "8", "--data.threads", "1"),
             *("--optimizer.warmup-steps", "2", "--evaluation.batch-size", "8"),
             *("--checkpoint.every-steps", "2", "--logging.every-steps", "1"),
-            *("--logging.no-tensorboard", "--logging.no-report"),
+            *("--logging.loggers", "jsonl", "--logging.no-report"),
             *("--distributed.coordinator", address),
             *("--distributed.processes", str(processes or len(each))),
         ]
@@ -70,6 +70,38 @@ def test_processes_with_other_settings_are_told_in_what_they_differ(start):
             assert command.end() == 2, command.text
             assert "process 1 on" in command.text
             assert "setting optimizer.b1 (0.8, where process 0 has 0.9)" in command.text
+
+
+@pytest.mark.parametrize("change", ["other captions", "another order", "fewer lines"])
+def test_hosts_that_read_other_data_under_one_name_are_told_so(start, tmp_path, pairs, change):
+    header, *lines = pairs.read_text().splitlines()
+    changed = {
+        "other captions": [line + "!" for line in lines],
+        "another order": lines[::-1],
+        "fewer lines": lines[:40],
+    }[change]
+    for number, kept in enumerate((lines, changed)):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "red.png").write_bytes((pairs.parent / "red.png").read_bytes())
+        (tmp_path / str(number) / "captions.csv").write_text("\n".join([header, *kept]))
+    here = ["--data.source", "pairs:captions.csv"]
+    with start((here, "in_folder=0"), (here, "in_folder=1")) as both:
+        for command in both:
+            assert command.end() == 2, command.text
+            assert "differs from process 0 on" in command.text
+            assert "training data (" in command.text
+    assert not list((tmp_path / "run").glob("checkpoints/[0-9]*"))
+
+
+def test_hosts_that_do_not_share_the_run_directory_are_told_so(start, tmp_path):
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    local = ["--workdir", "run"]
+    faults = (f"in_folder={number},short_patience=2" for number in range(2))
+    with start(*((local, fault) for fault in faults)) as both:
+        for command in both:
+            assert command.end() == 2, command.text
+            assert "is not the folder that process 0 sees under this name" in command.text
 
 
 def test_a_process_that_never_comes_is_named(start):

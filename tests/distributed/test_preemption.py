@@ -86,7 +86,12 @@ def wait_for(process, line: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(signal.SIGTERM, RETRY_EXIT_CODE), (signal.SIGINT, INTERRUPT_EXIT_CODE)],
+    [
+        (signal.SIGTERM, RETRY_EXIT_CODE),
+        (signal.SIGHUP, RETRY_EXIT_CODE),
+        (signal.SIGUSR1, RETRY_EXIT_CODE),
+        (signal.SIGINT, INTERRUPT_EXIT_CODE),
+    ],
 )
 def test_a_signal_lets_the_step_end_and_leaves_with_its_own_code(number, code):
     with start() as process:
@@ -120,7 +125,9 @@ def test_the_signal_handlers_of_before_come_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-@pytest.mark.parametrize(("rank", "number"), [(1, signal.SIGTERM), (0, signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("rank", "number"), [(1, signal.SIGTERM), (1, signal.SIGHUP), (0, signal.SIGINT)]
+)
 def test_two_processes_save_the_same_step_and_leave_though_one_was_asked(tmp_path, rank, number):
     def run_pair():
         with socket.socket() as free:

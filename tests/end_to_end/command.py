@@ -162,10 +162,10 @@ def _at_step(step: int, action: Callable[[], None], *, before: bool = True):
 
     from clip_jax.training import loop
 
-    compile_ = loop.Trainer.compile
+    compile_ = loop.compile_step
 
-    def compiled(trainer):
-        inner = compile_(trainer)
+    def compiled(parts):
+        inner = compile_(parts)
 
         def step_fn(state, batch):
             now = int(state.step) + 1
@@ -179,7 +179,7 @@ def _at_step(step: int, action: Callable[[], None], *, before: bool = True):
 
         return step_fn
 
-    loop.Trainer.compile = compiled
+    loop.compile_step = compiled
 
 
 def kill():
@@ -245,6 +245,18 @@ def hang_in_step(step: int):
     _at_step(step, wait_for_other_hosts)
 
 
+def in_folder(number: int):
+    """The command was started in a folder of its own, as on another host."""
+    os.chdir(Path(sys.argv[sys.argv.index("--workdir") + 1]).parent / str(number))
+
+
+def short_patience(seconds: int):
+    """With a file that another host has written and that this one does not see."""
+    from clip_jax.distributed import agreement
+
+    agreement.SHARED_S = float(seconds)
+
+
 def pause_in_step(step: int):
     """Long enough for something to happen from outside."""
 
@@ -270,37 +282,53 @@ def hold_in_step(step: int):
 def slow_compiling(seconds: int):
     from clip_jax.training import loop
 
-    compile_ = loop.Trainer.compile
+    compile_ = loop.compile_step
 
-    def compiled(trainer):
+    def compiled(parts):
         print("compiling", flush=True)
         time.sleep(seconds)
-        return compile_(trainer)
+        return compile_(parts)
 
-    loop.Trainer.compile = compiled
+    loop.compile_step = compiled
 
 
 def slow_evaluation(step: int):
     """The evaluation after a step takes long enough for something to happen from outside."""
     from clip_jax.evaluation.suite import Evaluators
-    from clip_jax.training.loop import Trainer
+    from clip_jax.training.evaluations import Evaluations
 
-    evaluate, measure = Trainer.evaluate, Evaluators.__call__
+    evaluate, measure, slow = Evaluations._evaluate, Evaluators.__call__, [False]
 
-    def remember(trainer, now: int):
-        trainer.evaluator.is_slow = now == step
-        return evaluate(trainer, now)
+    def remember(self, now: int, state):
+        slow[0] = now == step
+        return evaluate(self, now, state)
 
     def slowly(self, variables, *, should_stop=None):
         def asked() -> bool:
-            if self.is_slow:
+            if slow[0]:
                 print("evaluating", flush=True)
                 time.sleep(0.3)
             return should_stop()
 
         return measure(self, variables, should_stop=asked)
 
-    Trainer.evaluate, Evaluators.__call__ = remember, slowly
+    Evaluations._evaluate, Evaluators.__call__ = remember, slowly
+
+
+def fail_in_evaluation(step: int):
+    """As a list of test data with damaged files might, or a full disk."""
+    from clip_jax.training.evaluations import Evaluations
+
+    evaluators = Evaluations._evaluate
+
+    def fail(self, now: int, state):
+        with self._measuring(now, "evaluation"):
+            if now == step:
+                raise ValueError("30 of 48 samples are bad")
+            return evaluators(self, now, state)
+        return True
+
+    Evaluations._evaluate = fail
 
 
 def set_clock_back(step: int):
@@ -332,11 +360,14 @@ def _poison(when: Callable):
 
     clean = step_lib.batch_gradients
 
-    def batch_gradients(state, batch, key, *, loss_fn, **rest):
-        def poisoned(*args):
-            return loss_fn(*args) * jnp.where(when(state), jnp.nan, 1.0)
+    def batch_gradients(state, batch, key, *, objective, **rest):
+        class Poisoned(type(objective)):
+            def __call__(self, *args, **kwargs):
+                loss, metrics = super().__call__(*args, **kwargs)
+                return loss * jnp.where(when(state), jnp.nan, 1.0), metrics
 
-        return clean(state, batch, key, loss_fn=poisoned, **rest)
+        poisoned = Poisoned(objective.terms, objective.distributed, objective.tile)
+        return clean(state, batch, key, objective=poisoned, **rest)
 
     step_lib.batch_gradients = batch_gradients
 
@@ -344,15 +375,20 @@ def _poison(when: Callable):
 FAULTS = {
     function.__name__: function
     for function in (
-        *(
-            fail_in_step,
-            kill_in_step,
-            kill_in_save,
-            kill_between_save_and_data,
-            hang_in_step,
-            pause_in_step,
-        ),
+        fail_in_step,
+        kill_in_step,
+        kill_in_save,
+        kill_between_save_and_data,
+        hang_in_step,
+        in_folder,
+        short_patience,
+        pause_in_step,
         hold_in_step,
-        *(slow_compiling, slow_evaluation, set_clock_back, nan_in_batch, nan_from),
+        slow_compiling,
+        slow_evaluation,
+        fail_in_evaluation,
+        set_clock_back,
+        nan_in_batch,
+        nan_from,
     )
 }

@@ -13,7 +13,7 @@ RUN = """
 import logging
 import jax, jax.numpy as jnp, numpy as np
 from clip_jax.config import CheckpointConfig, ModelConfig, TrainConfig
-from clip_jax.config_io import read_config
+from clip_jax.cli.arguments import run_config
 from clip_jax.runs import manifest
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.directory import RunDirectory
@@ -36,7 +36,8 @@ def restored():
 
 with RunDirectory("gs://clip/run") as run:
     run.save_config(TrainConfig(seed=5), ModelConfig())
-    assert run.load_config() == read_config("gs://clip/run") == TrainConfig(seed=5)
+    kept = TrainConfig(seed=5, workdir="gs://clip/run")
+    assert run.load_config() == run_config("gs://clip/run") == kept
     for step in range(1, 4):
         run.append_metrics({"step": step})
     save(range(1, 7))
@@ -149,6 +150,6 @@ def test_the_command_trains_goes_on_and_loads_in_a_bucket(bucket, small, tmp_pat
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "Going on after step 2 of gs://clip/first" in done.stderr
+    assert "Resuming from step 2 of gs://clip/first" in done.stderr
     assert "[]" in done.stdout  # no folder that is called gs:
     assert "gs://clip/nowhere" in done.stdout.splitlines()[-1]

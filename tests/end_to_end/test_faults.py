@@ -57,7 +57,8 @@ def arguments(place: Path, run: Path, *more: str) -> list[str]:
         *("--checkpoint.every-steps", str(SAVE_EVERY)),
         *("--evaluation.batch-size", "8"),
         *("--logging.every-steps", "1"),
-        "--logging.no-tensorboard",
+        "--logging.loggers",
+        "jsonl",
         "--logging.no-report",
         *more,
     ]
@@ -181,7 +182,7 @@ def test_killed_in_a_step(place, reference, run):
     with start(place, run, fault="kill_in_step=6") as command:
         assert command.end() == -signal.SIGKILL
     assert max(steps_in(run)) <= 4
-    assert "Going on after step " in finish(place, run)
+    assert "Resuming from step " in finish(place, run)
     assert_same_end(run, reference)
 
 
@@ -198,7 +199,7 @@ def test_killed_between_a_checkpoint_and_the_next_batch(place, reference, run):
     with start(place, run, fault="kill_between_save_and_data=4") as command:
         assert command.end() == -signal.SIGKILL
     assert max(steps_in(run)) == 4
-    assert "Going on after step 4" in finish(place, run)
+    assert "Resuming from step 4" in finish(place, run)
     assert_same_end(run, reference)
 
 
@@ -235,9 +236,9 @@ def test_asked_to_leave_in_a_step(place, reference, run, number, code):
         command.wait_for("pausing")
         command.signal(number)
         assert command.end() == code
-        assert "Asked to leave: saving step 3" in command.text
+        assert "Preempted (SIGTERM): saving a checkpoint at step 3" in command.text
     assert max(steps_in(run)) == 3
-    assert "Going on after step 3" in finish(place, run)
+    assert "Resuming from step 3" in finish(place, run)
     assert_same_end(run, reference)
 
 
@@ -262,11 +263,25 @@ def test_asked_to_leave_in_an_evaluation(place, run, at):
         command.wait_for("evaluating")
         command.signal(signal.SIGTERM)
         assert command.end() == RETRY
-        assert f"Asked to leave: saving step {at}" in command.text
+        assert f"Preempted (SIGTERM): saving a checkpoint at step {at}" in command.text
     assert not any("eval/loss" in line for line in metrics(run) if line["step"] == at)
     finish(place, run, *more)
     assert sum("eval/loss" in line for line in metrics(run)) == 2
     assert_same_end(run, undisturbed)
+
+
+@pytest.mark.parametrize("at", [4, STEPS])
+def test_an_evaluation_fails(place, reference, run, at):
+    """The training goes on and its end is saved; the run says at its end that a result is missing."""
+    more = ("--data.eval-source", f"pairs:{place}/captions.csv", "--evaluation.every-steps", "4")
+    with start(place, run, *more, fault=f"fail_in_evaluation={at}") as command:
+        assert command.end() == 1
+        assert f"The evaluation of step {at} failed; the training goes on" in command.text
+        assert f"clip-jax: the evaluation of step {at} failed: 30 of 48 samples" in command.text
+    assert_same_end(run, reference, compare_metrics=False)
+    assert sum("eval/loss" in line for line in metrics(run)) == 1
+    finish(place, run, *more)
+    assert sum("eval/loss" in line for line in metrics(run)) == 1 + (at == STEPS)
 
 
 def test_one_of_two_processes_is_asked_to_leave(place, run):
@@ -282,7 +297,7 @@ def test_one_of_two_processes_is_asked_to_leave(place, run):
     assert left[0] == left[1] == str(max(steps_in(run)))
     with start_pair(place, run) as (first, second):
         assert (first.end(), second.end()) == (0, 0), first.text + second.text
-        assert f"Going on after step {left[0]}" in first.text
+        assert f"Resuming from step {left[0]}" in first.text
     assert_same_end(run, undisturbed)
 
 
@@ -296,7 +311,7 @@ def test_the_newest_checkpoint_is_truncated(place, reference, cut):
     assert re.search(
         r"CHECKPOINT OF STEP 5 IS DAMAGED: state/\S+ has \d+ bytes where \d+ were", text
     )
-    assert "Going on after step 4" in text
+    assert "Resuming from step 4" in text
     assert_same_end(cut, reference)
 
 
@@ -394,7 +409,7 @@ def test_a_batch_is_not_finite(place, reference, run):
     """Its step is left out, and a kill later on changes nothing of that."""
     undisturbed = run.with_name("undisturbed")
     text = finish(place, undisturbed, fault="nan_in_batch=4")
-    assert "Step 4 was left out: loss nan" in text
+    assert "Skipped step 4: loss nan" in text
     before, after = metrics(reference)[2], metrics(undisturbed)
     assert after[2] == before
     assert [line["skipped_steps"] for line in after] == [0, 0, 0, 1, 1, 1, 1, 1]
@@ -460,5 +475,5 @@ def test_a_changed_setting_is_refused_until_it_is_allowed(place, cut):
     assert json.loads((cut / "config.json").read_text())["steps"] == STEPS
     more = ("--steps", "12", "--checkpoint.allow-change", "steps")
     text = finish(place, cut, *more)
-    assert "The run goes on with another setting: steps: 8 -> 12" in text
+    assert "Resuming with another setting: steps: 8 -> 12" in text
     assert steps_in(cut)[-1] == 12

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from clip_jax import sharding
-from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig
+from clip_jax.config import DataConfig, EvaluationConfig, LossConfig, MeshConfig
 from clip_jax.data.loader import eval_batches
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.evaluate import evaluate
+from clip_jax.evaluation.suite import Evaluators
 from clip_jax.models.clip import create_model
 
 COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
@@ -139,7 +139,9 @@ def measure(mesh) -> dict[str, np.ndarray]:
     with batches:
         encoded = encoder.encode_images(batches)
     cfg = EvaluationConfig(batch_size=8)
-    evaluation = evaluate(model, encoder.variables, mesh, source, tokenizer, cfg=cfg, data=data)
+    loss = LossConfig()
+    evaluators = Evaluators(source, {}, model, mesh, tokenizer, cfg=cfg, data=data, loss=loss)
+    evaluation = evaluators(encoder.variables)
     assert (evaluation.examples is None) == (jax.process_index() > 0)
     return {
         "images": encoded.z_NE,

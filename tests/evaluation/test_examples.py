@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from clip_jax.evaluation.annotations import read_annotations
-from clip_jax.evaluation.examples import CLOSE_UP, FOUND, QUERIES, Examples, choose_examples
+from clip_jax.evaluation.examples import CLOSE_UP, FOUND, QUERIES, choose_examples
+from clip_jax.runs.results import Examples
 
 
 @pytest.fixture

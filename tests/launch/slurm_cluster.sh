@@ -169,7 +169,7 @@ submit() { # NAME: prints the number of the job
     --data.data-dir "$folder/data" --data.batch-size 256 --data.threads 1 \
     --tokenizer.vocab-size 300 --optimizer.warmup-steps 2 --evaluation.batch-size 32 \
     --checkpoint.every-steps 50 --logging.every-steps 1 --logging.no-progress \
-    --logging.no-tensorboard --logging.no-report
+    --logging.loggers jsonl --logging.no-report
 }
 field() { scontrol show job "$1" | grep -o "$2=[^ ]*" | head -n 1 | cut -d= -f2; }
 last_step() { tail -n 1 "$folder/$1/metrics.jsonl" 2>/dev/null | grep -o '"step": [0-9]*' | grep -o '[0-9]*$' || echo 0; }
@@ -205,7 +205,7 @@ for _ in {1..600}; do
 done
 say "job $job: $(grep -o 'exit code 75: requeueing.*' "$folder/preempted.log" || fail 'it does not leave with 75')"
 until_done "$job" preempted
-say "job $job: $(grep -o 'Asked to leave: .*' "$folder/preempted.log" | head -n 1); $(grep -o 'Going on after step [0-9]*' "$folder/preempted.log" | head -n 1)"
+say "job $job: $(grep -o 'Preempted (SIGTERM): .*' "$folder/preempted.log" | head -n 1); $(grep -o 'Resuming from step [0-9]*' "$folder/preempted.log" | head -n 1)"
 say "job $job, preempted: $(field "$job" JobState), step $(last_step preempted), Restarts=$(field "$job" Restarts)"
 # More than one where the machine stood still for so long that JAX took the tasks for dead.
 (($(field "$job" Restarts) >= 1)) || fail "the job was not requeued"

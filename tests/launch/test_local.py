@@ -44,7 +44,7 @@ def train(tmp_path_factory, program_cache):
             *("--data.source", f"pairs:{place}/captions.csv", "--data.batch-size", "8"),
             *("--data.threads", "1", "--evaluation.batch-size", "8"),
             *("--optimizer.warmup-steps", "2", "--optimizer.learning-rate", "1e-3"),
-            *("--logging.every-steps", "1", "--logging.no-tensorboard", "--logging.no-report"),
+            *("--logging.every-steps", "1", "--logging.loggers", "jsonl", "--logging.no-report"),
             *("--logging.no-progress", *arguments),
         ]
         found = subprocess.run(

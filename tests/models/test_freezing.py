@@ -4,8 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from clip_jax.models.architectures import model_config
 from clip_jax.models.freezing import join_blocks, merge, split
 from clip_jax.sharding import path_name
+
+TOWERS = model_config("ViT-test").towers
 
 
 def names(tree) -> set[str]:
@@ -25,7 +28,7 @@ def test_the_parts_are_the_whole_tree(towers, unlocked):
         }
         for tower in ("image", "text")
     } | {"logit_scale": np.float32(2)}
-    trained, frozen = split(params, towers, unlocked=unlocked)
+    trained, frozen = split(params, {name: TOWERS[name] for name in towers}, unlocked=unlocked)
     assert not names(trained) & names(frozen)
     for tower in towers:
         assert "position_embedding" in frozen[tower]
@@ -41,6 +44,6 @@ def test_the_parts_are_the_whole_tree(towers, unlocked):
 def test_a_tower_with_all_blocks_unlocked_has_none_that_is_locked():
     blocks = {"kernel": np.ones((2, 3))}
     params = {"image": {"transformer": {"blocks": blocks}, "class_embedding": np.ones(3)}}
-    trained, frozen = split(params, ("image",), unlocked=2)
+    trained, frozen = split(params, {"image": TOWERS["image"]}, unlocked=2)
     assert frozen == {"image": {"class_embedding": params["image"]["class_embedding"]}}
     assert trained["image"]["transformer"]["blocks"]["kernel"].shape == (2, 3)

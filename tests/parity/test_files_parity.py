@@ -12,10 +12,13 @@ from parity_inputs import image_files, varied_texts
 from PIL import Image
 from safetensors.torch import save_file
 
-from clip_jax.config import ModelConfig, ResNetConfig, TextConfig, VisionTransformerConfig
+from clip_jax.config import ModelConfig
 from clip_jax.data.tokenizers.clip_bpe import canonicalize
 from clip_jax.data.tokenizers.registry import ClipTokenizer
 from clip_jax.models.architectures import model_config, quick
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.text_transformer import TextConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 from clip_jax.weights import open_clip_config
 from clip_jax.weights.export import export
 from clip_jax.weights.load import load_released

@@ -10,9 +10,12 @@ import parity
 import pytest
 import torch
 
-from clip_jax.config import ModelConfig, ResNetConfig, TextConfig, VisionTransformerConfig
+from clip_jax.config import ModelConfig
 from clip_jax.models.architectures import clipa, model_config, quick
 from clip_jax.models.clip import CLIP
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.text_transformer import TextConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 from clip_jax.weights import open_clip as names
 from clip_jax.weights import open_clip_config
 from clip_jax.weights.mapping import import_variables

@@ -37,7 +37,8 @@ def test_with_other_processes_the_first_goes_on_with_the_sum(processes):
     processes(0, 2)
     total = take_account([account(0), None, account(2)])
     assert (total["seen"], total["bad"]) == (200, 4)
-    assert total["by_reason"] == {"torn": {"shard-0": 1, "shard-2": 3}}
+    assert total["by_reason"] == {"torn": 4}
+    assert total["worst_shards"] == {"torn": {"shard-0": 1, "shard-2": 3}}
     processes(1, 2)
     assert take_account([account(0), None, account(2)]) is None
 

@@ -67,12 +67,14 @@ def largest_file(directory) -> Path:
 def test_every_bit_comes_back_with_the_metadata(tmp_path):
     state = make_state(0.1)
     with Checkpoints(tmp_path, EVERY_STEP) as checkpoints:
-        assert checkpoints.save(7, state, metadata={"config": {"seed": 3}}, metrics={"top1": 0.5})
+        assert checkpoints.save(7, state, metadata={"config": {"seed": 3}})
+        assert not checkpoints.is_evaluated(7)
+        checkpoints.record(7, {"top1": 0.5})
     with Checkpoints(tmp_path, EVERY_STEP) as checkpoints:
         restored = checkpoints.restore(abstract(state))
+        assert checkpoints.is_evaluated(7)
     assert restored.step == 7
     assert restored.metadata["config"] == {"seed": 3}
-    assert restored.metadata["metrics"] == {"top1": 0.5}
     assert jax.tree.structure(restored.state) == jax.tree.structure(state)
     for new, old in zip(jax.tree.leaves(restored.state), jax.tree.leaves(state)):
         assert new.dtype == old.dtype
@@ -203,16 +205,15 @@ def test_another_model_or_type_is_refused_by_the_name_of_its_arrays(tmp_path):
 # ---------------------------------------------------------------------------- what and when
 
 
-def test_a_better_evaluation_is_a_reason_to_save_and_a_worse_one_is_not(tmp_path, caplog):
+def test_what_is_about_to_be_evaluated_is_saved(tmp_path, caplog):
     cfg = CheckpointConfig(every_steps=None, every_minutes=None, keep_best_by="top1")
     with Checkpoints(tmp_path, cfg) as checkpoints:
         saved = [
-            checkpoints.save(step, make_state(), metadata={}, metrics=metrics)
-            for step, metrics in enumerate([{"top1": 0.2}, {"top1": 0.1}, None, {"top1": 0.3}])
+            checkpoints.save(step, make_state(), metadata={}, due=due)
+            for step, due in enumerate([True, False, True])
         ]
-        assert saved == [True, False, False, True]
-        # A metric that is not there costs no state.
-        assert checkpoints.save(9, make_state(), metadata={}, metrics={"recall": 1.0}, force=True)
+        assert saved == [True, False, True]
+        checkpoints.record(2, {"recall": 1.0})  # a metric that is not there costs no state
     assert "keep_best_by=top1 was not measured: ['recall'] were" in caplog.text
 
 
@@ -318,3 +319,20 @@ def test_an_error_on_the_way_out_does_not_hide_the_first_one(tmp_path, full_disk
     with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path, EVERY_STEP) as checkpoints:
         checkpoints.save(1, make_state(1), metadata={})
         raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("name", ["br[a]", "lr=1e-3,[x]", "a*b?"])
+def test_a_folder_of_any_name_holds_checkpoints_that_come_back(tmp_path, name):
+    save_steps(tmp_path / name, 1, 2)
+    assert restored_step(tmp_path / name) == 2
+
+
+def test_a_checkpoint_that_cannot_be_opened_does_not_count_as_saved(tmp_path, monkeypatch, caplog):
+    # What Orbax does in a folder whose name it takes for a pattern: files are not merged.
+    monkeypatch.setattr("etils.epath.gpath.PosixGPath.glob", lambda self, pattern: iter(()))
+    monkeypatch.setattr(save_retries, "FIRST_PAUSE_S", 0.01)
+    cfg = dataclasses.replace(EVERY_STEP, retry_seconds=0.05)
+    with pytest.raises(SaveFailed, match="cannot be read after it was written"):  # noqa: SIM117
+        with Checkpoints(tmp_path, cfg) as checkpoints:
+            checkpoints.save(1, make_state(), metadata={}, force=True)
+    assert not list(Path(tmp_path).glob("[0-9]*/MANIFEST.json"))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax.config import DataConfig, ModelConfig, ResNetConfig, TrainConfig
+from clip_jax.config import DataConfig, ModelConfig, TrainConfig
+from clip_jax.models.towers.resnet import ResNetConfig
 from clip_jax.runs import directory
 from clip_jax.runs.directory import RunDirectory
 
@@ -169,3 +170,50 @@ def test_metrics_of_a_remote_folder_are_uploaded_whole(tmp_path, monkeypatch):
     steps = [json.loads(line)["step"] for line in lines]
     assert steps == [1, 5]
     assert not (tmp_path / "run.lock").exists()
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_anew(tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        run.check_checkpoints()  # a new run
+        run.append_metrics({"step": 8, "loss": 1.0})
+    with RunDirectory(tmp_path / "run") as run:
+        with pytest.raises(
+            ValueError, match=r"has done 8 steps, and .*checkpoints has no checkpoint"
+        ):
+            run.check_checkpoints()
+        run.checkpoints.mkdir()
+        run.check_checkpoints()  # it was ended before its first save
+        run.note_saved(4)
+        with pytest.raises(ValueError, match="has done 4 steps"):
+            run.check_checkpoints()
+        (run.checkpoints / "4").mkdir()
+        run.check_checkpoints()
+
+
+def test_figures_that_are_not_finite_are_null_and_every_line_is_json(tmp_path):
+    with RunDirectory(tmp_path / "run") as run:
+        run.append_metrics({"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+        (line,) = (run.path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(line, parse_constant=pytest.fail) == {
+            "step": 1,
+            "loss": None,
+            "grad_norm": None,
+        }
+
+
+@pytest.mark.parametrize("spoilt", [b"3\n", b"\xff\xfe\n", b"[]\n", b'{"step": "x"}\n', b'{"st'])
+def test_a_spoilt_line_of_metrics_is_passed_over_and_the_next_is_whole(tmp_path, spoilt):
+    with RunDirectory(tmp_path / "run") as run:
+        run.append_metrics({"step": 1})
+    with (tmp_path / "run" / "metrics.jsonl").open("ab") as file:
+        file.write(spoilt)
+    with RunDirectory(tmp_path / "run") as run:
+        run.append_metrics({"step": 2})
+        assert [line["step"] for line in run.metrics()] == [1, 2]
+
+
+def test_a_deleted_lock_file_does_not_let_a_second_run_in(tmp_path, holder):
+    holder("plain")
+    (tmp_path / "run.lock").unlink()
+    with pytest.raises(ValueError, match="in use by another process"):
+        RunDirectory(tmp_path).__enter__()

@@ -49,7 +49,7 @@ def run(tmp_path):
 
 
 def start(run, *, first: int = 0, **settings) -> Progress:
-    cfg = LoggingConfig(**{"every_steps": 10, "progress": False, "tensorboard": False} | settings)
+    cfg = LoggingConfig(**{"every_steps": 10, "progress": False, "loggers": ("jsonl",)} | settings)
     return Progress(run, cfg, start=first, steps=45, batch_size=64, flops=1e9)
 
 
@@ -115,7 +115,7 @@ def test_memory_is_that_of_the_fullest_device(devices):
 
 
 def test_the_lines_and_the_events_hold_the_same_figures(run):
-    with start(run, tensorboard=True, every_steps=1) as log:
+    with start(run, loggers=("jsonl", "tensorboard"), every_steps=1) as log:
         log.step(1, {"loss": 0.123456789})
         log.write(1, {"eval/loss": 2.0})
     lines = run.metrics()
@@ -129,7 +129,7 @@ def test_the_lines_and_the_events_hold_the_same_figures(run):
 
 def test_processes_other_than_the_main_one_show_nothing(run, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with start(run, progress=True, tensorboard=True) as log:
+    with start(run, progress=True, loggers=("jsonl", "tensorboard")) as log:
         log.say("a line")
         log.step(10, {"loss": 1.0})
     assert not list(run.path.glob("events*"))

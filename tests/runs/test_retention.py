@@ -1,5 +1,7 @@
 """Which checkpoints stay, in folders that real saves have filled."""
 
+import json
+import math
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,10 +13,12 @@ from clip_jax.runs import retention
 from clip_jax.runs.checkpoints import Checkpoints
 
 
-def save(directory, steps, cfg, metrics=None):
-    with Checkpoints(directory, cfg) as checkpoints:
+def save(directory, steps, cfg, metrics=None, better="higher"):
+    with Checkpoints(directory, cfg, better=better) as checkpoints:
         for step in steps:
-            checkpoints.save(step, {"x": jnp.zeros(1)}, metadata={}, metrics=metrics)
+            checkpoints.save(step, {"x": jnp.zeros(1)}, metadata={})
+            if metrics:
+                checkpoints.record(step, metrics)
 
 
 def steps_in(directory) -> list[int]:
@@ -34,52 +38,46 @@ def test_the_last_ones_and_every_kth_are_kept(tmp_path, keep_last, every, left):
     assert steps_in(tmp_path) == left
 
 
-@pytest.mark.parametrize(
-    ("name", "best"), [("eval/top1", 3), ("eval/loss", 2), ("eval/text_to_image_mean_rank", 2)]
-)
-def test_the_best_one_is_kept_across_restarts(tmp_path, name, best):
+@pytest.mark.parametrize(("better", "best"), [("higher", 3), ("lower", 2)])
+def test_the_best_one_is_kept_across_restarts(tmp_path, better, best):
+    name = "eval/any"
     values = {1: 0.5, 2: 0.3, 3: 0.9, 4: 0.6, 5: 0.7, 6: 0.9}
     cfg = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=1, keep_best_by=name)
     for step, value in values.items():
-        save(tmp_path, [step], cfg, {name: value})
-    save(tmp_path, [7, 8], cfg)  # without an evaluation
+        save(tmp_path, [step], cfg, {name: value}, better)
+    save(tmp_path, [7, 8], cfg, better=better)  # without an evaluation
     assert steps_in(tmp_path) == [best, 8]
-    assert retention.best_step(epath.Path(tmp_path), [best, 8], name) == best
+    assert retention.best_step(epath.Path(tmp_path), [best, 8], name, better=better) == best
 
 
-def test_metadata_that_cannot_be_read_counts_as_none(tmp_path):
+def test_evaluations_that_cannot_be_read_count_as_none(tmp_path):
     cfg = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=2, keep_best_by="top1")
     save(tmp_path, [1, 2], cfg, {"top1": 0.5})
+    directory = epath.Path(tmp_path)
     (tmp_path / "1" / "metadata" / "metadata").write_text("{")
-    assert retention.read_metadata(epath.Path(tmp_path / "1")) == {}
-    assert retention.best(epath.Path(tmp_path), [1, 2], "top1") == 0.5
-    assert retention.best(epath.Path(tmp_path), [1], "top1") is None
+    assert retention.read_metadata(directory / "1") == {}
+    for spoilt in ("{", "3", '{"1": 5}', "\x00"):
+        (tmp_path / "evaluations.json").write_text(spoilt)
+        assert retention.best_step(directory, [1, 2], "top1", better="higher") is None
     save(tmp_path, [3, 4], cfg, {"top1": 0.4})
-    assert steps_in(tmp_path) == [2, 3, 4]
+    assert retention.best_step(directory, [3, 4], "top1", better="higher") == 3
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "eval/loss",
-        "eval/text_to_image_recall_at_1",
-        "eval/zero_shot_held_out_top1",
-        "eval/imagenet/zero_shot_top1",
-    ],
-)
-def test_what_an_evaluation_measures_may_decide(name):
-    retention.check_name(name, ["imagenet"])
+def test_a_measurement_that_is_not_a_number_is_never_the_best(tmp_path):
+    cfg = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=1, keep_best_by="eval/loss")
+    for step, loss in {1: math.nan, 2: 0.5, 3: math.nan, 4: 0.7}.items():
+        save(tmp_path, [step], cfg, {"eval/loss": loss, "eval/samples": 3.0}, "lower")
+    directory = epath.Path(tmp_path)
+    assert steps_in(tmp_path) == [2, 4]
+    assert retention.best_step(directory, [2, 4], "eval/loss", better="lower") == 2
+    json.loads((tmp_path / "evaluations.json").read_text(), parse_constant=pytest.fail)
+    assert retention.goodness(math.nan, "lower") == -math.inf
 
 
-@pytest.mark.parametrize(
-    ("name", "nearest"),
-    [
-        ("eval/zero_shot_top_1", "eval/zero_shot_top1"),
-        ("zero_shot_top1", "eval/zero_shot_top1"),
-        ("eval/other/loss", "eval/loss"),
-        ("loss", "eval/loss"),
-    ],
-)
-def test_a_mistyped_metric_is_answered_with_the_nearest(name, nearest):
-    with pytest.raises(ValueError, match=f"keep_best_by={name} is no metric .*{nearest}"):
-        retention.check_name(name, ["imagenet"])
+def test_a_run_of_an_older_version_has_its_measurements_in_the_checkpoints(tmp_path):
+    cfg = CheckpointConfig(every_steps=1, every_minutes=None)
+    with Checkpoints(tmp_path, cfg) as checkpoints:
+        for step, top1 in ((1, 0.5), (2, 0.4)):
+            checkpoints.save(step, {"x": jnp.zeros(1)}, metadata={"metrics": {"top1": top1}})
+        assert checkpoints.is_evaluated(1)
+    assert retention.best_step(epath.Path(tmp_path), [1, 2], "top1", better="higher") == 1

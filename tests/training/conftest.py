@@ -12,9 +12,9 @@ from flax import linen as nn
 
 from clip_jax import sharding
 from clip_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from clip_jax.models.clip import CLIP, Outputs, create_model, unit_length
+from clip_jax.models.clip import CLIP, Outputs, create_model, init_variables, unit_length
 from clip_jax.training.setup import make_run_optimizer
-from clip_jax.training.state import abstract_state, dummy_batch, new_state
+from clip_jax.training.state import abstract_state, new_state
 from clip_jax.training.step import abstract_batch, jit_train_step
 
 B = 32
@@ -71,7 +71,7 @@ def draw():
     """`draw(model)`: its variables, from NumPy, as compiling an initialiser takes seconds."""
 
     def make(model) -> dict:
-        shapes = jax.eval_shape(model.init, jax.random.key(0), *dummy_batch(model.config))
+        shapes = jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
         rng = np.random.default_rng(0)
 
         def values(path, leaf):
@@ -136,7 +136,8 @@ def compiled(draw):
             "freeze": cfg.model.freeze,
             "unlocked_blocks": cfg.model.unlocked_blocks,
         }
-        abstract = abstract_state(mesh, **parts)
+        zero = cfg.optimizer.shard_over_data
+        abstract = abstract_state(mesh, shard_over_data=zero, **parts)
         step = jit_train_step(mesh, abstract, model=model, optimizer=optimizer, cfg=cfg)
         lowered = step.lower(abstract, abstract_batch(mesh, model, B))
         return Compiled(

@@ -1,5 +1,6 @@
 """Whatever the mesh, the movement, the tiles and the micro-batches: the gradient of the whole batch."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -13,9 +14,10 @@ from flax import linen as nn
 
 from clip_jax import sharding
 from clip_jax.config import LossConfig
-from clip_jax.losses import replicated_sigmoid_loss, replicated_softmax_loss
+from clip_jax.losses import Loss, replicated_sigmoid_loss, replicated_softmax_loss
+from clip_jax.losses.objective import make_objective
 from clip_jax.models.clip import CLIP, Outputs, create_model, unit_length
-from clip_jax.training.gradients import batch_gradients, sharded_loss
+from clip_jax.training.gradients import batch_gradients, per_sample
 from clip_jax.training.state import new_state, sharded_new_state
 
 B = 32
@@ -75,7 +77,7 @@ def sharded_gradients(model, mesh, losses, parts, *, batch=None):
     of_loss = functools.partial(batch_gradients, model=model, mesh=mesh, parts=parts)
 
     def all_losses(state, batch, key):
-        found = [of_loss(state, batch, key, loss_fn=sharded_loss(mesh, cfg)) for cfg in losses]
+        found = [of_loss(state, batch, key, objective=make_objective(cfg)) for cfg in losses]
         return [(gradients.loss, gradients.params) for gradients in found]
 
     program = jax.jit(all_losses, compiler_options=QUICKLY)
@@ -89,11 +91,13 @@ def exact_gradients(model, kind):
     batch, params = make_batch(), jax.device_get(state.params)
     with jax.enable_x64(True):
         if isinstance(model, CLIP):
-            model = CLIP(dataclasses.replace(model.config, dtype="float64"))
+            config = copy.copy(model.config)
+            object.__setattr__(config, "dtype", "float64")  # no setting of a run
+            model = CLIP(config)
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
         def loss_of(params):
-            image_BE, text_BE, *scale_and_bias = model.apply({"params": params}, *batch.values())
+            image_BE, text_BE, *scale_and_bias, _ = model.apply({"params": params}, *batch.values())
             if kind == "softmax":
                 return replicated_softmax_loss(image_BE, text_BE, scale_and_bias[0])
             return replicated_sigmoid_loss(image_BE, text_BE, *scale_and_bias)
@@ -143,3 +147,75 @@ def test_transformers_on_a_mesh_have_the_gradient_of_the_dense_float64_ones(
     model = CLIP(CONFIG, constrain=sharding.constrain_batch(on))
     (found,) = sharded_gradients(model, on, [cfg], parts)
     assert_exact(found, CLIP(CONFIG), cfg)
+
+
+# ------------------------------------------------------------- terms that read more than embeddings
+
+
+def _captioning(outputs, batch):
+    """The cross-entropy of each token, from logits that the model gives for every sample."""
+    log_BLV = jax.nn.log_softmax(outputs.extra["token_logits"])
+    return -jnp.take_along_axis(log_BLV, batch["tokens"][..., None], axis=2).mean()
+
+
+def _spread(outputs, batch):
+    """Every pair of samples counts, so that no micro-batch knows its share alone."""
+    hidden_BH = outputs.extra["hidden"]
+    return jax.nn.logsumexp(hidden_BH @ hidden_BH.T)
+
+
+CAPTIONING = Loss(
+    name="captioning", function=_captioning, extra=("token_logits",), batch=("tokens",)
+)
+SPREAD = Loss(name="spread", function=_spread, extra=("hidden",))
+
+
+class Captioner(nn.Module):
+    """`Linear` that also gives logits of tokens, and two arrays more, of which one is not read."""
+
+    config = CONFIG
+
+    @nn.compact
+    def __call__(self, images_BHWC, tokens_BL, *, train=False, frozen=()):
+        outputs = Linear(name="clip")(images_BHWC, tokens_BL)
+        hidden_BH = nn.Dense(4, name="hidden")(outputs.image)
+        logits_BX = nn.Dense(8 * 64, name="decoder")(hidden_BH)
+        scale = self.param("logit_scale", nn.initializers.constant(2.7), ())
+        return outputs._replace(
+            logit_scale=jnp.exp(scale),
+            logit_bias=None,
+            extra={
+                "token_logits": logits_BX.reshape(-1, 8, 64),
+                "hidden": hidden_BH,
+                "unread": tokens_BL,
+            },
+        )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2)], ids=str)
+def test_terms_of_per_sample_arrays_have_one_gradient_however_many_micro_batches(mesh, shape):
+    model, on = Captioner(), mesh(*shape)
+    terms = (f"{__name__}:CAPTIONING=2", f"{__name__}:SPREAD=0.3")
+    cfg = LossConfig(terms=terms)
+    whole, *split = (sharded_gradients(model, on, [cfg], parts)[0] for parts in (1, 2, 4))
+    state = new_state(jax.random.key(0), model=model, optimizer=optax.identity())
+
+    def plain(params):
+        outputs = model.apply({"params": params}, *make_batch().values())
+        return (
+            replicated_softmax_loss(*outputs[:3])
+            + 2 * _captioning(outputs, make_batch())
+            + 0.3 * _spread(outputs, make_batch())
+        )
+
+    expected = jax.device_get(jax.value_and_grad(plain)(state.params))
+    for found in (whole, *split):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
+        )
+
+
+def test_extra_arrays_without_a_gradient_are_refused_under_accumulation():
+    outputs = Outputs(jnp.ones(2), jnp.ones(2), 1.0, None, {"ids": jnp.ones(2, jnp.int32)})
+    with pytest.raises(ValueError, match=r"Outputs.extra\['ids'\] has type int32"):
+        per_sample(outputs)

@@ -6,12 +6,13 @@ import optax
 import pytest
 
 from clip_jax.config import CheckpointConfig, LossConfig, ModelSettings, OptimizerConfig
+from clip_jax.losses.objective import make_objective
 from clip_jax.models.clip import create_model
 from clip_jax.models.freezing import join_blocks, split
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.trained_variables import read_variables
 from clip_jax.sharding import path_name
-from clip_jax.training.gradients import batch_gradients, sharded_loss
+from clip_jax.training.gradients import batch_gradients
 from clip_jax.training.state import new_state
 
 SETTINGS = ModelSettings(name="ViT-test", freeze="image", unlocked_blocks=1)
@@ -29,19 +30,19 @@ def model():
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_gradient_is_the_whole_ones_of_what_trains(model, draw, batch, mesh, parts):
     on, key = mesh(1), jax.random.key(0)
-    loss_fn = sharded_loss(on, LossConfig())
+    objective = make_objective(LossConfig())
     common = {"model": model, "optimizer": optax.identity(), "variables": draw(model)}
     states = [new_state(key, freeze="image", unlocked_blocks=1, **common), new_state(key, **common)]
 
     @jax.jit
     def gradients(state, batch):
         found = batch_gradients(
-            state, batch, key, model=model, loss_fn=loss_fn, mesh=on, parts=parts
+            state, batch, key, model=model, objective=objective, mesh=on, parts=parts
         )
         return found.params
 
     found, whole = (gradients(state, batch(on)) for state in states)
-    expected, _ = split(whole, ("image",), unlocked=1)
+    expected, _ = split(whole, {"image": model.config.vision}, unlocked=1)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), found, expected
     )

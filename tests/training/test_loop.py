@@ -1,36 +1,45 @@
-"""The order of a run: step, log, evaluate, save; and how it ends before its last step."""
+"""The order of a run: step, log, save, evaluate; and how it ends before its last step."""
 
 import contextlib
 import dataclasses
-import itertools
 import json
+import logging
 import types
 
 import jax.numpy as jnp
 import pytest
 
-from clip_jax.config import EvaluationConfig, HealthConfig, LoggingConfig, TrainConfig
+from clip_jax.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    HealthConfig,
+    LoggingConfig,
+    TrainConfig,
+)
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.logger import Progress
-from clip_jax.training import loop
-from clip_jax.training.loop import TooManySkipped, Trainer
+from clip_jax.training import evaluations, loop
+from clip_jax.training.evaluations import EvaluationFailed, Evaluations, is_time
+from clip_jax.training.loop import Parts
 from clip_jax.training.profiling import Profile
+from clip_jax.training.step_log import StepLog, TooManySkipped, make_hooks
 
 CFG = TrainConfig(
     steps=6,
     evaluation=EvaluationConfig(every_steps=3),
-    logging=LoggingConfig(every_steps=2, progress=False, tensorboard=False, report=False),
+    logging=LoggingConfig(every_steps=2, progress=False, loggers=("jsonl",), report=False),
     health=HealthConfig(max_skipped_in_row=3),
 )
 
 
 class Story:
-    """Stands for what surrounds a trainer, and writes down what it is asked for."""
+    """Stands for what surrounds the steps, and writes down what it is asked for."""
 
     def __init__(self, leave_after: int | None = None):
-        self.told, self.leave_after, self.steps = [], leave_after, 0
+        self.events, self.leave_after, self.steps = [], leave_after, 0
         self.exit_code, self.end = 75, "done"
+        self.evaluated = set()
 
     # As the goodput and the watchdog.
     def switch(self, phase):
@@ -49,9 +58,18 @@ class Story:
         pass
 
     # As the checkpoints.
-    def save(self, step, state, *, metadata, metrics=None, force=False):
+    def save(self, step, state, *, metadata, due=False, force=False):
         self.metadata = metadata()  # as the real ones do when a save is due
-        self.told.append(("save", step, metrics, force))
+        self.events.append(("save", step, due, force))
+
+    def wait(self):
+        pass
+
+    def record(self, step, metrics):
+        self.events.append(("record", step, metrics))
+
+    def is_evaluated(self, step):
+        return step in self.evaluated
 
     # As the preemption.
     def requested(self) -> bool:
@@ -66,130 +84,192 @@ class Batches:
         return {}
 
 
-class Steps(Trainer):
-    """A trainer whose model is a counter. `skipped` are the steps that it leaves out."""
+def counter(story: Story, skipped: tuple[int, ...]):
+    """A train step whose state is a counter. `skipped` are the steps that it skips."""
+    counts = {"all": 0, "row": 0}
 
-    skipped: tuple[int, ...] = ()
-    aborted: tuple[int, ...] = ()  # evaluations that a request to leave cut off
+    def step(state, batch):
+        story.steps = now = state + 1
+        story.events.append(("step", now))
+        counts["row"] = counts["row"] + 1 if now in skipped else 0
+        counts["all"] += now in skipped
+        return now, {
+            "loss": jnp.float32(7 - now),
+            "grad_norm": jnp.float32(1),
+            "update_norm": jnp.float32(0.5),
+            "skipped_steps": jnp.int32(counts["all"]),
+            "skipped_in_row": jnp.int32(counts["row"]),
+        }
 
-    def compile(self):
-        counts = {"all": 0, "row": 0}
+    return step
 
-        def step(state, batch):
-            self.goodput.steps = now = state + 1
-            self.goodput.told.append(("step", now))
-            counts["row"] = counts["row"] + 1 if now in self.skipped else 0
-            counts["all"] += now in self.skipped
-            return now, {
-                "loss": jnp.float32(7 - now),
-                "grad_norm": jnp.float32(1),
-                "skipped_steps": jnp.int32(counts["all"]),
-                "skipped_in_row": jnp.int32(counts["row"]),
-            }
 
-        return step
+class Evaluators:
+    """`aborted` are the evaluations that a request to leave cut off, `broken` those that fail."""
 
-    def evaluate(self, step):
-        self.goodput.told.append(("evaluate", step))
-        return None if step in self.aborted else {"eval/loss": 1.0}
+    def __init__(self, story: Story, aborted=(), broken=()):
+        self.story, self.aborted, self.broken = story, aborted, broken
 
-    def snapshot(self):
-        self.goodput.told.append(("snapshot", self.state))
+    def __call__(self, variables, *, should_stop):
+        self.story.events.append(("evaluate", variables))
+        if variables in self.broken:
+            raise ValueError("30 of 48 samples are bad")
+        metrics = {"eval/loss": 1.0}
+        return None if variables in self.aborted else types.SimpleNamespace(metrics=metrics)
+
+
+class Counter(int):
+    """A state."""
+
+    step = ema_variables = property(int)
 
 
 @pytest.fixture
-def trainer(tmp_path, monkeypatch):
-    """`trainer(story)`: a trainer at step 0, inside a run directory of its own."""
-    numbers = itertools.count()
+def made(tmp_path, monkeypatch):
+    """`made(story)`: the parts of a run of 6 steps, its steps, and its directory."""
     monkeypatch.setattr(loop.run_record, "fingerprint", lambda setup: "0")
-    with contextlib.ExitStack() as stack:
+    monkeypatch.setattr(evaluations, "save_evaluation", lambda *a: None)
 
-        def make(story: Story, *, start: int = 0, cfg: TrainConfig = CFG, **changes) -> Steps:
-            run = stack.enter_context(RunDirectory(tmp_path / f"run{next(numbers)}"))
-            setup = types.SimpleNamespace(cfg=cfg, schedule=lambda step: 100 + step)
-            made = Steps(setup, run, story, story, story, story, state=start)
-            made.progress = stack.enter_context(
+    def snapshot(self, step, state):
+        if step in (0, 3, 6):
+            self._checkpoints.events.append(("snapshot", step))
+
+    monkeypatch.setattr(Evaluations, "_snapshot_if_due", snapshot)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(RunDirectory(tmp_path / "run"))
+
+        def make(story, *, start=0, cfg=CFG, skipped=(), hooks=(), **evaluators):
+            setup = types.SimpleNamespace(
+                cfg=cfg,
+                evaluators=Evaluators(story, **evaluators),
+                schedule=lambda step: 100 + step,
+            )
+            progress = stack.enter_context(
                 Progress(run, cfg.logging, start=start, steps=cfg.steps, batch_size=8, flops=1.0)
             )
-            made.profile = Profile(None, run.path)
-            for name, value in changes.items():
-                setattr(made, name, value)
-            return made
+            watch = {"goodput": story, "preemption": story, "watchdog": story}
+            parts = Parts(
+                setup=setup,
+                checkpoints=story,
+                progress=progress,
+                log=StepLog(progress, setup.schedule, cfg.health, hooks=hooks),
+                evaluate=Evaluations(setup, run, story, progress=progress, **watch),
+                profile=Profile(None, run.path),
+                **watch,
+            )
+            step = counter(story, skipped)
+            return types.SimpleNamespace(
+                parts=parts,
+                run=run,
+                fit=lambda: loop.fit(
+                    parts,
+                    Counter(start),
+                    Batches(),
+                    lambda state, batch: (Counter((r := step(state, batch))[0]), r[1]),
+                ),
+            )
 
         yield make
 
 
-def test_each_step_is_followed_by_its_evaluation_and_then_its_save(trainer):
+def test_each_step_is_saved_before_it_is_evaluated(made):
     story = Story()
-    assert trainer(story).train(0, Batches())
+    assert made(story).fit() == 0
     found = {"eval/loss": 1.0}
-    assert story.told == [
-        *(("step", 1), ("save", 1, None, False), ("step", 2), ("save", 2, None, False)),
-        *(("step", 3), ("evaluate", 3), ("snapshot", 3), ("save", 3, found, False)),
-        *(("step", 4), ("save", 4, None, False), ("step", 5), ("save", 5, None, False)),
-        *(("step", 6), ("evaluate", 6), ("snapshot", 6), ("save", 6, found, True)),
+    plain = [(("step", k), ("save", k, False, False)) for k in range(7)]
+    assert story.events == [
+        *(*plain[1], *plain[2], *plain[3]),
+        *(("evaluate", 3), ("record", 3, found), ("snapshot", 3)),
+        *(*plain[4], *plain[5], ("step", 6), ("save", 6, False, True)),
+        *(("evaluate", 6), ("record", 6, found), ("snapshot", 6)),
     ]
 
 
-def test_a_saved_step_was_logged_and_its_samples_are_accounted_for(trainer):
+def test_what_may_be_the_best_is_saved_before_that_is_known(made):
     story = Story()
-    made = trainer(story)
-    made.train(0, Batches())
-    assert [line["step"] for line in made.run.metrics()] == [2, 4, 6]
-    assert [line["loss"] for line in made.run.metrics()] == [5, 3, 1]
+    keeps = CheckpointConfig(keep_best_by="eval/loss")
+    made(story, cfg=dataclasses.replace(CFG, checkpoint=keeps)).fit()
+    saves = [event for event in story.events if event[0] == "save"]
+    assert [due for _, _, due, _ in saves] == [False, False, True, False, False, True]
+
+
+def test_an_evaluation_that_fails_ends_no_training_and_the_run_says_so_at_its_end(made, caplog):
+    story = Story()
+    run = made(story, broken=(3,))
+    assert run.fit() == 0
+    assert ("save", 6, False, True) in story.events
+    assert [e for e in story.events if e[0] == "record"] == [("record", 6, {"eval/loss": 1.0})]
+    assert "The evaluation of step 3 failed; the training goes on" in caplog.text
+    with pytest.raises(EvaluationFailed, match=r"evaluation of step 3 failed: 30 of 48 .* step 6"):
+        run.parts.evaluate.check()
+    sound = made(Story())
+    sound.fit()
+    sound.parts.evaluate.check()
+
+
+def test_a_saved_step_was_logged_and_its_samples_are_accounted_for(made):
+    story = Story()
+    run = made(story)
+    run.fit()
+    lines = [line for line in run.run.metrics() if "loss" in line]
+    assert [(line["step"], line["loss"]) for line in lines] == [(2, 5), (4, 3), (6, 1)]
     assert story.metadata["ledgers"][0]["seen"] == 6 * 8
     assert story.metadata["config"]["steps"] == 6
-    assert made.pending is None
 
 
-def test_the_learning_rate_that_is_logged_is_that_of_the_steps_taken(trainer):
-    made = trainer(Story(), skipped=(3,))
-    made.train(0, Batches())
-    assert [line["learning_rate"] for line in made.run.metrics()] == [101, 102, 104]
-    assert [line["skipped_steps"] for line in made.run.metrics()] == [0, 1, 1]
+def test_the_learning_rate_that_is_logged_is_that_of_the_step_whatever_was_skipped(made):
+    run = made(Story(), skipped=(3,))
+    run.fit()
+    lines = [line for line in run.run.metrics() if "loss" in line]
+    assert [line["learning_rate"] for line in lines] == [101, 103, 105]
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 1]
 
 
-def test_a_run_stops_after_too_many_skipped_steps_in_a_row_and_not_before(trainer):
+def test_a_run_stops_after_too_many_skipped_steps_in_a_row_and_not_before(made):
     story = Story()
     with pytest.raises(TooManySkipped, match=r"3 steps in a row, the last being step 5") as error:
-        trainer(story, skipped=(3, 4, 5)).train(0, Batches())
-    for named in ("health.max_skipped_in_row", "optimizer.learning_rate", "optimizer.clip_norm"):
+        made(story, skipped=(3, 4, 5)).fit()
+    for named in ("health.max_skipped_in_row", "optimizer.learning_rate", "optimizer.eps"):
         assert named in str(error.value)
-    assert ("save", 5, None, False) not in story.told
-    assert trainer(Story(), skipped=(1, 2, 4, 5)).train(0, Batches())
+    assert ("save", 5, False, False) not in story.events
+    assert made(Story(), skipped=(1, 2, 4, 5)).fit() == 0
 
 
-def test_a_request_to_leave_is_answered_after_the_step_by_a_save(trainer):
+def test_a_request_to_leave_is_answered_after_the_step_by_a_save(made, caplog):
     story = Story(leave_after=2)
-    assert not trainer(story).train(0, Batches())
-    assert story.told[-2:] == [("save", 2, None, False), ("save", 2, None, True)]
+    with caplog.at_level(logging.WARNING):
+        assert made(story).fit() == 75
+    assert story.events[-2:] == [("save", 2, False, False), ("save", 2, False, True)]
     assert story.end == "preempted"
+    assert "Preempted (SIGTERM): saving a checkpoint at step 2" in caplog.text
     story = Story(leave_after=2)
     story.exit_code = 130
-    trainer(story).train(0, Batches())
+    assert made(story).fit() == 130
     assert story.end == "interrupted"
+    assert "Interrupted (SIGINT): saving a checkpoint at step 2" in caplog.text
 
 
-def test_a_request_to_leave_at_the_last_step_finds_the_run_done(trainer):
-    assert trainer(Story(leave_after=6)).train(0, Batches())
+def test_a_request_to_leave_at_the_last_step_finds_the_run_done(made):
+    assert made(Story(leave_after=6)).fit() == 0
 
 
-def test_an_evaluation_that_was_cut_off_is_made_up_for_by_the_next_start(trainer):
+def test_an_evaluation_that_was_cut_off_is_run_by_the_next_start(made):
     story = Story(leave_after=3)
-    assert not trainer(story, aborted=(3,)).train(0, Batches())
-    assert story.told[-1] == ("save", 3, None, True)
+    assert made(story, aborted=(3,)).fit() == 75
+    assert story.events[-1] == ("save", 3, False, True)
     again = Story()
-    assert trainer(again, start=3).rerun_missed_evaluation(3)
-    assert again.told == [("evaluate", 3), ("snapshot", 3)]
-    measured = Story()
-    assert trainer(measured, start=3, measured=True).rerun_missed_evaluation(3)
-    assert ("evaluate", 3) not in measured.told
+    assert made(again, start=3).parts.evaluate.rerun_missed(3, Counter(3))
+    assert again.events == [("evaluate", 3), ("record", 3, {"eval/loss": 1.0}), ("snapshot", 3)]
+    evaluated = Story()
+    evaluated.evaluated.add(3)
+    assert made(evaluated, start=3).parts.evaluate.rerun_missed(3, Counter(3))
+    assert evaluated.events == [("snapshot", 3)]
 
 
-def test_a_start_keeps_the_matrix_before_any_training_and_evaluates_nothing(trainer):
+def test_a_start_keeps_the_matrix_before_any_training_and_evaluates_nothing(made):
     story = Story()
-    assert trainer(story).rerun_missed_evaluation(0)
-    assert story.told == [("snapshot", 0)]
+    assert made(story).parts.evaluate.rerun_missed(0, Counter(0))
+    assert story.events == [("snapshot", 0)]
 
 
 @pytest.mark.parametrize(
@@ -197,15 +277,49 @@ def test_a_start_keeps_the_matrix_before_any_training_and_evaluates_nothing(trai
     [(None, {10}), (0, set()), (1, set(range(1, 11))), (4, {4, 8, 10}), (99, {10})],
 )
 def test_the_last_step_is_a_time_to_evaluate_unless_none_is(every, due):
-    assert {step for step in range(1, 11) if Trainer.is_time(every, step, 10)} == due
+    assert {step for step in range(1, 11) if is_time(every, step, 10)} == due
 
 
-def test_the_account_of_bad_samples_is_left_in_the_run(trainer):
-    made = trainer(Story())
-    made.train(0, Batches())
-    made.report()
-    assert json.loads((made.run.path / "bad_samples.json").read_text())["seen"] == 48
-    assert not (made.run.path / "report.html").exists()
-    made.setup.cfg = dataclasses.replace(CFG, logging=dataclasses.replace(CFG.logging, report=True))
-    made.report()
-    assert "Devices" in (made.run.path / "report.html").read_text()
+def test_a_hook_is_called_after_each_step_and_what_it_returns_is_logged(made):
+    seen = []
+
+    def hook(step, state, metrics):
+        seen.append((step, int(state), float(metrics["loss"])))
+        return {"seen": step * 10}
+
+    run = made(Story(), hooks=[hook])
+    run.fit()
+    assert seen == [(k, k, 7 - k) for k in range(1, 7)]
+    assert [line["seen"] for line in run.run.metrics() if "loss" in line] == [20, 40, 60]
+
+
+def test_a_hook_that_fails_is_not_called_again_and_ends_nothing(made, caplog):
+    calls = []
+
+    def hook(step, state, metrics):
+        calls.append(step)
+        raise RuntimeError("no display")
+
+    assert made(Story(), hooks=[hook]).fit() == 0
+    assert calls == [1]
+    assert "failed at step 1 and is not called again" in caplog.text
+
+
+def test_hooks_are_named_by_their_modules():
+    assert make_hooks(("math:sqrt",))[0](4) == 2
+    with pytest.raises(ValueError, match=r"logging.hooks=math:pi is a float"):
+        make_hooks(("math:pi",))
+    with pytest.raises(ValueError, match=r"logging.hooks='nowhere.at_all:f'.*cannot be imported"):
+        make_hooks(("nowhere.at_all:f",))
+
+
+def test_the_account_of_bad_samples_is_left_in_the_run(made):
+    run = made(Story())
+    account = {**BadSamples().to_json(), "seen": 48}
+    loop.report(run.parts, run.run, account)
+    assert json.loads((run.run.path / "bad_samples.json").read_text())["seen"] == 48
+    assert not (run.run.path / "report.html").exists()
+    shown = dataclasses.replace(CFG, logging=dataclasses.replace(CFG.logging, report=True))
+    run.parts.setup.cfg = shown
+    loop.report(run.parts, run.run, account)
+    assert "Devices" in (run.run.path / "report.html").read_text()

@@ -12,22 +12,21 @@ from clip_jax.data.samples import BadSample
 from clip_jax.training.prefetch import Prefetch
 
 
-def numbered(last: int, *, first: int = 0, error: Exception | None = None):
+class Numbered(Batches):
     """Batch k is full of k and one of its samples was bad. After the last one comes the error."""
-    fifth = threading.Event()
 
-    def start(step):
-        for number in range(step, last):
-            if number == 5:
-                fifth.set()
-            bad = [BadSample("torn", key=str(number), shard="s")]
-            yield {"image": np.full((8, 2), number), "tokens": np.full(8, number), "bad": bad}
-        if error is not None:
-            raise error
+    def __init__(self, last: int, *, first: int = 0, error: Exception | None = None):
+        super().__init__(first, BadSamples(), lambda ledger: None)
+        self._last, self._error = last, error
+        self.fifth = threading.Event()  # set when batch 5 is asked for
 
-    batches = Batches(start, first, BadSamples(), lambda ledger: None)
-    batches.fifth = fifth  # set when batch 5 is asked for
-    return batches
+    def _read(self, step):
+        if step == 5:
+            self.fifth.set()
+        if step == self._last:
+            raise self._error or StopIteration
+        bad = [BadSample("torn", key=str(step), shard="s")]
+        return {"image": np.full((8, 2), step), "tokens": np.full(8, step)}, bad
 
 
 def threads() -> list[str]:
@@ -36,7 +35,7 @@ def threads() -> list[str]:
 
 def test_batches_come_in_order_split_over_the_devices(mesh):
     on = mesh(4, 2)
-    with Prefetch(numbered(5, first=2), on, depth=2) as batches:
+    with Prefetch(Numbered(5, first=2), on, depth=2) as batches:
         found = list(batches)
     assert [int(batch["tokens"][0]) for batch in found] == [2, 3, 4]
     for leaf in found[0].values():
@@ -44,7 +43,7 @@ def test_batches_come_in_order_split_over_the_devices(mesh):
 
 
 def test_the_account_is_of_the_batches_given_and_not_of_those_read_ahead(mesh):
-    source = numbered(100)
+    source = Numbered(100)
     with Prefetch(source, mesh(1), depth=5) as batches:
         next(batches)
         next(batches)
@@ -54,7 +53,7 @@ def test_the_account_is_of_the_batches_given_and_not_of_those_read_ahead(mesh):
 
 
 def test_what_breaks_in_the_thread_is_raised_where_the_batch_is_asked_for(mesh):
-    with Prefetch(numbered(2, error=ValueError("too many are bad")), mesh(1), 2) as batches:
+    with Prefetch(Numbered(2, error=ValueError("too many are bad")), mesh(1), 2) as batches:
         next(batches)
         next(batches)
         with pytest.raises(ValueError, match="too many are bad"):
@@ -62,7 +61,7 @@ def test_what_breaks_in_the_thread_is_raised_where_the_batch_is_asked_for(mesh):
 
 
 def test_leaving_early_ends_the_thread_and_closes_the_batches(mesh):
-    source = numbered(1000)
+    source = Numbered(1000)
     with Prefetch(source, mesh(1), depth=1) as batches:
         next(batches)  # now the thread waits for room
         assert threads()

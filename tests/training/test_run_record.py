@@ -2,11 +2,18 @@
 
 import dataclasses
 import logging
+import re
 import types
 
 import pytest
 
-from clip_jax.config import LoggingConfig, ModelConfig, OptimizerConfig, TrainConfig
+from clip_jax.config import (
+    CheckpointConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.training import run_record
 
@@ -38,7 +45,8 @@ def test_a_new_run_has_nothing_to_be_compared_with_and_is_written(run):
     run_record.check_resume(setup, run)
     assert not (run.path / "config.json").exists()
     run_record.write(setup, run)
-    assert run.load_config() == setup.cfg
+    kept = dataclasses.replace(setup.cfg, workdir=str(run.path))
+    assert run.load_config() == kept
     assert setup.tokenizer.saved == 1
     assert run.read_json("environment.json")["devices"]["count"] == 8
     run_record.check_resume(make_setup(), run)
@@ -65,3 +73,62 @@ def test_weights_of_the_sources_belong_to_the_data():
         weighted.cfg, data=dataclasses.replace(weighted.cfg.data, weights=(2.0,))
     )
     assert run_record.fingerprint(weighted) != run_record.fingerprint(make_setup())
+
+
+# --------------------------------------------------------------------------- longer and shorter
+
+
+def cosine(steps: int, **changes) -> types.SimpleNamespace:
+    return make_setup(steps=steps, optimizer=OptimizerConfig(warmup_steps=2), **changes)
+
+
+@pytest.fixture
+def done(run):
+    """A run of 20 steps that is at its end."""
+    run_record.write(cosine(20), run)
+    (run.checkpoints / "20").mkdir(parents=True)
+    return run
+
+
+ALLOWED = CheckpointConfig(allow_change=("steps",))
+
+
+def test_extending_a_run_names_the_jump_of_the_learning_rate_and_how_to_avoid_it(done, caplog):
+    named = r"learning rate goes from 3.8e-06 at step 20 to 0.000271 at step 21; .*"
+    named += "--optimizer.schedule constant --optimizer.learning-rate 3.8e-06"
+    with pytest.raises(ValueError, match=f"steps: 20 -> 40.*{named}"):
+        run_record.check_resume(cosine(40), done)
+    run_record.check_resume(cosine(40, checkpoint=ALLOWED), done)
+    assert re.search(named, caplog.text)
+
+
+def test_a_constant_rate_does_not_jump(run):
+    optimizer = OptimizerConfig(warmup_steps=2, schedule="constant")
+    old, new = (TrainConfig(steps=steps, optimizer=optimizer) for steps in (20, 40))
+    assert run_record.rate_jump(old, new, 20) == ""
+
+
+def test_fewer_steps_than_are_done_are_refused(done):
+    with pytest.raises(ValueError, match=r"steps=12 is fewer than the 20 steps that .* has done"):
+        run_record.check_resume(cosine(12, checkpoint=ALLOWED), done)
+
+
+def test_what_was_allowed_for_one_start_is_not_for_the_next(done):
+    run_record.write(cosine(40, checkpoint=ALLOWED), done)
+    assert done.load_config().checkpoint.allow_change == ()
+
+
+def test_a_moved_run_is_resumed_where_it_is(done, tmp_path):
+    moved = done.path.rename(tmp_path / "moved")
+    assert RunDirectory(moved, main=False).load_config().workdir == str(moved)
+
+
+def test_other_versions_and_random_numbers_are_named(done, caplog):
+    saved = done.read_json("environment.json")
+    saved["versions"]["jax"], saved["random"]["default_prng_impl"] = "0.1", "rbg"
+    saved["devices"]["count"] = 1
+    done.write_json("environment.json", saved)
+    run_record.check_resume(cosine(20), done)
+    assert 'versions.jax: "0.1" -> ' in caplog.text
+    assert 'random.default_prng_impl: "rbg" -> "threefry2x32"' in caplog.text
+    assert "count" not in caplog.text

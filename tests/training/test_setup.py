@@ -12,7 +12,6 @@ from clip_jax.config import (
     CheckpointConfig,
     DataConfig,
     EvaluationConfig,
-    LoggingConfig,
     LossConfig,
     MeshConfig,
     ModelSettings,
@@ -29,6 +28,7 @@ from clip_jax.training import setup
 from clip_jax.training.setup import (
     captions,
     check,
+    check_devices,
     make_run_optimizer,
     named_model,
     prepare,
@@ -52,65 +52,77 @@ def changed(**changes) -> TrainConfig:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"steps": 0}, "steps=0"),
-        ({"data": DataConfig(batch_size=12)}, r"data.batch_size=12 .* 8 devices"),
-        ({"data": DataConfig(batch_size=8, accumulation=2)}, r"batch_size=8 .* 2 micro-batches"),
-        ({"data": DataConfig(batch_size=16, accumulation=0)}, "data.accumulation=0"),
-        ({"evaluation": EvaluationConfig(batch_size=4)}, "evaluation.batch_size=4"),
-        ({"logging": LoggingConfig(every_steps=0)}, "logging.every_steps=0"),
-        ({"evaluation": EvaluationConfig(every_steps=-1)}, "evaluation.every_steps=-1"),
-        ({"checkpoint": CheckpointConfig(every_steps=0)}, "checkpoint.every_steps=0"),
-        ({"checkpoint": CheckpointConfig(every_minutes=0)}, "checkpoint.every_minutes=0"),
-        ({"checkpoint": CheckpointConfig(keep_every_steps=0)}, "checkpoint.keep_every_steps=0"),
-        ({"loss": LossConfig(tile=0)}, "loss.tile=0"),
-        (
-            {"loss": LossConfig(distributed="replicated", tile=2)},
-            r"loss.tile=2 .* loss.distributed",
-        ),
-        ({"loss": LossConfig(max_logit_scale=0.5)}, "loss.max_logit_scale=0.5"),
-        ({"model": ModelSettings(unlocked_blocks=-1)}, "model.unlocked_blocks=-1"),
-        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs an NVIDIA GPU"),
+        ({"optimizer": OptimizerConfig(warmup_steps=9)}, "optimizer.warmup_steps=9"),
+        ({"optimizer": OptimizerConfig(cooldown_steps=1)}, "optimizer.cooldown_steps=1"),
         ({"model": ModelSettings(freeze="text")}, r"model.freeze=text .* model.init_from"),
-        ({"optimizer": OptimizerConfig(ema_decay=1.0)}, "optimizer.ema_decay=1.0"),
-        ({"optimizer": OptimizerConfig(clip_norm=0.0)}, "optimizer.clip_norm=0.0"),
-        ({"optimizer": OptimizerConfig(learning_rate=-1.0)}, "optimizer.learning_rate=-1.0"),
-        ({"optimizer": OptimizerConfig(layer_decay=0.0)}, "optimizer.layer_decay=0.0"),
+        ({"evaluation": EvaluationConfig(metrics=("los",))}, "evaluation.metrics='los'"),
+        ({"checkpoint": CheckpointConfig(keep_best_by="eval/los")}, "keep_best_by=eval/los"),
+        *(
+            ({"optimizer": OptimizerConfig(name=name, warmup_steps=1, **option)}, f"has.*{name}")
+            for name in ("adafactor", "lion")
+            for option in ({"eps": 1e-8}, {"b2": 0.9})
+            if (name, *option) != ("lion", "b2")
+        ),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused_by_name(mesh, changes, named):
-    check(SMALL, mesh(8))
+def test_settings_that_contradict_each_other_are_refused_before_a_device_is_touched(
+    changes, named, monkeypatch
+):
+    def devices(*args):
+        raise AssertionError("a device was touched")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    check(SMALL)
     with pytest.raises(ValueError, match=named):
-        check(changed(**changes), mesh(8))
+        check(changed(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data": DataConfig(batch_size=12)}, r"data.batch_size=12 .* 8 devices"),
+        ({"data": DataConfig(batch_size=8, accumulation=2)}, r"batch_size=8 .* 2 micro-batches"),
+        ({"evaluation": EvaluationConfig(batch_size=4)}, "evaluation.batch_size=4"),
+        ({"model": ModelSettings(attention="cudnn")}, "model.attention=cudnn needs an NVIDIA GPU"),
+    ],
+)
+def test_settings_that_the_devices_do_not_allow_are_refused(mesh, changes, named):
+    check_devices(SMALL, mesh(8))
+    with pytest.raises(ValueError, match=named):
+        check_devices(changed(**changes), mesh(8))
 
 
 def test_the_defaults_make_a_run(mesh):
-    check(TrainConfig(), mesh(8))
+    check(TrainConfig())
+    check_devices(TrainConfig(), mesh(8))
     assert make_run_optimizer(TrainConfig(), named_model(TrainConfig()))
 
 
-def test_a_tower_that_is_not_loaded_is_not_frozen(mesh):
+def test_a_tower_that_is_not_loaded_is_not_frozen():
     settings = ModelSettings(freeze="text", init_from="x", init_towers="image")
     with pytest.raises(ValueError, match=r"model.freeze=text .* model.init_towers=image"):
-        check(changed(model=settings), mesh(8))
+        check(changed(model=settings))
 
 
 @pytest.mark.parametrize(
     ("name", "tower", "has"),
     [("ViT-test", "image", 2), ("ViT-test", "text", 2), ("RN-test", "image", 0)],
 )
-def test_no_more_blocks_are_unlocked_than_the_frozen_tower_has(mesh, name, tower, has):
+def test_no_more_blocks_are_unlocked_than_the_frozen_tower_has(name, tower, has):
     frozen = {"name": name, "freeze": tower, "init_from": "x"}
-    check(changed(model=ModelSettings(**frozen, unlocked_blocks=has)), mesh(8))
+    check(changed(model=ModelSettings(**frozen, unlocked_blocks=has)))
     with pytest.raises(
         ValueError, match=f"unlocked_blocks={has + 1} must be at most {has}, .*{tower}"
     ):
-        check(changed(model=ModelSettings(**frozen, unlocked_blocks=has + 1)), mesh(8))
+        check(changed(model=ModelSettings(**frozen, unlocked_blocks=has + 1)))
 
 
 def test_layer_decay_needs_layers():
     cfg = changed(optimizer=OptimizerConfig(layer_decay=0.7, warmup_steps=0))
     assert make_run_optimizer(cfg, create_model("ViT-test").config)
-    with pytest.raises(ValueError, match=r"optimizer.layer_decay=0.7 .* ResNet"):
+    with pytest.raises(
+        ValueError, match=r"optimizer.layer_decay=0.7 .* resnet, a tower of RN-test"
+    ):
         make_run_optimizer(cfg, create_model("RN-test").config)
 
 
@@ -133,7 +145,7 @@ def test_the_loss_decides_whether_there_is_a_bias(caplog):
         config = named_model(changed(model=ModelSettings(name="ViT-B-16-SigLIP")))
     assert config.init_logit_bias is None
     assert config.init_logit_scale == pytest.approx(math.log(1 / 0.07))
-    assert "its bias is left out" in caplog.text
+    assert "it has none here" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -180,8 +192,8 @@ def test_captions_of_all_sources_take_turns_and_bad_ones_are_passed_over():
 
 def test_a_run_is_prepared_whole_and_without_an_array(tmp_path, monkeypatch):
     tiny = source(*[(f"picture {index}",) for index in range(20)])
-    monkeypatch.setattr(setup.sources, "open_sources", lambda cfg, split: [tiny])
-    monkeypatch.setattr(setup.sources, "open_eval_source", lambda cfg: None)
+    monkeypatch.setattr(setup.registry, "open_sources", lambda cfg, split: [tiny])
+    monkeypatch.setattr(setup.registry, "open_eval_source", lambda cfg: None)
     cfg = changed(mesh=MeshConfig(fsdp=2), tokenizer=TokenizerConfig(vocab_size=290))
     with RunDirectory(tmp_path / "run") as run:
         made = prepare(cfg, run)
@@ -199,8 +211,8 @@ def test_a_run_is_prepared_whole_and_without_an_array(tmp_path, monkeypatch):
 def prepared(tmp_path, monkeypatch):
     """`prepared(**changes)`: the parts of a small run whose data are lists of captions."""
     tiny = source(*[(f"picture {index}",) for index in range(20)])
-    monkeypatch.setattr(setup.sources, "open_sources", lambda cfg, split: [tiny])
-    monkeypatch.setattr(setup.sources, "open_eval_source", lambda cfg: tiny)
+    monkeypatch.setattr(setup.registry, "open_sources", lambda cfg, split: [tiny])
+    monkeypatch.setattr(setup.registry, "open_eval_source", lambda cfg: tiny)
 
     def make(**changes):
         with RunDirectory(tmp_path / "run") as run:
@@ -227,7 +239,7 @@ def test_the_preprocessing_comes_with_the_image_tower_and_stays(
     towers, tmp_path, monkeypatch, draw
 ):
     tiny = source(*[(f"picture {index}",) for index in range(20)])
-    monkeypatch.setattr(setup.sources, "open_sources", lambda cfg, split: [tiny])
+    monkeypatch.setattr(setup.registry, "open_sources", lambda cfg, split: [tiny])
     monkeypatch.setattr(setup, "_open_eval_source", lambda cfg: None)
     grey = PreprocessConfig(mean=(0.5,) * 3, std=(0.5,) * 3)
     stored = create_model(model_config("ViT-test", preprocess=grey))

@@ -6,10 +6,15 @@ import numpy as np
 import pytest
 
 from clip_jax import sharding
-from clip_jax.config import OptimizerConfig
+from clip_jax.config import DataConfig, ModelSettings, OptimizerConfig, TrainConfig
 from clip_jax.models.clip import create_model
-from clip_jax.training.optimizer import UPDATE_RULES, make_optimizer
-from clip_jax.training.state import abstract_state, new_state, sharded_new_state
+from clip_jax.training.optimizer import DIRECTIONS, make_optimizer
+from clip_jax.training.state import (
+    abstract_state,
+    check_batch_statistics,
+    new_state,
+    sharded_new_state,
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +30,7 @@ def names(tree) -> set[str]:
     return {sharding.path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-@pytest.mark.parametrize("name", UPDATE_RULES)
+@pytest.mark.parametrize("name", DIRECTIONS)
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_frozen_tower_costs_no_memory_but_its_own(model, tower, name):
     arguments = {"model": model, "optimizer": optimizer(name), "ema": True}
@@ -86,3 +91,29 @@ def test_moments_lie_where_their_parameters_do(mesh, model):
     kernels = [name for name in split if name.endswith("image/transformer/blocks/mlp/up/kernel")]
     assert len(kernels) == 4  # the parameter, its two moments and its average
     assert len({split[name] for name in kernels}) == 1
+
+
+def test_micro_batches_of_a_resnet_are_refused_unless_their_own_statistics_are_accepted():
+    """Their gradient would not be that of the whole batch, without a word."""
+
+    def check(name: str, parts: int, ghost: bool, freeze: str = "none"):
+        model = create_model(name)
+        state = jax.eval_shape(
+            lambda: new_state(jax.random.key(0), model=model, optimizer=optimizer(), freeze=freeze)
+        )
+        settings = ModelSettings(name=name, freeze=freeze, ghost_batch_norm=ghost)
+        cfg = TrainConfig(model=settings, data=DataConfig(accumulation=parts))
+        check_batch_statistics(cfg, state)
+
+    for taken in (
+        *(("RN-test", 1, False), ("RN-test", 2, True), ("ViT-test", 2, False)),
+        ("RN-test", 2, False, "image"),
+    ):
+        check(*taken)
+    with pytest.raises(ValueError, match=r"data.accumulation=2 .* image tower of RN-test"):
+        check("RN-test", 2, False)
+    with pytest.raises(ValueError, match=r"data.accumulation=2"):
+        check("RN-test", 2, False, "text")
+    for unused in (("RN-test", 1), ("ViT-test", 2)):
+        with pytest.raises(ValueError, match=r"ghost_batch_norm=True has no effect"):
+            check(*unused, True)

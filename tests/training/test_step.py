@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from clip_jax.config import HealthConfig, LossConfig, OptimizerConfig
-from clip_jax.models.clip import create_model
-from clip_jax.training.gradients import batch_gradients, join_batch, sharded_loss, split_batch
+from clip_jax.losses.objective import make_objective
+from clip_jax.models.clip import Outputs, create_model
+from clip_jax.training.gradients import batch_gradients, join_batch, split_batch
 from clip_jax.training.state import Health, new_state
-from clip_jax.training.step import check_health
+from clip_jax.training.step import average_decay, check_health
 
 LOSS_IS_NAN, GRADIENT_IS_NAN, GRADIENT_IS_HUGE = 61, 62, 63  # first tokens; see conftest.py
 KEPT = ("params", "opt_state", "ema", "batch_stats", "ema_batch_stats")
@@ -26,7 +27,9 @@ def mended(compiled, fragile):
     return mesh, compiled(
         mesh,
         fragile,
-        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=2, ema_decay=0.75),
+        optimizer=OptimizerConfig(
+            learning_rate=1e-2, warmup_steps=2, ema_decay=0.75, ema_warmup=False
+        ),
         health=HealthConfig(spike_factor=10.0, spike_warmup_steps=3),
     )
 
@@ -121,6 +124,22 @@ def test_batch_statistics_and_metrics_come_from_the_whole_batch_on_every_mesh(
         )
 
 
+def test_running_statistics_meet_every_micro_batch_in_turn(mesh, fragile, draw, batch):
+    on, key, objective = mesh(1), jax.random.key(0), make_objective(LossConfig())
+    common = {"model": fragile, "optimizer": optax.identity(), "variables": draw(fragile)}
+    state, whole = new_state(key, **common), batch(on)
+
+    @jax.jit
+    def statistics(state):
+        how = {"model": fragile, "objective": objective, "mesh": on, "parts": 2}
+        return batch_gradients(state, whole, key, **how).batch_stats["mean"]
+
+    expected_C = np.asarray(state.batch_stats["mean"])
+    for images_BHWC in split_batch(whole["image"], 2, on):
+        expected_C = 0.9 * expected_C + 0.1 * np.asarray(images_BHWC).mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(statistics(state), expected_C, rtol=1e-5)
+
+
 MESHES = ((1, 1), (8, 1), (4, 2), (1, 8))
 
 
@@ -142,17 +161,45 @@ def test_every_mesh_trains_along_the_same_curve(name, meshes, mesh, compiled, fr
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=str)
+def test_moments_that_are_split_over_the_data_axis_change_nothing_but_rounding(
+    shape, mesh, compiled, fragile, batch
+):
+    on, found = mesh(*shape), {}
+    for zero in (False, True):
+        optimizer = OptimizerConfig(
+            learning_rate=1e-2, warmup_steps=2, ema_decay=0.75, shard_over_data=zero
+        )
+        run = compiled(on, fragile, optimizer=optimizer)
+        state = run.state()
+        for seed in range(3):
+            state, _ = run.step(state, batch(on, seed, first=LOSS_IS_NAN if seed == 1 else None))
+        found[zero] = state
+    plain, split = found[False], found[True]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+        kept(split),
+        kept(plain),
+    )
+    kernel = lambda tree: tree["image"]["projection"]["kernel"]  # noqa: E731
+    for state, parts in ((plain, shape[1]), (split, 8)):
+        moment = kernel(optax.tree.get(state.opt_state, "mu"))
+        assert moment.size == parts * moment.addressable_shards[0].data.size
+        param = kernel(state.params)
+        assert param.size == shape[1] * param.addressable_shards[0].data.size
+
+
 def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
     """The gradient is that of the plain loss whose parts drop the patches that each part drew."""
     on, parts, key = mesh(1), 2, jax.random.key(5)
     model = create_model("ViT-test", patch_dropout=0.5)
     variables, whole = draw(model), batch(on)
     state = new_state(key, model=model, optimizer=optax.identity(), variables=variables)
-    loss_fn = sharded_loss(on, LossConfig())
+    objective = make_objective(LossConfig())
 
     def in_parts(state):
         found = batch_gradients(
-            state, whole, key, model=model, loss_fn=loss_fn, mesh=on, parts=parts
+            state, whole, key, model=model, objective=objective, mesh=on, parts=parts
         )
         return found.loss, found.params
 
@@ -170,7 +217,8 @@ def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
         image_BE, text_BE = (
             join_batch(jnp.stack(z), on) for z in list(zip(*embedded, strict=True))[:2]
         )
-        return loss_fn(image_BE, text_BE, embedded[0].logit_scale, None)
+        outputs = Outputs(image_BE, text_BE, embedded[0].logit_scale, None)
+        return objective(outputs, whole, mesh=on)[0]
 
     quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     program = jax.jit(lambda state: (in_parts(state), jax.value_and_grad(plain)(state.params)))
@@ -180,14 +228,30 @@ def test_micro_batches_meet_their_own_random_patches_again(mesh, batch, draw):
     )
 
 
+def test_dropped_patches_are_drawn_anew_by_each_step_and_seed_and_by_nothing_else(
+    mesh, compiled, batch
+):
+    """A learning rate of nearly 0 leaves the parameters: what differs is what was dropped."""
+    on, model = mesh(1), create_model("ViT-test", patch_dropout=0.5)
+    optimizer = OptimizerConfig(learning_rate=1e-30, weight_decay=0.0, warmup_steps=0)
+
+    def losses(seed: int, starts: tuple[int, ...]) -> list[float]:
+        run = compiled(on, model, optimizer=optimizer, seed=seed)
+        states = (run.state(step=np.int32(start)) for start in starts)
+        return [float(run.step(state, batch(on))[1]["loss"]) for state in states]
+
+    first, second, again = losses(0, (0, 1, 0))
+    assert first == again and first != second
+    (other,) = losses(1, (0,))
+    assert other not in (first, second)
+
+
 def test_a_ring_of_one_device_is_the_tiled_loss(mesh):
     rng = np.random.default_rng(0)
-    z_BE = rng.normal(size=(2, 12, 8)).astype(np.float32) / 3
+    outputs = Outputs(*rng.normal(size=(2, 12, 8)).astype(np.float32) / 3, 9.0, None)
     losses = [
-        jax.jit(sharded_loss(mesh(1), LossConfig(distributed=distributed, tile=4)))(
-            *z_BE, 9.0, None
-        )
-        for distributed in ("ring", "gather")
+        jax.jit(lambda z, cfg=cfg: make_objective(cfg)(z, {}, mesh=mesh(1))[0])(outputs)
+        for cfg in (LossConfig(distributed=name, tile=4) for name in ("ring", "gather"))
     ]
     assert losses[0] == losses[1]
 
@@ -197,17 +261,50 @@ def health(**values) -> Health:
     return Health(**{name: jnp.asarray(value) for name, value in (start | values).items()})
 
 
+def judge(before: Health, cfg=None, **figures):
+    sound = {"loss": 1.0, "grad_norm": jnp.float32(1), "update_norm": 1.0}
+    return check_health(before, cfg or HealthConfig(), **(sound | figures))
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "update_norm"])
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_a_loss_a_gradient_or_an_update_that_is_not_finite_is_not_sound(name, value):
+    sound, after = judge(health(), **{name: value})
+    assert not sound and after.skipped == after.skipped_in_row == 1
+    assert judge(health())[0]
+
+
 def test_a_run_may_choose_to_take_steps_that_are_not_finite():
     cfg = HealthConfig(skip_nonfinite=False)
-    sound, after = check_health(health(counted=5, grad_norm_mean=2.0), 1.0, jnp.inf, cfg)
+    sound, after = judge(health(counted=5, grad_norm_mean=2.0), cfg, grad_norm=jnp.inf)
     assert sound and after.skipped == 0
     assert after.grad_norm_mean == 2  # yet the average stays a number
 
 
 def test_the_average_gradient_norm_is_plain_at_first_and_then_forgets():
-    cfg, state = HealthConfig(), health()
+    state = health()
     for norm in (1.0, 2.0, 6.0):
-        _, state = check_health(state, 0.0, jnp.float32(norm), cfg)
+        _, state = judge(state, grad_norm=jnp.float32(norm))
     assert state.grad_norm_mean == pytest.approx(3.0)
-    _, state = check_health(health(counted=10_000, grad_norm_mean=3.0), 0.0, jnp.float32(4.0), cfg)
+    _, state = judge(health(counted=10_000, grad_norm_mean=3.0), grad_norm=jnp.float32(4.0))
     assert state.grad_norm_mean == pytest.approx(3.01)
+
+
+def test_the_average_of_a_short_run_is_of_what_it_learnt():
+    cfg, random_start = OptimizerConfig(ema_decay=0.9999), 1.0
+    for step in range(100):
+        random_start *= float(average_decay(cfg, jnp.int32(step)))
+    assert random_start < 1e-6
+    assert average_decay(cfg, jnp.int32(10**7)) == pytest.approx(0.9999)
+    plain = OptimizerConfig(ema_decay=0.9999, ema_warmup=False)
+    assert average_decay(plain, jnp.int32(0)) == 0.9999
+
+
+def test_an_update_that_is_not_finite_is_skipped_though_the_gradients_are(compiled, mesh, batch):
+    """A token that never occurs has no gradient, and with an eps of 0 in float32 Adam divides 0 by 0."""
+    on, model = mesh(1), create_model("ViT-test")
+    run = compiled(on, model, optimizer=OptimizerConfig(eps=1e-60, warmup_steps=2))
+    state, metrics = run.step(run.state(), batch(on))
+    assert np.isfinite(metrics["grad_norm"]) and not np.isfinite(metrics["update_norm"])
+    assert metrics["skipped_in_row"] == 1
+    assert_same_bits(jax.device_get(state.params), run.first.params)

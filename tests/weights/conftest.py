@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.config import ModelConfig, ResNetConfig, TextConfig, VisionTransformerConfig
+from clip_jax.config import ModelConfig
 from clip_jax.models.architectures import clipa, model_config
 from clip_jax.models.clip import CLIP
+from clip_jax.models.towers.resnet import ResNetConfig
+from clip_jax.models.towers.text_transformer import TextConfig
+from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
 
 IMAGE = {"image_size": 16, "patch_size": 8, "width": 32, "depth": 2, "heads": 2, "mlp_width": 48}
 TEXT = {"context_length": 6, "vocab_size": 50, "width": 16, "depth": 3, "heads": 2, "mlp_width": 40}

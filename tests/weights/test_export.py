@@ -60,7 +60,7 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(configs, variables, tmp
     (tmp_path / "a" / "mine.txt").write_text("mine")
     with pytest.raises(ValueError, match="not empty"):
         export(tmp_path / "a", configs["plain"], variables["plain"])
-    with pytest.raises(ValueError, match="ResNet"):
+    with pytest.raises(ValueError, match="transformers has no tower resnet"):
         export(tmp_path / "b", configs["resnet"], variables["resnet"])
     broken = {"params": {"image": {}}}
     with pytest.raises(KeyError):

@@ -1,11 +1,11 @@
 """Tests of OpenAI's names."""
 
 from clip_jax.models.architectures import model_config
-from clip_jax.weights import openai
+from clip_jax.weights import open_clip, openai
 
 
 def names(config):
-    return {link.theirs for link in openai.links(config)}
+    return {link.theirs for link in open_clip.links(config)}
 
 
 def test_a_vision_transformer_has_openais_names():
@@ -24,7 +24,7 @@ def test_a_resnet_has_openais_names():
             "visual.layer1.0.downsample.0.weight", "visual.layer1.0.downsample.1.bias",
             "visual.attnpool.positional_embedding"} <= found  # fmt: skip
     assert "visual.layer1.1.downsample.0.weight" not in found
-    counters = openai.batch_counters(openai.links(config))
+    counters = openai.batch_counters(open_clip.links(config))
     assert len(counters) == sum(name.endswith("running_mean") for name in found) == 55
     assert all(openai.is_no_weight(name) for name in counters)
 

@@ -6,7 +6,8 @@ import chex
 import numpy as np
 import pytest
 
-from clip_jax.weights.position_embeddings import as_stored, resize, resize_grid
+from clip_jax.models.positions import resize_grid
+from clip_jax.weights.position_embeddings import as_stored, resize
 
 
 def larger(config, image_size, context_length=None):
@@ -49,8 +50,8 @@ def test_a_plane_stays_a_plane():
 
 
 def test_the_stored_size_is_found_from_the_number_of_positions(configs):
-    assert as_stored(configs["plain"], 26, 6).vision.image_size == 40
-    assert as_stored(configs["siglip"], 25, 4).text.context_length == 4
-    assert as_stored(configs["resnet"], 10, 6).vision.image_size == 96
+    assert as_stored(configs["plain"], {"image": 26, "text": 6}).vision.image_size == 40
+    assert as_stored(configs["siglip"], {"image": 25, "text": 4}).text.context_length == 4
+    assert as_stored(configs["resnet"], {"image": 10, "text": 6}).vision.image_size == 96
     with pytest.raises(ValueError, match="square grid"):
-        as_stored(configs["plain"], 27, 6)
+        as_stored(configs["plain"], {"image": 27, "text": 6})

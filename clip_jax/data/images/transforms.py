@@ -1,5 +1,6 @@
 """Image files to uint8 pixels: decoding, the training crop and the evaluation resize."""
 
+import dataclasses
 import io
 import math
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import simplejpeg
 from PIL import Image
 
 from clip_jax.config import AugmentConfig, Interpolation, PreprocessConfig
+from clip_jax.data.images import formats
 from clip_jax.data.images.pixels import (
     PILLOW_FILTERS,
     Box,
@@ -23,6 +25,17 @@ from clip_jax.data.images.pixels import (
 )
 
 JPEG_START = b"\xff\xd8\xff"
+ORIENTATION = 0x0112  # the EXIF tag
+# Steps of rows and columns, after a transposition from 5 on.
+TURNS = {
+    1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1),
+    5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1),
+}  # fmt: skip
+PILLOW_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 
 # Pillow turns these into RGB as they are meant; of others ("I", "F") nobody knows the range.
 RGB_LIKE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB"}
@@ -39,13 +52,13 @@ class ImageError(ValueError):
 # ---------------------------------------------------------------------------- what callers use
 
 
-def decode(data: bytes, *, max_pixels: int) -> np.ndarray:
-    """Decode an image file to (H, W, 3) uint8. EXIF rotation is not applied, as in open_clip.
+def decode(data: bytes, *, max_pixels: int, exif_rotation: bool = False) -> np.ndarray:
+    """Decode an image file to (H, W, 3) uint8. Only if asked it is turned as its EXIF says.
 
     Raises:
       ImageError: for bytes that are no image, a damaged one, or one above `max_pixels`.
     """
-    picture = open_picture(data, max_pixels)
+    picture = open_picture(data, max_pixels, exif_rotation=exif_rotation)
     return picture.resized((0, 0, *picture.size), picture.size, "nearest")
 
 
@@ -66,7 +79,7 @@ def train_image(
     Raises:
       ImageError: as `decode`.
     """
-    picture = open_picture(data, max_pixels)
+    picture = open_picture(data, max_pixels, exif_rotation=preprocess.exif_rotation)
     box = random_box(picture.size, rng, augment)
     fast = augment.resize == "fast"
     size = (image_size, image_size)
@@ -89,7 +102,7 @@ def eval_image(
       ImageError: as `decode`, and for an image so elongated that resizing its shorter side to
         `image_size` would make it larger than `max_pixels`.
     """
-    picture = open_picture(data, max_pixels)
+    picture = open_picture(data, max_pixels, exif_rotation=preprocess.exif_rotation)
     width, height = size = eval_size(picture.size, preprocess.resize_mode, image_size)
     if width * height > max(max_pixels, image_size**2):
         found = f"{picture.size[0]}x{picture.size[1]} pixels"
@@ -101,10 +114,14 @@ def eval_image(
 # ------------------------------------------------------------------------------------ opening
 
 
-def open_picture(data: bytes, max_pixels: int) -> "Jpeg | Picture":
+def open_picture(data: bytes, max_pixels: int, *, exif_rotation: bool = False) -> "Jpeg | Picture":
     """Read an image file's header, and nothing more."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, which the setting then is above
     picture = _open_jpeg(data) if data.startswith(JPEG_START) else None
     picture = picture or _open_with_pillow(data)
+    if exif_rotation:
+        picture = dataclasses.replace(picture, orientation=exif_orientation(data))
     width, height = picture.size
     if width * height == 0:
         raise ImageError("zero-size", f"the image is {width}x{height} pixels")
@@ -128,7 +145,7 @@ def _open_with_pillow(data: bytes) -> "Picture":
     if not data:
         raise ImageError("empty-file", "the file has no bytes")
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=formats.pillow())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("too-many-pixels", str(error)) from error
     except Image.UnidentifiedImageError as error:
@@ -144,6 +161,27 @@ def _open_with_pillow(data: bytes) -> "Picture":
     return Picture(image)
 
 
+def exif_orientation(data: bytes) -> int:
+    """How an image file says that it is to be turned, from 1 (not at all) to 8."""
+    try:
+        found = Image.open(io.BytesIO(data), formats=formats.pillow()).getexif().get(ORIENTATION, 1)
+    except Exception:  # damage makes a parser raise whatever it likes, and no other is asked
+        return 1
+    return found if found in TURNS else 1
+
+
+def _turn(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels as the orientation says, without a copy."""
+    if orientation in (5, 6, 7, 8):
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
+    vertical, horizontal = TURNS[orientation]
+    return pixels_HWC[::vertical, ::horizontal]
+
+
+def _turned_size(size: Size, orientation: int) -> Size:
+    return size[::-1] if orientation in (5, 6, 7, 8) else size
+
+
 def _jpeg_error(error: ValueError) -> ImageError:
     message = str(error)
     kind = "truncated" if "premature end" in message.lower() else "corrupt"
@@ -155,7 +193,12 @@ class Jpeg:
     """A JPEG file with grey or RGB pixels, not decoded yet."""
 
     data: bytes
-    size: Size
+    stored_size: Size
+    orientation: int = 1
+
+    @property
+    def size(self) -> Size:
+        return _turned_size(self.stored_size, self.orientation)
 
     def resized(
         self, box: Box, size: Size, interpolation: Interpolation, *, fast: bool = False
@@ -169,20 +212,27 @@ class Jpeg:
         except ValueError as error:
             raise _jpeg_error(error) from error
         left, top, right, bottom = box
+        pixels_HWC = _turn(pixels_HWC, self.orientation)
         return resize(pixels_HWC[top:bottom, left:right], size, interpolation)
 
     def _fast(self, box: Box, size: Size) -> np.ndarray:
         left, top, right, bottom = box
         width, height = self.size
         # The decoder may halve, quarter, ... the image while the crop stays larger than `size`.
+        least = (
+            math.ceil(width * size[0] / (right - left)),
+            math.ceil(height * size[1] / (bottom - top)),
+        )
+        min_width, min_height = _turned_size(least, self.orientation)
         pixels_HWC = simplejpeg.decode_jpeg(
             self.data,
             fastdct=True,
             fastupsample=True,
-            min_width=math.ceil(width * size[0] / (right - left)),
-            min_height=math.ceil(height * size[1] / (bottom - top)),
+            min_width=min_width,
+            min_height=min_height,
             min_factor=2,
         )
+        pixels_HWC = _turn(pixels_HWC, self.orientation)
         y, x = pixels_HWC.shape[0] / height, pixels_HWC.shape[1] / width
         rows = slice(round(top * y), max(round(bottom * y), round(top * y) + 1))
         columns = slice(round(left * x), max(round(right * x), round(left * x) + 1))
@@ -194,16 +244,19 @@ class Picture:
     """Any other image file, opened by Pillow, not decoded yet."""
 
     image: Image.Image
+    orientation: int = 1
 
     @property
     def size(self) -> Size:
-        return self.image.size
+        return _turned_size(self.image.size, self.orientation)
 
     def resized(
         self, box: Box, size: Size, interpolation: Interpolation, *, fast: bool = False
     ) -> np.ndarray:
         """The pixels inside `box`, resized to `size`."""
         image = self._loaded()
+        if self.orientation != 1:
+            image = image.transpose(PILLOW_TURNS[self.orientation])
         if image.mode == "RGB":
             left, top, right, bottom = box
             return resize(np.asarray(image)[top:bottom, left:right], size, interpolation)

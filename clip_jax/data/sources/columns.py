@@ -1,16 +1,19 @@
-"""Finds the image and the caption columns of a table, whatever they are called."""
+"""Finds the image and the caption columns of a table, whatever they are called, and reads the text."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 IMAGE_NAMES = (
     "image", "filepath", "file_path", "image_path", "file_name", "filename", "path", "jpg", "png",
-    "webp", "img", "file", "image_bytes", "bytes",
+    "webp", "img", "file", "image_bytes", "bytes", "image_name", "img_path", "image_file",
+    "image_url", "url",
 )  # fmt: skip
 CAPTION_NAMES = (
     "caption", "captions", "text", "title", "txt", "description", "sentence", "sentences",
-    "raw_text", "alt_text", "alt", "top_caption",
+    "raw_text", "alt_text", "alt", "top_caption", "comment",
 )  # fmt: skip
+NUMBERED = re.compile(r"(caption|text|sentence|comment|description)_?\d+")
 LABEL_NAMES = ("label", "cls", "class", "class_id")
 CHECKED = 1000  # captions that are looked at before a column is called numeric
 
@@ -47,20 +50,50 @@ def find_label(given: str | None, columns: Sequence[str], *, where: str) -> str 
     return find_column("label", given, LABEL_NAMES, columns, where=where)
 
 
+class NotText(ValueError):
+    """A caption that is an object, a number or a truth value; it is never turned into text."""
+
+    def __init__(self, value):
+        self.kind = type(value).__name__
+        self.fields = tuple(map(str, value)) if isinstance(value, Mapping) else ()
+        super().__init__(f"a value of type {self.kind}")
+
+    def message(self, column: str, *, where: str) -> str:
+        """One line for a person, with the setting that mends it."""
+        fields = f" with the fields {', '.join(self.fields[:8])}" if self.fields else ""
+        mend = f"{column}.{self.fields[0]}" if self.fields else "the column with the text"
+        return (
+            f"{where}: the caption column {column!r} holds {self.kind}{fields}, not text; name the "
+            f"right one with data.caption_column, such as {mend}"
+        )
+
+
 @dataclass(frozen=True)
 class CaptionColumns:
     """The columns that captions are taken from, with the probability of each.
 
     `data.caption_column` names one, or several as in "caption=0.3,synthetic=0.7". A column may
-    hold one text or a list of them, which then share its probability.
+    hold one text or a list of them, which then share its probability. "sentences.raw" is the field
+    `raw` of a column of objects, or of lists of them.
     """
 
     names: tuple[str, ...]
     weights: tuple[float, ...] | None  # None: all captions are alike
 
     def texts(self, row: Mapping) -> list[list[str]]:
-        """The captions of a row by column, without empty ones."""
-        return [_texts(row.get(name)) for name in self.names]
+        """The captions of a row by column, without empty ones.
+
+        Raises:
+          NotText: a value is neither text nor missing.
+        """
+        return [
+            texts_of(row[name] if name in row else _field(row, name.split(".")))
+            for name in self.names
+        ]
+
+    def tops(self, columns: Sequence[str]) -> list[str]:
+        """The columns of a table that hold them, whole."""
+        return [name if name in columns else name.partition(".")[0] for name in self.names]
 
     def choose(self, texts: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], tuple | None]:
         """The captions and their probabilities, which add up to one without the empty columns."""
@@ -110,23 +143,56 @@ def find_captions(
     Where they are `optional`, there may be none.
     """
     lowered = {column.lower().strip() for column in columns}
-    if optional and given is None and not lowered.intersection(CAPTION_NAMES):
-        return CaptionColumns((), None)
+    if given is None and not lowered.intersection(CAPTION_NAMES):
+        numbered = tuple(name for name in columns if NUMBERED.fullmatch(name.lower().strip()))
+        if numbered or optional:
+            return CaptionColumns(numbered, None)
     if given is None or given in columns:
         name = find_column("caption", given, CAPTION_NAMES, columns, where=where)
         return CaptionColumns((name,), None)
     found = parse_caption_columns(given)
     for name in found.names:
-        find_column("caption", name, CAPTION_NAMES, columns, where=where)
+        if name.partition(".")[0] not in columns:
+            find_column("caption", name, CAPTION_NAMES, columns, where=where)
     return found
 
 
-def _texts(value) -> list[str]:
+def texts_of(value) -> list[str]:
+    """The texts of one column of a row, without empty ones; None and NaN are missing.
+
+    Raises:
+      NotText: it is neither text nor missing.
+    """
+    if isinstance(value, str):
+        text = " ".join(value.split())
+        return [text] if text else []
+    if value is None or value != value:
+        return []
     if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    values = value if isinstance(value, list | tuple) else [value]
-    texts = [" ".join(str(text).split()) for text in values if text is not None]
-    return [text for text in texts if text]
+        return texts_of(decode(value))
+    if isinstance(value, list | tuple):
+        return [text for one in value for text in texts_of(one)]
+    raise NotText(value)
+
+
+def decode(data: bytes) -> str:
+    """Text in UTF-8, or in UTF-16 where it says so with a byte order mark.
+
+    Raises:
+      UnicodeDecodeError: it is in another encoding, which nobody can know.
+    """
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
+def _field(value, path: Sequence[str]):
+    """The field of an object, or of each object of a list."""
+    if not path:
+        return value
+    if isinstance(value, list | tuple):
+        return [_field(one, path) for one in value]
+    return _field(value.get(path[0]), path[1:]) if isinstance(value, Mapping) else None
 
 
 def refuse_numbers(captions: Iterable[str], column: str, *, where: str):

@@ -1,59 +1,78 @@
-"""Image files in a folder for each class, as ImageNet's validation set and ImageFolder have them."""
+"""Image files in a folder: one for each class, as ImageNet has them, or with captions beside them."""
 
 import os
 import re
-from collections.abc import Iterator
 
-import fsspec
 import numpy as np
 import xxhash
 from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import Sample
-from clip_jax.data.sources import labels
+from clip_jax.data.images.formats import is_image
+from clip_jax.data.samples import Sample, Source, SourceFormat, Split
+from clip_jax.data.sources import labels, pairs, splits
+from clip_jax.data.sources.caption_files import CaptionFilesSource, beside, open_list_inside
+from clip_jax.data.sources.folder_listing import files_below, left_out
 from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.packed_strings import PackedStrings
 
-EXTENSIONS = (
-    ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm",
-)  # fmt: skip
-SPLITS = {"train", "val", "valid", "validation", "test"}
 WORDNET = re.compile(r"n\d{8}")  # how ImageNet calls its folders
 
 
 class FolderSource:
     """The images under each class folder of `root`, a path or a URL; the classes are in its order.
 
-    A label is the place of the class folder among all of them, sorted by name. The caption is the
-    name of the class: what classnames.txt says, or else the folder's name.
+    A label is the place of the class folder among all of them, sorted by name, or by number where
+    all names are numbers. The caption is the name of the class: what classnames.txt says, or else
+    the folder's name.
     """
 
     templates = None
 
-    def __init__(self, root: str):
-        self.name, self._root = f"folder:{root}", root.rstrip("/") or "/"
-        self._files, counts, digest = PackedStrings(), {}, xxhash.xxh3_64()
-        for folder, file in _listing(self._root):
-            counts.setdefault(folder, 0)
-            if file is not None:
-                counts[folder] += 1
+    def __init__(self, root: str, files: list[str]):
+        self.name, self._root = f"folder:{root}", root
+        by_folder: dict[str, list[str]] = {}
+        for path in files:
+            folder, slash, file = path.partition("/")
+            if slash:
+                by_folder.setdefault(folder, [])
+                if is_image(file):
+                    by_folder[folder].append(file)
+        if not storage.is_url(root):  # where empty folders are seen
+            with os.scandir(root) as entries:
+                names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
+            for name in names:
+                linked = os.path.islink(f"{root}/{name}") and name not in by_folder
+                by_folder.setdefault(name, []) if not linked else None
+        self._folders = _in_order(root, list(by_folder))
+        self._files, digest = PackedStrings(), xxhash.xxh3_64()
+        for folder in self._folders:
+            for file in sorted(by_folder[folder]):
                 self._files.append(file)
                 digest.update(f"{folder}/{file}\n".encode("utf-8", "surrogateescape"))
         self.fingerprint = digest.hexdigest()
-        self._folders = tuple(counts)
+        counts = {folder: len(by_folder[folder]) for folder in self._folders}
         self._first_S = np.cumsum([0, *counts.values()])
-        _check_folders(self._root, counts)
+        _check_folders(root, counts, files)
+        outside = [path for path in files if "/" not in path and is_image(path)]
+        notes = [left_out(files, root)]
+        if outside:
+            notes.append(f"{len(outside)} images lie in no class folder, such as {outside[0]}")
+        self.notes = tuple(filter(None, notes))
+        self._find_classes()
+
+    def _find_classes(self):
         self.classes = labels.class_names(self._root, self._folders)
         if self.classes is None:
             self.classes = tuple(folder.replace("_", " ") for folder in self._folders)
-            if all(map(WORDNET.fullmatch, self._folders)):
-                logging.warning(
-                    "%s: the classes are called %s and so on. Write FOLDER<TAB>NAME lines into %s/%s, "
-                    "or set evaluation.classes.",
-                    self.name, self._folders[0], self._root, labels.CLASSNAMES,
-                )  # fmt: skip
+        codes = all(map(WORDNET.fullmatch, self.classes))
+        if codes or all(name.isdigit() for name in self.classes):
+            logging.warning(
+                "%s: the classes are called %s and so on. Write FOLDER<TAB>NAME lines into %s/%s, "
+                "or set evaluation.classes.",
+                self.name, self.classes[0], self._root, labels.CLASSNAMES,
+            )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self._files)
@@ -69,66 +88,46 @@ class FolderSource:
         return Sample(image=image, captions=captions, key=key, shard=folder, label=label)
 
 
-def open_source(location: str, split: str, cfg: DataConfig) -> FolderSource:
-    """The class folders in the folder `location`; it has no splits."""
+def open_source(location: str, split: Split, cfg: DataConfig) -> Source:
+    """What is in the folder `location`: a list, captions beside images, or folders of classes."""
     path = location if storage.is_url(location) else os.path.expanduser(location)
+    path = path.rstrip("/") or "/"
     if not storage.is_folder(path):
         kind = "is no folder" if storage.is_file(path) else "is not there"
         raise FileNotFoundError(f"{path} {kind} (data.source 'folder:{location}')")
-    return FolderSource(path)
+    if (listed := open_list_inside(path)) is not None:
+        return pairs.open_source(listed, split, cfg)
+    files = files_below(path)
+    if found := beside(files, cfg):
+        return CaptionFilesSource(path, files, found, cfg, split)
+    return FolderSource(path, files)
 
 
-def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """A folder is one split."""
-    return False
-
-
-def _listing(root: str) -> Iterator[tuple[str, str | None]]:
-    """Class folders in order, each with None and then with the images below it, in order."""
-    if storage.is_url(root):
-        yield from _remote_listing(root)
-        return
-    with os.scandir(root) as entries:
-        folders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+def _in_order(root: str, folders: list[str]) -> tuple[str, ...]:
+    """Class folders by name, or by number where all names are numbers."""
+    if not all(folder.isdecimal() for folder in folders):
+        return tuple(sorted(folders))
+    by_number: dict[int, str] = {}
     for folder in folders:
-        yield folder, None
-        top = os.path.join(root, folder)
-        below = [
-            os.path.relpath(os.path.join(at, file), top)
-            for at, _, files in os.walk(top, followlinks=True)
-            for file in files
-            if _is_image(file)
-        ]
-        yield from ((folder, file) for file in sorted(below))
+        if (other := by_number.setdefault(int(folder), folder)) != folder:
+            raise ValueError(
+                f"{root}: the class folders {other} and {folder} are one number: rename one"
+            )
+    return tuple(by_number[number] for number in sorted(by_number))
 
 
-def _remote_listing(root: str) -> Iterator[tuple[str, str | None]]:
-    filesystem, top = fsspec.core.url_to_fs(root)
-    found = storage.retry(lambda: filesystem.find(top), root)
-    # Some file systems name files with a slash at the start, and some folders without one.
-    top = top.strip("/")
-    paths = [path.strip("/").removeprefix(top).strip("/") for path in found]
-    pairs = [path.partition("/")[::2] for path in paths if "/" in path and path[0] != "."]
-    last = None
-    for folder, file in sorted(pairs):
-        if folder != last:
-            yield folder, None
-            last = folder
-        if _is_image(file):
-            yield folder, file
-
-
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(EXTENSIONS) and not os.path.basename(path).startswith(".")
-
-
-def _check_folders(root: str, counts: dict[str, int]):
+def _check_folders(root: str, counts: dict[str, int], files: list[str]):
     if not counts:
-        raise ValueError(f"{root} has no folders in it; there must be one of images for each class")
-    if splits := SPLITS.intersection(counts):
+        images = sum(map(is_image, files))
+        found = f"{images:_} images without captions beside them and " if images else ""
         raise ValueError(
-            f"{root} has folders called {', '.join(sorted(splits))}, which are no classes: name one "
-            f"of them, such as folder:{root}/{min(splits)}"
+            f"{root} has {found}no folders in it; there must be one of images for each class, or a .txt "
+            "or .json file beside each image"
+        )
+    if named := sorted(filter(splits.is_split, counts)):
+        raise ValueError(
+            f"{root} has folders called {', '.join(named)}, which are no classes: name one "
+            f"of them, such as folder:{root}/{named[0]}"
         )
     empty = [folder for folder, count in counts.items() if not count]
     if empty:
@@ -137,3 +136,6 @@ def _check_folders(root: str, counts: dict[str, int]):
             f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}. Remove or fill them, since "
             "each counts as a class"
         )
+
+
+FORMAT = SourceFormat(open_source)

@@ -2,8 +2,7 @@
 
 import json
 import re
-from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from absl import logging
 
@@ -77,41 +76,29 @@ def hugging_face_names(metadata: dict[bytes, bytes] | None, column: str) -> tupl
         return None
 
 
-class RowLabels:
-    """The labels of a table's rows: whole numbers, or, where `asked` for, the names of classes.
+class ListLabels:
+    """The labels of a list by what stands in its label column: whole numbers, or names of classes.
 
-    A column that is only called like one of labels, and holds something else, has no labels.
+    A column that is only called like one of labels, and holds something else, has no labels, unless
+    a setting `asked` for it: then its values are the names of the classes.
     """
 
-    def __init__(self, *, asked: bool):
-        self._asked, self._codes, self._values = asked, array("I"), {}
-        self._labels: list[int | None] = []  # of each distinct value
-        self.odd: str | None = None  # a value that is no label
+    def __init__(self, values: Iterable[str], *, asked: bool):
+        values = sorted(filter(None, values))
+        found = {text: parse_label(text) for text in values}
+        odd = [text for text, label in found.items() if label is None]
+        self.odd = odd[0] if odd and not asked else None  # a value that is no label
         self.classes: tuple[str, ...] | None = None
-
-    def append(self, value):
-        """The value of the next row."""
-        text = "" if value is None else str(value).strip()
-        if self.odd is None:
-            self._codes.append(self._values.setdefault(text, len(self._values)))
-            if not self._asked and text and parse_label(text) is None:
-                self.odd = text
-                self._codes, self._values = array("I"), {}
-
-    def close(self):
-        """All rows were given."""
-        labels = [parse_label(text) for text in self._values]
-        if any(label is None for label, text in zip(labels, self._values) if text):
-            self.classes = tuple(sorted(filter(None, self._values)))
-            places = {name: place for place, name in enumerate(self.classes)}
-            labels = [places.get(text) for text in self._values]
-        self._labels = labels
+        if odd and asked:
+            self.classes = tuple(values)
+            found = {name: place for place, name in enumerate(values)}
+        self._labels = {} if self.odd is not None else found
 
     def __bool__(self) -> bool:
-        return any(label is not None for label in self._labels)
+        return bool(self._labels)
 
-    def __getitem__(self, index: int) -> int | None:
-        return self._labels[self._codes[index]] if self else None
+    def __getitem__(self, text: str) -> int | None:
+        return self._labels.get(text)
 
 
 def stand_in(

@@ -1,96 +1,120 @@
-"""Your own images: a CSV, TSV or JSONL file with an image path and a caption in each row."""
+"""Your own images: a list in a file, with an image path and a caption in each row."""
 
-import csv
-import functools
-import io
-import json
 import os
-from collections.abc import Callable, Iterator
-from typing import BinaryIO
+from pathlib import Path
 
 import xxhash
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
-from clip_jax.data.sources import columns, labels
+from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
+from clip_jax.data.sources import annotations, columns, labels
 from clip_jax.data.sources.image_files import read_image
-from clip_jax.data.sources.packed_strings import PackedStrings
+from clip_jax.data.sources.list_format import (
+    DELIMITED,
+    LINES,
+    as_utf8,
+    encoded_otherwise,
+    json_lines,
+    read_format,
+)
+from clip_jax.data.sources.list_index import cache_folder, local_copy, open_index
+from clip_jax.data.sources.list_scan import Wanted, captions_of, label_text
 
-Opener = Callable[[], BinaryIO]
-
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
-LINES = (".jsonl", ".ndjson")
+LAYOUTS = (".json", ".token")  # of files that are turned into rows first
 PROBED = 10  # image paths of which one must exist
+SHOWN = 40  # characters of a path in a message: a picture in base64 would fill the screen
 
 
 class PairsSource:
-    """Rows of a caption file, a path or a URL. Relative images start at the folder of the file."""
+    """Rows of a caption file, a path or a URL. Relative images start at the folder of the file.
+
+    Rows with the same image are one sample with all of their captions, in the order of their first
+    rows (`data.group_rows`).
+    """
 
     templates = None
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        image_column: str | None,
-        caption_column: str | None,
-        label_column: str | None = None,
-        training: bool = True,
-    ):
-        self._training = training
+    def __init__(self, path: str, *, cfg: DataConfig, split: Split):
+        self._training = split == "train"
         self._folder, _, self._file = path.rpartition("/")
         self.name = f"pairs:{path}"
-        opened = _opener(path)
-        digest = xxhash.xxh3_64()
-        with opened() as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-        self.fingerprint = digest.hexdigest()
-        rows = _read(path, opened)
-        names = next(rows)
-        image = columns.find_column("image", image_column, columns.IMAGE_NAMES, names, where=path)
-        label = columns.find_label(label_column, names, where=path)
-        self._columns = columns.find_captions(
-            caption_column, names, where=path, optional=label is not None
+        cache = cache_folder(cfg.data_dir)
+        local, self.fingerprint, left_out = _in_utf8(path, cfg, split, cache)
+        self._format = read_format(local, path, cfg)
+        names = self._format.names
+        self._image = columns.find_column(
+            "image", cfg.image_column, columns.IMAGE_NAMES, names, where=path
         )
-        self._images, self._captions = PackedStrings(), PackedStrings()
-        self._labels = labels.RowLabels(asked=label_column is not None)
-        for row in rows:
-            self._images.append(str(row.get(image) or ""))
-            self._captions.append(_join(self._columns.texts(row)))
-            if label is not None:
-                self._labels.append(row.get(label))
-        self._labels.close()
+        self._label = columns.find_label(cfg.label_column, names, where=path)
+        self._columns = columns.find_captions(
+            cfg.caption_column, names, where=path, optional=self._label is not None
+        )
+        if self._format.separator is not None:
+            for name in self._columns.names:  # a field of an object is in JSON alone
+                columns.find_column("caption", name, (), names, where=path)
+        group = cfg.group_rows and bool(self._columns.names)
+        wanted = Wanted(self._image, self._columns, self._label, group)
+        self._index = open_index(local, self.fingerprint, self._format, wanted, cache)
+        info = self._index.info
+        if info["grouped"]:  # the order is another one, so that a run cannot resume without a word
+            self.fingerprint = xxhash.xxh3_64_hexdigest(f"{self.fingerprint} grouped".encode())
+        self.notes = tuple(_notes(info, len(self), left_out))
+        self._labels = labels.ListLabels(info["labels"], asked=cfg.label_column is not None)
         if not len(self):
             raise ValueError(f"{path} names its columns but has no rows")
-        first = [_split(self._captions[i]) for i in range(min(columns.CHECKED, len(self)))]
-        for place, name in enumerate(self._columns.names):
-            texts = (text for row in first for text in row[place])
-            columns.refuse_numbers(texts, name, where=path)
+        self._refuse_numbers(path)
+        self._folders = _image_folders(self._folder, self._file, cfg)
         self._probe(path)
         self.classes = None
-        if label is not None:
-            self._find_classes(label)
+        if self._label is not None:
+            self._find_classes(self._label)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._index)
 
     def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         key, shard = f"{self._file}/{index + 1}", self._file
-        captions, probs = self._columns.choose(_split(self._captions[index]))
-        label = self._labels[index]
+        image, label, captions, probs = self._read(index)
         captions = captions or labels.stand_in(label, self.classes, training=self._training)
         if not captions:
-            raise BadSample("missing-caption", key=key, shard=shard)
-        image = self._images[index]
+            raise BadSample("missing-caption", key=f"{key} {image or ''}".strip(), shard=shard)
         if not image:
             raise BadSample("missing-image", key=key, shard=shard)
-        key = f"{key} {image}"  # the row and the file: either is what a person looks for
+        key = f"{key} {image[:200]}"  # the row and the file: either is what a person looks for
         data = read_image(self._resolve(image), key=key, shard=shard)
         return Sample(
             image=data, captions=captions, key=key, shard=shard, label=label, caption_probs=probs
         )
+
+    def _read(self, index: int) -> tuple[str | None, int | None, tuple[str, ...], tuple | None]:
+        """Image, label, captions and their probabilities out of the rows of a sample."""
+        image, label, captions, probs = None, None, [], []
+        for number, lines in enumerate(self._index.rows(index)):
+            row, _ = self._format.row(lines, 0)
+            if number == 0:
+                image = _path(row.get(self._image))
+                label = self._labels[label_text(row.get(self._label))] if self._label else None
+            elif _path(row.get(self._image)) != image:
+                continue  # another image whose name has the same hash
+            if self._format.separator is not None and len(row) < len(self._format.names):
+                continue  # which fields are missing, nobody knows
+            texts, shares = self._columns.choose(captions_of(row, self._columns, where=self.name))
+            captions += texts
+            probs += shares or ()
+        total = sum(probs)
+        return image, label, tuple(captions), tuple(p / total for p in probs) if probs else None
+
+    def _refuse_numbers(self, path: str):
+        """Of the first rows, the captions must not all be numbers."""
+        count = min(columns.CHECKED, len(self))
+        rows = (self._format.row(self._index.rows(i)[0], 0)[0] for i in range(count))
+        found = [captions_of(row, self._columns, where=path) for row in rows]
+        for place, name in enumerate(self._columns.names):
+            texts = (text for row in found for text in row[place])
+            columns.refuse_numbers(texts, name, where=path)
 
     def _find_classes(self, column: str):
         captioned = bool(self._columns.names)
@@ -107,110 +131,116 @@ class PairsSource:
 
     def _resolve(self, image: str) -> str:
         absolute = storage.is_url(image) or os.path.isabs(image)
-        return image if absolute or not self._folder else f"{self._folder}/{image}"
+        return image if absolute or not self._folders[0] else f"{self._folders[0]}/{image}"
 
     def _probe(self, path: str):
-        first = [self._images[index] for index in range(min(PROBED, len(self)))]
-        if not any(image and storage.is_file(self._resolve(image)) for image in first):
-            raise FileNotFoundError(
-                f"{path}: none of its first {len(first)} images is there; the first is "
-                f"{first[0]!r}, looked for at {self._resolve(first[0])}. Relative paths start at "
-                "the folder of the file"
-            )
+        """Find the folder that the images' paths start at, of those that are usual."""
+        first = [self._read(index)[0] for index in range(min(PROBED, len(self)))]
+        tried = self._folders
+        for folder in tried:
+            self._folders = (folder,)
+            if any(image and _is_there(self._resolve(image)) for image in first):
+                return
+        self._folders = tried[:1]
+        raise FileNotFoundError(
+            f"{path}: none of its first {len(first)} images is there; the first is "
+            f"{(first[0] or '')[:SHOWN]!r}, looked for in {self._folders[0] or '.'}. Relative paths "
+            "start at the folder of the file, or at data.image_folder"
+        )
 
 
-def open_source(location: str, split: str, cfg: DataConfig) -> PairsSource:
-    """The rows of the file at `location`; it has no splits."""
+def open_source(location: str, split: Split, cfg: DataConfig) -> PairsSource:
+    """The rows of the file at `location`; only Karpathy's layout has splits."""
     path = location if storage.is_url(location) else os.path.expanduser(location)
     if not storage.is_file(path):
         kind = "is a folder" if os.path.isdir(path) else "is not there"
         raise FileNotFoundError(f"the caption file {path} {kind} (data.source 'pairs:{location}')")
-    if _suffix(path) not in (*DELIMITERS, *LINES):
+    known = (*DELIMITED, *LINES, *LAYOUTS)
+    if _suffix(path) not in known:
         raise ValueError(
-            f"{path}: a caption file ends in {', '.join((*DELIMITERS, *LINES))}, so that its "
-            "format is known"
+            f"{path}: a caption file ends in {', '.join(known)}, so that its format is known"
         )
-    return PairsSource(
-        path,
-        image_column=cfg.image_column,
-        caption_column=cfg.caption_column,
-        label_column=cfg.label_column,
-        training=split == "train",
-    )
+    return PairsSource(path, cfg=cfg, split=split)
 
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """A caption file is all for training."""
-    return False
+    """Whether it is a file of Karpathy's layout, which says the split of each image."""
+    path = os.path.expanduser(location)
+    if _suffix(path) != ".json" or not storage.is_file(path):
+        return False
+    return bool(annotations.test_split(annotations.splits_of_json(storage.read_file(path))))
 
 
-def _join(texts: list[list[str]]) -> str:
-    """The captions of each column of a row in one string; white space in them is plain spaces."""
-    return "\n".join("\t".join(column) for column in texts)
+def _in_utf8(path: str, cfg: DataConfig, split: Split, cache: Path) -> tuple[str, str, str | None]:
+    """A list on this disk in UTF-8, the fingerprint of its content, and what was left out."""
+    suffix = _suffix(path)
+    if not storage.is_url(path) and suffix not in LAYOUTS:
+        digest = xxhash.xxh3_64()
+        with open(path, "rb") as file:
+            start = file.read(2)
+            file.seek(0)
+            while block := file.read(1 << 24):
+                digest.update(block)
+        if encoded_otherwise(start, cfg) is None:
+            return path, digest.hexdigest(), None
+    data = storage.read_file(path)
+    fingerprint, left_out = xxhash.xxh3_64_hexdigest(data), None
+    if (encoding := encoded_otherwise(data[:2], cfg)) is not None:
+        data = as_utf8(data, encoding, path)
+    if suffix == ".json":
+        rows, left_out = annotations.rows_of_json(data, path, split)
+        data, suffix = json_lines(rows), ".jsonl"
+    elif suffix == ".token":
+        data, suffix = json_lines(annotations.rows_of_token(data, path)), ".jsonl"
+    return local_copy(path, data, suffix, cache), fingerprint, left_out
 
 
-def _split(joined: str) -> list[list[str]]:
-    return [column.split("\t") if column else [] for column in joined.split("\n")]
+def _notes(info: dict, samples: int, left_out: str | None) -> list[str]:
+    """What a person should know of how the rows became samples."""
+    notes = [left_out] if left_out else []
+    if info["grouped"]:
+        notes.append(
+            f"{info['rows']:_} rows are {samples:_} images, each with all of its captions; "
+            "data.group_rows=False keeps a sample for each row"
+        )
+    if info["short"]:
+        notes.append(
+            f"{info['short']:_} rows have fewer fields than the header, the first in line "
+            f"{info['first_short']}; they count as bad samples"
+        )
+    return notes
+
+
+def _image_folders(folder: str, file: str, cfg: DataConfig) -> tuple[str, ...]:
+    """Where relative paths may start, the best first; COCO's annotations lie beside its images."""
+    if cfg.image_folder is not None:
+        return (os.path.expanduser(cfg.image_folder).rstrip("/"),)
+    if _suffix(file) not in LAYOUTS:
+        return (folder,)
+    above = folder.rpartition("/")[0] if "/" in folder else f"{folder or '.'}/.."
+    set_name = os.path.splitext(file)[0].rpartition("_")[2]  # captions_val2017.json
+    inside = [
+        f"{place or '.'}/{name}" for place in (folder, above) for name in ("images", set_name)
+    ]
+    return (folder, *inside, above)
+
+
+def _path(value) -> str | None:
+    """The path of an image out of a row's value, which may be an object that holds it."""
+    if isinstance(value, dict):
+        value = value.get("path") or value.get("file_name")
+    return value.strip() if isinstance(value, str) else None
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return storage.is_file(path)
+    except (OSError, ValueError):  # a host that does not answer, or a path that cannot be one
+        return False
 
 
 def _suffix(path: str) -> str:
     return os.path.splitext(path)[1].lower()
 
 
-def _opener(path: str) -> Opener:
-    """Opens the caption file, in bytes. One behind a URL is small beside its images: it is read once."""
-    if not storage.is_url(path):
-        return functools.partial(open, path, "rb")
-    return functools.partial(io.BytesIO, storage.read_whole(path))
-
-
-def _text(opened: Opener, *, newline: str | None = None):
-    return io.TextIOWrapper(opened(), encoding="utf-8-sig", newline=newline)
-
-
-def _read(path: str, opened: Opener) -> Iterator:
-    """The names of the columns, then each row as a dictionary."""
-    with opened() as file:
-        if not file.read(1):
-            raise ValueError(
-                f"{path} is empty; it must hold an image path and a caption in each row"
-            )
-    try:
-        if _suffix(path) in LINES:
-            yield from _read_json_lines(path, opened)
-        else:
-            yield from _read_delimited(path, opened, DELIMITERS[_suffix(path)])
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
-
-
-def _read_delimited(path: str, opened: Opener, delimiter: str) -> Iterator:
-    csv.field_size_limit(1 << 27)  # the default of 128 kB is refused with a riddle
-    with _text(opened, newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        try:
-            names = [name.strip() for name in next(reader)]
-            yield names
-            yield from (dict(zip(names, row)) for row in reader if row)
-        except csv.Error as error:
-            raise ValueError(f"{path} line {reader.line_num}: {error}") from error
-
-
-def _read_json_lines(path: str, opened: Opener) -> Iterator:
-    names = None
-    with _text(opened) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path} line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path} line {number} is not a JSON object: {line.strip()[:60]}")
-            if names is None:
-                names = list(row)
-                yield names
-            yield row
-    if names is None:
-        raise ValueError(f"{path} is empty; it must hold a JSON object in each line")
+FORMAT = SourceFormat(open_source, has_test_split=has_test_split)

@@ -1,9 +1,10 @@
 """Parquet files with images in them or paths to images, read by row groups."""
 
-import functools
+import concurrent.futures
 import os
 import threading
 from collections import OrderedDict
+from typing import NamedTuple
 
 import fsspec
 import numpy as np
@@ -12,9 +13,12 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
-from clip_jax.data.sources import columns, labels
+from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
+from clip_jax.data.sources import columns, labels, splits
+from clip_jax.data.sources.grouping import RowsOfSamples, open_groups
 from clip_jax.data.sources.image_files import read_image
+from clip_jax.data.sources.list_index import cache_folder
+from clip_jax.data.sources.patterns import expand
 
 try:
     import pyarrow as pa
@@ -22,6 +26,10 @@ try:
 except ModuleNotFoundError as error:
     raise ValueError("Parquet needs pyarrow: pip install -e '.[parquet]' in the clone") from error
 
+from clip_jax.data.sources import parquet_types  # it needs pyarrow too
+
+OPENED_AT_ONCE = 16  # files
+MOST_COMPARED = 1 << 30  # bytes of files with images in them that are read to find equal ones
 CACHE_BYTES = 1 << 30  # of row groups that are kept decoded
 
 
@@ -38,82 +46,134 @@ class ParquetSource:
 
     templates = None
 
-    def __init__(
-        self,
-        paths: list[str],
-        *,
-        name: str,
-        image_column: str | None = None,
-        caption_column: str | None = None,
-        label_column: str | None = None,
-        training: bool = True,
-    ):
-        self._again = functools.partial(
-            ParquetSource,
-            paths,
-            name=name,
-            image_column=image_column,
-            caption_column=caption_column,
-            label_column=label_column,
-            training=training,
-        )
-        self._training = training
-        self.name, self._paths = name, paths
-        self._groups = []  # file, row group
-        rows, sizes, digest = [0], [], xxhash.xxh3_64()
-        for number, path in enumerate(paths):
-            metadata = _open(path).metadata
-            digest.update(f"{os.path.basename(path)} {metadata.num_rows}".encode())
-            for group in range(metadata.num_row_groups):
-                self._groups.append((number, group))
-                rows.append(metadata.row_group(group).num_rows)
-                sizes.append(metadata.row_group(group).total_byte_size)
-        self._first_G = np.cumsum(rows)
+    def __init__(self, paths: list[str], *, name: str, cfg: DataConfig, training: bool = True):
+        self._training, self.name, self._paths, self.notes = training, name, paths, ()
+        with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            heads = list(pool.map(_head, paths))
+        digest = xxhash.xxh3_64()
+        for path, (_, rows, _) in zip(paths, heads):
+            digest.update(f"{os.path.basename(path)} {sum(rows)}".encode())
         self.fingerprint = digest.hexdigest()
-        schema = _open(paths[0]).schema_arrow
+        groups = [(file, group) for file, head in enumerate(heads) for group in range(len(head[1]))]
+        self._groups_G2 = np.array(groups, np.int32).reshape(-1, 2)  # file, row group
+        self._first_G = np.cumsum([0, *(count for _, rows, _ in heads for count in rows)])
+        sizes = [size for _, _, sizes in heads for size in sizes]
+        schema = heads[0][0]
         self._image = columns.find_column(
-            "image", image_column, columns.IMAGE_NAMES, schema.names, where=paths[0]
+            "image", cfg.image_column, columns.IMAGE_NAMES, schema.names, where=paths[0]
         )
-        self._find_labels(schema, label_column)
+        self._find_labels(schema, cfg.label_column)
         self._captions = columns.find_captions(
-            caption_column, schema.names, where=paths[0], optional=self._label is not None
+            cfg.caption_column, schema.names, where=paths[0], optional=self._label is not None
         )
         if self._label is not None:
             captioned = bool(self._captions.names)
             labels.check_names(self, training=training, captioned=captioned)
+        tops = self._captions.tops(schema.names)
+        label = [self._label] if self._label else []
+        self._wanted = list(dict.fromkeys([self._image, *tops, *label]))
+        parquet_types.check_same(paths, [head[0] for head in heads], self._wanted)
+        parquet_types.check_captions(schema, self._captions, where=paths[0])
+        self._warn(schema, sizes)
+        self._samples = self._group(schema, sizes, cfg) if cfg.group_rows else None
+        self._open_cache()
+
+    def _open_cache(self):
         self._lock, self._cache, self._kept = threading.Lock(), OrderedDict(), 0
         self._loading: dict[int, threading.Lock] = {}
         self._damaged: set[int] = set()
-        self._check(schema, sizes)
+
+    def __getstate__(self) -> dict:
+        """Without what was read; the files are not opened again."""
+        own = ("_lock", "_cache", "_kept", "_loading", "_damaged")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict):
+        self.__dict__.update(state)
+        self._open_cache()
 
     def __len__(self) -> int:
-        return int(self._first_G[-1])
+        return int(self._first_G[-1]) if self._samples is None else len(self._samples)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        group = int(np.searchsorted(self._first_G, index, side="right")) - 1
-        path = self._paths[self._groups[group][0]]
+        rows = [index] if self._samples is None else self._samples[index]
+        value, path, key, label, captions, probs = None, "", "", None, [], []
+        for number, row in enumerate(rows):
+            found = self._row(row)
+            texts, shares = self._captions.choose(found.texts)
+            captions += texts
+            probs += shares or ()
+            if number == 0:
+                value, path, key, label = found.image, found.path, found.key, found.label
+        shard, total = os.path.basename(path), sum(probs)
+        captions = tuple(captions) or labels.stand_in(label, self.classes, training=self._training)
+        if not captions:
+            raise BadSample("missing-caption", key=key, shard=shard)
+        image = _image(value, path, key, shard)
+        shares = tuple(prob / total for prob in probs) if probs else None
+        return Sample(
+            image=image, captions=captions, key=key, shard=shard, label=label, caption_probs=shares
+        )
+
+    def _row(self, number: int) -> "_Row":
+        group = int(np.searchsorted(self._first_G, number, side="right")) - 1
+        path = self._paths[self._groups_G2[group, 0]]
         shard = os.path.basename(path)
-        key = f"{shard}/{index}"
+        key = f"{shard}/{number}"
         try:
             table = self._table(group)
         except DamagedGroup as error:
             raise BadSample("unreadable-row-group", key=key, shard=shard) from error
-        place = index - int(self._first_G[group])
+        place = number - int(self._first_G[group])
         try:
-            row = {name: table[name][place].as_py() for name in self._captions.names}
+            row = {name: table[name][place].as_py() for name in table.column_names}
+            texts = self._captions.texts(row)
         except UnicodeDecodeError as error:
-            raise BadSample("unreadable-caption", key=key, shard=shard) from error
-        captions, probs = self._captions.choose(self._captions.texts(row))
-        label = self._label_of(table[self._label][place].as_py()) if self._label else None
-        captions = captions or labels.stand_in(label, self.classes, training=self._training)
-        if not captions:
-            raise BadSample("missing-caption", key=key, shard=shard)
-        image = _image(table[self._image][place].as_py(), path, key, shard)
-        return Sample(
-            image=image, captions=captions, key=key, shard=shard, label=label, caption_probs=probs
-        )
+            raise BadSample("caption-not-utf8", key=key, shard=shard) from error
+        except columns.NotText as error:
+            raise BadSample("caption-not-text", key=key, shard=shard) from error
+        label = self._label_of(row[self._label]) if self._label else None
+        return _Row(row[self._image], texts, label, path, key)
+
+    def _group(self, schema: pa.Schema, sizes: list[int], cfg: DataConfig) -> RowsOfSamples | None:
+        """The rows of each image, where there are images with several."""
+        if not self._captions.names:
+            return None
+        embedded = not parquet_types.is_text(schema.field(self._image).type)
+        if embedded and sum(sizes) > MOST_COMPARED:
+            self.notes += (
+                f"images in more than {MOST_COMPARED / 1e9:.0f} GB of files are not compared: rows of "
+                "one image are samples of their own",
+            )
+            return None
+        infos = [tuple(info) for info in storage.stat(self._paths)]
+        key = repr((self._paths, infos, self._image, self._captions, self._label))
+
+        def hashes() -> np.ndarray:
+            with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+                parts = pool.map(self._hashes_of, range(len(self._groups_G2)))
+                return np.concatenate([np.empty(0, np.uint64), *parts])
+
+        samples = open_groups(key, hashes, cache_folder(cfg.data_dir))
+        if samples is not None:
+            self.fingerprint = xxhash.xxh3_64_hexdigest(f"{self.fingerprint} grouped".encode())
+            self.notes += (
+                f"{int(self._first_G[-1]):_} rows are {len(samples):_} images, each with all of its "
+                "captions; data.group_rows=False keeps a sample for each row",
+            )
+        return samples
+
+    def _hashes_of(self, group: int) -> np.ndarray:
+        file, number = self._groups_G2[group]
+        path = self._paths[file]
+        try:
+            table = storage.retry(lambda: _read_group(path, int(number), self._wanted), path)
+        except DamagedGroup:
+            return np.zeros(int(self._first_G[group + 1] - self._first_G[group]), np.uint64)
+        label = self._label and table[self._label]
+        return parquet_types.image_hashes(table, self._image, self._captions, label)
 
     def _find_labels(self, schema: pa.Schema, given: str | None):
         """The label column, and names of the classes out of the files or from beside them."""
@@ -127,7 +187,7 @@ class ParquetSource:
             self.classes = found or labels.class_names(self._paths[0].rpartition("/")[0])
         elif given is None:
             self._label = None
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        elif parquet_types.is_text(kind):
             columns_of_files = (_open(path).read([given])[given] for path in self._paths)
             names = {name for column in columns_of_files for name in column.unique().to_pylist()}
             self.classes = tuple(sorted(filter(None, names)))
@@ -148,14 +208,12 @@ class ParquetSource:
             with self._lock:
                 if group in self._cache:
                     return self._cache[group]
-            file, number = self._groups[group]
-            label = [self._label] if self._label else []
-            wanted = list(dict.fromkeys([self._image, *self._captions.names, *label]))
+            file, number = self._groups_G2[group].tolist()
             path = self._paths[file]
             if group in self._damaged:
                 raise DamagedGroup(f"{path}, row group {number}")
             try:
-                table = storage.retry(lambda: _read_group(path, number, wanted), path)
+                table = storage.retry(lambda: _read_group(path, number, self._wanted), path)
             except DamagedGroup:
                 self._damaged.add(group)  # each of its rows would decode it again
                 raise
@@ -167,41 +225,48 @@ class ParquetSource:
                 self._loading.pop(group, None)
             return table
 
-    def _check(self, schema: pa.Schema, sizes: list[int]):
-        for name in self._captions.names:
-            kind = schema.field(name).type
-            if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind):
-                raise ValueError(
-                    f"{self._paths[0]}: the caption column {name!r} holds numbers ({kind}), not text; "
-                    "name the right one with data.caption_column"
-                )
-        if not pa.types.is_string(schema.field(self._image).type) and sum(sizes) > CACHE_BYTES:
+    def _warn(self, schema: pa.Schema, sizes: list[int]):
+        if not parquet_types.is_text(schema.field(self._image).type) and sum(sizes) > CACHE_BYTES:
             logging.warning(
                 "%s has %.1f GB in row groups of %.0f MB, and a shuffled order decodes a whole one "
                 "for almost each sample. `clip-jax data convert` makes it fast.",
                 self.name, sum(sizes) / 1e9, max(sizes) / 1e6,
             )  # fmt: skip
 
-    def __reduce__(self):
-        return self._again, ()
+
+class _Row(NamedTuple):
+    image: object
+    texts: list[list[str]]  # by caption column
+    label: int | None
+    path: str
+    key: str
 
 
-def open_source(location: str, split: str, cfg: DataConfig) -> ParquetSource:
-    """The files that the pattern `location` names, or all of a folder; they have no splits."""
-    pattern = f"{location.rstrip('/')}/*.parquet" if storage.is_folder(location) else location
-    return ParquetSource(
-        storage.expand(pattern),
-        name=f"parquet:{location}",
-        image_column=cfg.image_column,
-        caption_column=cfg.caption_column,
-        label_column=cfg.label_column,
-        training=split == "train",
-    )
+def open_source(location: str, split: Split, cfg: DataConfig) -> ParquetSource:
+    """The files that the pattern `location` names, or all of a folder."""
+    name = f"parquet:{location}"
+    paths, left_out = splits.choose(_expand(location), split, name=name)
+    source = ParquetSource(paths, name=name, cfg=cfg, training=split == "train")
+    source.notes += (left_out,) * bool(left_out)
+    return source
 
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """Files are all for training."""
-    return False
+    """Whether the names of the files tell training from test, as Hugging Face's do."""
+    return splits.has_test(_expand(location))
+
+
+def _expand(location: str) -> list[str]:
+    folder = storage.is_folder(location)
+    return expand(f"{location.rstrip('/')}/*.parquet" if folder else location)
+
+
+def _head(path: str) -> tuple[pa.Schema, list[int], list[int]]:
+    """Of a file the schema, and of its row groups the rows and the bytes."""
+    file = storage.retry(lambda: _open(path), path)
+    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    return file.schema_arrow, rows, [group.total_byte_size for group in groups]
 
 
 def _open(path: str) -> pq.ParquetFile:
@@ -239,3 +304,6 @@ def _image(value, path: str, key: str, shard: str) -> bytes:
     if not storage.is_url(value) and not os.path.isabs(value):
         value = f"{path.rpartition('/')[0] or '.'}/{value}"
     return read_image(value, key=f"{key} {value}", shard=shard)
+
+
+FORMAT = SourceFormat(open_source, has_test_split)

@@ -11,12 +11,14 @@ import numpy as np
 import xxhash
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordReader
+from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
-from clip_jax.data.sources import columns
+from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
+from clip_jax.data.sources import columns, splits
+from clip_jax.data.sources.patterns import expand
 
 MANIFEST = "manifest.json"  # beside the files: what `convert` wrote
 SUFFIX = ".array_record"
@@ -59,6 +61,7 @@ class RecordsSource:
         caption_column: str | None = None,
         classes: tuple[str, ...] | None = None,
         templates: tuple[str, ...] | None = None,
+        notes: tuple[str, ...] = (),
     ):
         self._again = functools.partial(
             RecordsSource,
@@ -68,6 +71,7 @@ class RecordsSource:
             caption_column=caption_column,
             classes=classes,
             templates=templates,
+            notes=notes,
         )
         self.name, self._paths, self.classes, self.templates = name, paths, classes, templates
         with concurrent.futures.ThreadPoolExecutor(16) as pool:
@@ -80,8 +84,9 @@ class RecordsSource:
             reader_options={"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"},
         )
         self._image, self._captions = "image", columns.CaptionColumns(("caption",), None)
+        self.notes = notes
         if self._length:
-            names = sorted(self._features(0))
+            names = self._check_records(counts)
             self._image = columns.find_column(
                 "image", image_column, columns.IMAGE_NAMES, names, where=paths[0]
             )
@@ -94,6 +99,31 @@ class RecordsSource:
         for path, info in zip(paths, storage.stat(paths)):
             digest.update(f"{os.path.basename(path)} {info.size}".encode())
         self.fingerprint = digest.hexdigest()
+
+    def _check_records(self, counts: list[int]) -> list[str]:
+        """The features of the first record; refuses files of which the first is none of ours.
+
+        One that is damaged is counted when it is trained on.
+        """
+        names: list[str] = []
+        for path, first, count in zip(self._paths, self._first_S, counts):
+            if not count:
+                continue
+            try:
+                record = self._data[int(first)]
+            except Exception:  # ArrayRecord checks its chunks and has no exception type of its own
+                continue
+            try:
+                found = sorted(tf_example_pb2.Example.FromString(record).features.feature)
+            except DecodeError:
+                found = []
+            if not found:
+                raise ValueError(
+                    f"{path}: its records are no tf.train.Example (the first starts with "
+                    f"{record[:12]!r}); write them as such, or convert the data they come from"
+                )
+            names = names or found
+        return names
 
     def __len__(self) -> int:
         return self._length
@@ -109,7 +139,12 @@ class RecordsSource:
         except Exception as error:
             # ArrayRecord checks its chunks and has no exception type of its own.
             raise BadSample("unreadable-record", key=key, shard=shard) from error
-        captions, probs = self._captions.choose(self._captions.texts(_lists(features)))
+        try:
+            captions, probs = self._captions.choose(self._captions.texts(_lists(features)))
+        except UnicodeDecodeError as error:
+            raise BadSample("caption-not-utf8", key=key, shard=shard) from error
+        except columns.NotText as error:
+            raise BadSample("caption-not-text", key=key, shard=shard) from error
         image = features[self._image].bytes_list.value if self._image in features else ()
         if not image or not image[0]:
             raise BadSample("missing-image", key=key, shard=shard)
@@ -134,6 +169,9 @@ class RecordsSource:
     def _texts(self, index: int) -> list[list[str]]:
         try:
             return self._captions.texts(_lists(self._features(index)))
+        except columns.NotText as error:
+            name = ",".join(self._captions.names)
+            raise ValueError(error.message(name, where=self._paths[0])) from error
         except Exception:  # a damaged record, which is counted when it is trained on
             return [[] for _ in self._captions.names]
 
@@ -141,8 +179,8 @@ class RecordsSource:
         return self._again, ()
 
 
-def open_source(location: str, split: str, cfg: DataConfig) -> RecordsSource:
-    """The files that the pattern `location` names, or all of a folder; they have no splits."""
+def open_source(location: str, split: Split, cfg: DataConfig) -> RecordsSource:
+    """The files that the pattern `location` names, or all of a folder; or of one split."""
     name = f"records:{location}"
     if storage.is_url(location) and not location.startswith("gs://"):
         raise ValueError(
@@ -150,7 +188,7 @@ def open_source(location: str, split: str, cfg: DataConfig) -> RecordsSource:
             "disk, or mount the bucket"
         )
     folder = storage.is_folder(location)
-    paths = storage.expand(f"{location.rstrip('/')}/*{SUFFIX}*" if folder else location)
+    paths, left_out = splits.choose(_expand(location), split, name=name)
     manifest = read_manifest(os.path.dirname(paths[0]))
     check_files(paths, manifest, name=name, whole=folder)
     names = (manifest.get(key) for key in ("classes", "templates"))
@@ -162,23 +200,25 @@ def open_source(location: str, split: str, cfg: DataConfig) -> RecordsSource:
         caption_column=cfg.caption_column,
         classes=classes,
         templates=templates,
+        notes=(left_out,) * bool(left_out),
     )
 
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """Records are all for training."""
-    return False
+    """Whether the names of the files tell training from test."""
+    return splits.has_test(_expand(location))
+
+
+def _expand(location: str) -> list[str]:
+    folder = storage.is_folder(location)
+    return expand(f"{location.rstrip('/')}/*{SUFFIX}*" if folder else location)
 
 
 def _lists(features) -> dict:
     """Features as lists of their values, so that numbers are seen as numbers."""
     kinds = ("bytes_list", "float_list", "int64_list")
     return {
-        name: [
-            value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-            for kind in kinds
-            for value in getattr(feature, kind).value
-        ]
+        name: [value for kind in kinds for value in getattr(feature, kind).value]
         for name, feature in features.items()
     }
 
@@ -245,3 +285,6 @@ def _refuse(name: str, verb: str, files: list[str], why: str):
             f"{name} {verb} {len(files)} files that {why}: {shown}. Copy or convert the data again "
             "into an empty folder, or name the files by a pattern"
         )
+
+
+FORMAT = SourceFormat(open_source, has_test_split)

@@ -1,14 +1,18 @@
 """Opens what `data.source` names: one entry point for every format."""
 
-import importlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import NamedTuple
 
+import xxhash
+
+from clip_jax import registry
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample, Source
+from clip_jax.data.bad_samples import refuse_lost
+from clip_jax.data.samples import BadSample, Sample, Source, SourceFormat, Split
 from clip_jax.data.shuffle import hash64
 
 __all__ = [
+    "FORMATS",
     "BadSample",
     "Sample",
     "Source",
@@ -18,18 +22,22 @@ __all__ = [
     "open_sources",
 ]
 
-Split = Literal["train", "test"]
 
-# Each module has `open_source(location, split, cfg)` and `has_test_split(location, cfg)`, and is
-# loaded on use, because tensorflow_datasets and pyarrow are heavy and not always wanted.
+class Entry(NamedTuple):
+    """A line of the table. Its module is imported on use, since some import what is heavy."""
+
+    example: str  # how it is written in data.source
+    record: str  # the SourceFormat, as package.module:NAME
+
+
 FORMATS = {
-    "shapes": "clip_jax.data.sources.shapes",
-    "pairs": "clip_jax.data.sources.pairs",
-    "tfds": "clip_jax.data.sources.tfds",
-    "tar": "clip_jax.data.sources.tar",
-    "records": "clip_jax.data.sources.records",
-    "parquet": "clip_jax.data.sources.parquet",
-    "folder": "clip_jax.data.sources.folder",
+    "shapes": Entry("shapes", "clip_jax.data.sources.shapes:FORMAT"),
+    "pairs": Entry("pairs:FILE.csv (or .tsv, .jsonl)", "clip_jax.data.sources.pairs:FORMAT"),
+    "tfds": Entry("tfds:NAME", "clip_jax.data.sources.tfds:FORMAT"),
+    "tar": Entry("tar:GLOB", "clip_jax.data.sources.tar:FORMAT"),
+    "records": Entry("records:GLOB", "clip_jax.data.sources.records:FORMAT"),
+    "parquet": Entry("parquet:GLOB", "clip_jax.data.sources.parquet:FORMAT"),
+    "folder": Entry("folder:DIRECTORY (of class folders)", "clip_jax.data.sources.folder:FORMAT"),
 }
 
 
@@ -37,7 +45,9 @@ def open_source(spec: str, split: Split, cfg: DataConfig) -> Source:
     """Open the samples that `spec` names.
 
     Args:
-      spec: "shapes", or a format and a place such as "pairs:captions.csv" or "tfds:coco_captions".
+      spec: "shapes", a format and a location such as "pairs:captions.csv", or a source from
+        outside the tree, `package.module:NAME[:location]` with a dot in the module's name. NAME is
+        a SourceFormat, or called as NAME(location, split, cfg).
       split: "train" or "test". A source without splits of its own gives all of its samples.
       cfg: where prepared data lies and which columns to take.
 
@@ -45,17 +55,23 @@ def open_source(spec: str, split: Split, cfg: DataConfig) -> Source:
       ValueError: the format is unknown or the data cannot be used; the message says why.
       FileNotFoundError: a file that the spec names is not there.
     """
-    module, location = _parse(spec)
-    source = module.open_source(location, split, cfg)
+    format, location = _parse(spec)
+    source = format.open(location, split, cfg)
     if len(source) == 0:
         raise ValueError(f"data.source {spec!r} has no samples")
-    return source
+    return _complete(source, spec)
 
 
 def open_sources(cfg: DataConfig, split: Split = "train") -> list[Source]:
     """Open all of `cfg.source`, after a check of their weights."""
     check_weights(cfg.source, cfg.weights)
-    return [open_source(spec, split, cfg) for spec in cfg.source]
+    return [_open_for_a_run(spec, split, cfg) for spec in cfg.source]
+
+
+def _open_for_a_run(spec: str, split: Split, cfg: DataConfig) -> Source:
+    source = open_source(spec, split, cfg)
+    refuse_lost(source, cfg.max_bad_share)
+    return source
 
 
 def open_eval_source(cfg: DataConfig) -> Source | None:
@@ -64,11 +80,11 @@ def open_eval_source(cfg: DataConfig) -> Source | None:
     None where there is neither: a list of pairs is all for training.
     """
     if cfg.eval_source is not None:
-        return open_source(cfg.eval_source, "test", cfg)
+        return _open_for_a_run(cfg.eval_source, "test", cfg)
     for spec in cfg.source:
-        module, location = _parse(spec)
-        if module.has_test_split(location, cfg):
-            return open_source(spec, "test", cfg)
+        format, location = _parse(spec)
+        if format.has_test_split(location, cfg):
+            return _open_for_a_run(spec, "test", cfg)
     return None
 
 
@@ -77,9 +93,9 @@ def index_source(spec: str, cfg: DataConfig, *, workers: int | None = None) -> s
 
     Formats that need no index are only opened.
     """
-    module, location = _parse(spec)
-    if hasattr(module, "index"):
-        return str(module.index(location, cfg, workers=workers))
+    format, location = _parse(spec)
+    if format.index is not None:
+        return str(format.index(location, cfg, workers=workers))
     source = open_source(spec, "train", cfg)
     return f"{source.name}: {len(source):_} samples; this format needs no index"
 
@@ -109,25 +125,35 @@ def check_weights(specs: Sequence[str], weights: Sequence[float] | None):
             )
 
 
-def _parse(spec: str):
+def _parse(spec: str) -> tuple[SourceFormat, str]:
     kind, _, location = spec.partition(":")
+    if "." in kind:  # no format has one, so that it is a module
+        name, _, location = location.partition(":")
+        found = registry.resolve("data.source", f"{kind}:{name}", {})
+        return found if isinstance(found, SourceFormat) else SourceFormat(found), location
     if kind not in FORMATS:
         raise ValueError(
             f"data.source {spec!r}: there is no format {kind!r}. A source is "
-            f"{', '.join(_example(name) for name in FORMATS)}"
+            f"{', '.join(entry.example for entry in FORMATS.values())}, or package.module:NAME"
         )
-    if not location and kind != "shapes":
-        raise ValueError(f"data.source {spec!r} names no data; write {_example(kind)}")
-    return importlib.import_module(FORMATS[kind]), location
+    example, record = FORMATS[kind]
+    if not location and ":" in example:
+        raise ValueError(f"data.source {spec!r} names no data; write {example}")
+    return registry.resolve("data.source", record, {}), location
 
 
-def _example(kind: str) -> str:
-    return {
-        "shapes": "shapes",
-        "pairs": "pairs:FILE.csv (or .tsv, .jsonl)",
-        "tfds": "tfds:NAME",
-        "tar": "tar:GLOB",
-        "records": "records:GLOB",
-        "parquet": "parquet:GLOB",
-        "folder": "folder:DIRECTORY (of class folders)",
-    }[kind]
+def _complete(source: Source, spec: str) -> Source:
+    """Fill in what a class from outside the tree may leave out."""
+    digest = xxhash.xxh3_64(f"{spec} {len(source)}".encode("utf-8", "surrogateescape"))
+    defaults = {
+        "name": spec,
+        "fingerprint": digest.hexdigest(),
+        "classes": None,
+        "templates": None,
+        "notes": (),
+        "lost": 0,
+    }
+    for name, value in defaults.items():
+        if not hasattr(source, name):
+            object.__setattr__(source, name, value)
+    return source

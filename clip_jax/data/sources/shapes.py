@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.samples import SourceFormat
 from clip_jax.data.sources import scenes
 from clip_jax.data.sources.tfds import TfdsSource
 
@@ -132,3 +133,6 @@ def prepare(data_dir: Path, config: str = "full") -> Path:
             builder.download_and_prepare(download_dir=downloads)
         shutil.rmtree(downloads, ignore_errors=True)
     return directory
+
+
+FORMAT = SourceFormat(open_source, has_test_split)

@@ -1,6 +1,5 @@
 """Tar shards as img2dataset and webdataset write them, read at random through an index."""
 
-import json
 import os
 from pathlib import Path
 
@@ -8,18 +7,21 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
-from clip_jax.data.sources import columns, labels
-from clip_jax.data.sources.tar_index import IMAGE_EXTENSIONS, TarIndex, build_index, open_index
+from clip_jax.data.images.formats import EXTENSIONS
+from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
+from clip_jax.data.sources import columns, labels, splits
+from clip_jax.data.sources.members import make_members
+from clip_jax.data.sources.patterns import expand
+from clip_jax.data.sources.tar_index import TarIndex, build_index, open_index
 from clip_jax.data.sources.tar_members import members, split_name
 
-TEXT = "txt"  # the member that `data.caption_column` means by this name
-LABEL = "cls"  # the member with the number of the class
+DATASET_TYPE = "dataset_type.txt"  # beside or above the shards of CLIP_benchmark's sets
 PROBED = 200  # samples of which a caption must be text
 ENOUGH = 20  # usable ones among them
 NAMED_BY = {
     "image": "data.image_column names the extension of the members with images",
-    "caption": "data.caption_column names a field of the .json members, or txt",
+    "caption": "data.caption_column names a field of the .json members, or the extension of members "
+    "with text, such as txt",
 }
 
 
@@ -27,7 +29,8 @@ class TarSource:
     """The samples of tar shards, in the order in which they lie there.
 
     A sample is read whole, in one piece, and taken apart by its own headers. Its captions are its
-    .txt member or fields of its .json; its label, if it has one, is its .cls.
+    .txt member, or the lines of it, or fields of its .json, or other members with text; its label,
+    if it has one, is its .cls.
     """
 
     classes = None
@@ -41,15 +44,16 @@ class TarSource:
         image_column: str | None = None,
         caption_column: str | None = None,
         label_column: str | None = None,
+        caption_lines: bool = False,
         training: bool = True,
+        notes: tuple[str, ...] = (),
     ):
-        self.name, self._index = name, index
-        self._label_name, self._training = (label_column or LABEL).lower(), training
+        self.name, self._index, self.notes = name, index, notes
+        self._training = training
         self.fingerprint = index.fingerprint
-        self._images = (image_column.lower(),) if image_column else IMAGE_EXTENSIONS
-        self._columns = None
-        if caption_column is not None and caption_column != TEXT:
-            self._columns = columns.parse_caption_columns(caption_column)
+        self._images = (image_column.lower(),) if image_column else EXTENSIONS
+        self._caption_name = caption_column or "caption"
+        self._members = make_members(caption_column, label_column, lines=caption_lines)
         self._refuse_what_cannot_be_trained_on(caption_column)
 
     def __len__(self) -> int:
@@ -67,9 +71,12 @@ class TarSource:
         data = storage.read_range(path, start, end)
         key, parts, damaged = _take_apart(data)
         key = f"{shard_name}/{key or start}"
-        row = _json(parts)
-        captions, probs = self._captions(parts, row)
-        label = labels.parse_label(parts.get(self._label_name, row.get(self._label_name)))
+        try:
+            captions, probs, label = self._members.read(parts)
+        except UnicodeDecodeError as error:
+            raise BadSample("caption-not-utf8", key=key, shard=shard_name) from error
+        except columns.NotText as error:
+            raise BadSample("caption-not-text", key=key, shard=shard_name) from error
         captions = captions or labels.stand_in(label, self.classes, training=training)
         image = self._image(parts)
         if image is None or not captions:
@@ -90,19 +97,23 @@ class TarSource:
         last = (name for name in parts if name.rpartition(".")[2] in self._images)
         return next((parts[name] for name in (*whole, *last)), None)
 
-    def _captions(self, parts: dict[str, bytes], row: dict) -> tuple[tuple[str, ...], tuple | None]:
-        text = parts.get(TEXT)
-        if self._columns is None:
-            if text is not None and text.strip():
-                return (" ".join(text.decode("utf-8", "replace").split()),), None
-            name = next((name for name in columns.CAPTION_NAMES if row.get(name)), None)
-            found = columns.CaptionColumns((name,), None) if name else None
-            return found.choose(found.texts(row)) if found else ((), None)
-        row = {TEXT: text, **row}
-        return self._columns.choose(self._columns.texts(row))
-
     def _refuse_what_cannot_be_trained_on(self, caption_column: str | None):
         shards = list(zip(self._index.paths, self._index.shards))
+        unusable = [f"{path} {shard.problem}" for path, shard in shards if not shard.samples]
+        if not len(self):
+            raise ValueError(
+                f"{self.name}: no tar shard has a sample in it: {'; '.join(unusable[:5])}"
+            )
+        # As many as the others hold in the mean are taken for lost with each of them.
+        filled = sum(shard.samples > 0 for _, shard in shards)
+        self.lost = round(len(self) / filled * len(unusable))
+        if unusable:
+            said = f"{len(unusable)} of {len(shards)} tar shards cannot be used: " + "; ".join(
+                unusable[:20]
+            )
+            self.notes += (said,)
+            logging.warning("%s: %s", self.name, said)
+        self._refuse_scattered(shards)
         damaged = [f"{path} at byte {shard.damage[0]}" for path, shard in shards if shard.damage]
         if damaged:
             logging.warning(
@@ -111,9 +122,7 @@ class TarSource:
                 len(shards),
                 "; ".join(damaged[:5]),
             )
-        if not len(self):
-            raise ValueError(f"{self.name}: no tar shard has a sample in it")
-        if set(self._images) <= set(IMAGE_EXTENSIONS):  # others the index has not counted
+        if set(self._images) <= set(EXTENSIONS):  # others the index has not counted
             self._refuse_shards_without("images")
         samples = self._probe()
         captions = [text for sample in samples for text in sample.captions if text]
@@ -121,10 +130,23 @@ class TarSource:
             folder = os.path.dirname(self._index.paths[0])
             self.classes = labels.class_names(folder)
             labels.check_names(self, training=self._training, captioned=bool(captions))
-            if not captions:
+            if not captions and caption_column is None:
                 return
-        self._refuse_shards_without("captions")
+            if not captions:
+                raise ValueError(f"{self.name}: no caption was found. {NAMED_BY['caption']}")
+        if self._members.columns is None:
+            self._refuse_shards_without("captions")
         columns.refuse_numbers(captions, caption_column or "caption", where=self._index.paths[0])
+
+    def _refuse_scattered(self, shards: list):
+        found = [(path, shard.scattered) for path, shard in shards if shard.scattered]
+        if found:
+            path, count = found[0]
+            raise ValueError(
+                f"{self.name}: in {len(found)} of {len(shards)} tar shards the members of a sample do "
+                f"not lie beside each other, as in {path} those of {count}: write them again in the "
+                "order of their names, as `tar --sort=name` does"
+            )
 
     def _refuse_shards_without(self, what: str):
         shards = list(zip(self._index.paths, self._index.shards))
@@ -146,6 +168,8 @@ class TarSource:
                 bad = error
             if len(samples) >= ENOUGH:
                 break
+        if not samples and bad is not None and isinstance(bad.__cause__, columns.NotText):
+            raise ValueError(bad.__cause__.message(self._caption_name, where=self._index.paths[0]))
         missing = bad.reason.removeprefix("missing-") if bad is not None else None
         if not samples and missing in NAMED_BY:
             raise ValueError(
@@ -155,17 +179,49 @@ class TarSource:
         return samples
 
 
-def open_source(location: str, split: str, cfg: DataConfig) -> TarSource:
-    """The shards that the pattern `location` names; they have no splits."""
-    paths = storage.expand(location)
+def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
+    """The shards that the pattern `location` names, or all of a folder."""
+    name = f"tar:{location}"
+    paths, left_out = splits.choose(_expand(location), split, name=name)
+    lines, why = cfg.caption_lines, "data.caption_lines"
+    if lines is None:
+        lines, why = _is_retrieval(os.path.dirname(paths[0])), f"{DATASET_TYPE} says retrieval"
+    notes = [left_out] if left_out else []
+    if lines:
+        notes.append(f"each line of a member with text is a caption ({why})")
     return TarSource(
         open_index(paths, Path(cfg.data_dir)),
-        name=f"tar:{location}",
+        name=name,
         image_column=cfg.image_column,
         caption_column=cfg.caption_column,
         label_column=cfg.label_column,
+        caption_lines=lines,
         training=split == "train",
+        notes=tuple(notes),
     )
+
+
+def _expand(location: str) -> list[str]:
+    folder = storage.is_folder(location)
+    return expand(f"{location.rstrip('/')}/*.tar" if folder else location)
+
+
+def _is_retrieval(folder: str) -> bool:
+    """Whether it is a set for retrieval in CLIP_benchmark's layout, with captions line by line."""
+    folder = folder or "."
+    above = folder.rpartition("/")[0] if storage.is_url(folder) else f"{folder}/.."
+    if storage.is_web(folder):
+        return False
+    for place in (folder, above):
+        path = f"{place}/{DATASET_TYPE}"
+        if storage.is_file(path):
+            return b"retrieval" in storage.read_file(path).lower()
+    return False
+
+
+def has_test_split(location: str, cfg: DataConfig) -> bool:
+    """Whether the names of the shards tell training from test."""
+    return splits.has_test(_expand(location))
 
 
 def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarIndex:
@@ -173,12 +229,8 @@ def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarI
 
     Shards that have not changed are not read again. `str()` of the result is for a terminal.
     """
-    return build_index(storage.expand(location), Path(cfg.data_dir), workers=workers, again=True)
-
-
-def has_test_split(location: str, cfg: DataConfig) -> bool:
-    """Shards are all for training."""
-    return False
+    paths, _ = splits.choose(_expand(location), "train", name=f"tar:{location}")
+    return build_index(paths, Path(cfg.data_dir), workers=workers, again=True)
 
 
 def _take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
@@ -197,9 +249,4 @@ def _take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
     return key, parts, damaged or ("damaged-tar-header" if damage else None)
 
 
-def _json(parts: dict[str, bytes]) -> dict:
-    try:
-        row = json.loads(parts.get("json", b"{}"))
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) else {}
+FORMAT = SourceFormat(open_source, has_test_split, index)

@@ -5,6 +5,7 @@ them a JSON footer about the shards. The rest is read from the tar's own headers
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
@@ -19,11 +20,19 @@ from typing import NamedTuple
 import numpy as np
 
 from clip_jax import storage
-from clip_jax.data.sources.tar_members import BLOCK, ZEROS, members, split_name
+from clip_jax.data.images.formats import EXTENSIONS
+from clip_jax.data.sources.tar_members import (
+    BLOCK,
+    ZEROS,
+    members,
+    split_name,
+    split_samples,
+    why_not_a_tar,
+)
 
-MAGIC = b"cjtarix1"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-CAPTION_EXTENSIONS = ("txt", "json")
+MAGIC = b"cjtarix2"
+OLD_MAGIC = b"cjtarix1"  # of an index that does not say what is wrong with a shard
+CAPTION_EXTENSIONS = ("txt", "json", "caption", "text")
 READ_AHEAD = 4 << 20  # bytes that are read at once from a URL
 PARALLEL_FROM = 1 << 30  # bytes on a disk from which processes pay
 
@@ -38,7 +47,13 @@ class Shard(NamedTuple):
     images: int  # samples with an image
     captions: int  # samples with a text or json member
     end: int  # block after the last sample
+    scattered: int  # samples whose members do not lie side by side
+    problem: str  # why it has no sample, or ""
     damage: tuple[int, ...]  # bytes at which headers are damaged
+
+
+class _Old(ValueError):
+    """An index that an earlier version wrote."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +80,9 @@ class TarIndex:
     def __str__(self) -> str:
         lines = [f"{self.path}: {len(self):_} samples in {len(self.shards):_} shards"]
         for path, shard in zip(self.paths, self.shards):
-            if shard.damage:
+            if shard.problem:
+                lines.append(f"{path} {shard.problem}")
+            elif shard.damage:
                 lines.append(f"damaged at byte {shard.damage[0]}: {path}")
             for what, found in (("images", shard.images), ("captions", shard.captions)):
                 if found < shard.samples:
@@ -84,7 +101,11 @@ class TarIndex:
 
 def places(paths: Sequence[str], cache: Path) -> list[Path]:
     """Where the index of these shards may lie: beside them, or in the cache folder."""
-    names = [os.path.basename(path) for path in paths]
+    # By where they lie from the first one on, so that the folder can be moved.
+    first = os.path.dirname(paths[0])
+    names = [
+        path if storage.is_url(path) else os.path.relpath(path, first or ".") for path in paths
+    ]
     digest = hashlib.sha256(json.dumps([*names, len(names)]).encode()).hexdigest()[:12]
     whole = hashlib.sha256(json.dumps(list(paths)).encode()).hexdigest()[:12]
     found = [cache.expanduser() / "indexes" / f"{whole}.tarindex"]
@@ -108,8 +129,12 @@ def open_index(paths: Sequence[str], cache: Path) -> TarIndex:
             index = _load(path, tuple(paths))
             _check_fresh(index, infos)
             return index
+        except _Old:
+            continue
         except ValueError as error:
             problems.append(error)
+    if not problems:
+        return build_index(paths, cache, again=True)
     raise problems[0]
 
 
@@ -124,7 +149,8 @@ def build_index(
     path = beside if not rest or storage.writable(beside.parent) else rest[0]
     with storage.exclusive(path.with_suffix(".lock")):
         if path.exists() and not again:
-            return _load(path, tuple(paths))
+            with contextlib.suppress(_Old):
+                return _load(path, tuple(paths))
         known = {pair: old for place in found for pair, old in _known(place, tuple(paths)).items()}
         infos = storage.stat(paths)
         print(f"Indexing {len(paths)} tar shards into {path} ...", file=sys.stderr, flush=True)
@@ -142,35 +168,52 @@ def build_index(
 
 def scan(path: str, info: storage.FileInfo) -> tuple[Shard, np.ndarray]:
     """The starts of the samples in one shard."""
-    starts, damage, key = [], [], None
-    extensions: set[str] = set()
-    images = captions = 0
-
-    def close():
-        nonlocal images, captions
-        images += any(name.split(".")[-1] in IMAGE_EXTENSIONS for name in extensions)
-        captions += any(name.split(".")[-1] in CAPTION_EXTENSIONS for name in extensions)
-        extensions.clear()
-
-    end = 0
     read = _reader(path, info.size)
+    damage: list[int] = []
+    samples: list[tuple[int, set[str]]] = []
+    key, run, runs, end = None, [], {}, 0
     for member in members(read, 0, info.size, on_damage=damage.append):
         parts = split_name(member.name)
         if parts is None:
             continue
-        if parts[0] != key:
-            close()
-            key = parts[0]
-            starts.append(member.start // BLOCK)
-        extensions.add(parts[1])
-        end = member.end // BLOCK
-    close()
-    if read(max(0, info.size - BLOCK), info.size) != ZEROS:
-        damage.append(info.size)  # cut off: a tar ends in zeros
+        if parts[0] != key and run:
+            samples += _close(key, run, runs)
+            run = []
+        key = parts[0]
+        run.append((parts[1], member.start))
+        end = member.end
+    if run:
+        samples += _close(key, run, runs)
+    problem = "" if samples else why_not_a_tar(read(0, min(info.size, BLOCK)))
+    if samples and end != info.size and read(max(0, info.size - BLOCK), info.size) != ZEROS:
+        damage.append(info.size)  # cut off: a tar ends in zeros, or with its last member
     shard = Shard(
-        os.path.basename(path), info.size, info.version, len(starts), images, captions, end, tuple(damage)
-    )  # fmt: skip
-    return shard, np.array(starts, np.uint32)
+        os.path.basename(path),
+        info.size,
+        info.version,
+        len(samples),
+        sum(_has(extensions, EXTENSIONS) for _, extensions in samples),
+        sum(_has(extensions, CAPTION_EXTENSIONS) for _, extensions in samples),
+        end // BLOCK,
+        sum(len(found) > 1 and found >= {(True, True), (False, True)} for found in runs.values()),
+        problem,
+        tuple(damage) if samples else (),
+    )
+    return shard, np.array([start // BLOCK for start, _ in samples], np.uint32)
+
+
+def _close(key: str, run: list, runs: dict[str, set]) -> list[tuple[int, set[str]]]:
+    """The samples of members of one name; `runs` learns whether they have an image, and that alone."""
+    samples = split_samples(run)
+    for _, extensions in samples:
+        image = _has(extensions, EXTENSIONS)
+        alone = len(extensions) == 1 or not image
+        runs.setdefault(key, set()).add((image, alone))
+    return samples
+
+
+def _has(extensions: set[str], wanted: Sequence[str]) -> bool:
+    return any(name.rpartition(".")[2] in wanted for name in extensions)
 
 
 def _reader(path: str, size: int):
@@ -250,6 +293,8 @@ def _load(path: Path, paths: tuple[str, ...]) -> TarIndex:
         file.seek(max(0, size - 16))
         tail = file.read(16)
         length = int.from_bytes(tail[:8], "little")
+        if tail[8:] == OLD_MAGIC:
+            raise _Old(f"{path} was written by an earlier version")
         if tail[8:] != MAGIC or length > size - 16:
             raise ValueError(f"{path} is not a whole index; delete it, and it is built again")
         file.seek(size - 16 - length)

@@ -1,12 +1,25 @@
 """Reads tar headers, past long names and past damage."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+from clip_jax.data.images.formats import EXTENSIONS
 
 BLOCK = 512
 REGULAR = (b"0", b"\0", b"7")
 ZEROS = bytes(BLOCK)
 MOST_EXTRA = 1 << 20  # bytes of a long name; more is damage
+NO_TARS = (
+    (b"\x1f\x8b", "is compressed with gzip: decompress it, since it is read at random"),
+    (b"bzh", "is compressed with bzip2: decompress it, since it is read at random"),
+    (b"\xfd7zxz", "is compressed with xz: decompress it, since it is read at random"),
+    (b"\x28\xb5\x2f\xfd", "is compressed with zstd: decompress it, since it is read at random"),
+    (b"pk\x03\x04", "is a zip archive, not a tar"),
+    (b"version https://git-lfs", "is a pointer of Git LFS: fetch the file with `git lfs pull`"),
+    (b"<!doctype", "is a web page, which a server sent in place of the file: download it again"),
+    (b"<html", "is a web page, which a server sent in place of the file: download it again"),
+    (b"<?xml", "is an XML answer of a server in place of the file: download it again"),
+)
 
 
 class Member(NamedTuple):
@@ -42,10 +55,15 @@ def members(
         block = read(place, place + BLOCK)
         header = _parse(block)
         if header is None:
+            after = _zeros_end(read, place, end) if block == ZEROS else place
+            if after + BLOCK > end and after > place:
+                return  # zeros to the end are how a tar ends
+            if after > place + BLOCK and _parse(read(after, after + BLOCK)) is not None:
+                place, first, long_name, long_size, nameless = after, None, None, None, False
+                continue  # another archive, appended to the first
             resumed = _next_header(read, place + BLOCK, end)
-            # Zeros to the end are how a tar ends; anything else behind them is lost content.
-            if on_damage is not None and (resumed is not None or block != ZEROS):
-                on_damage(place)
+            if on_damage is not None:
+                on_damage(after if resumed is None else place)
             if resumed is None:
                 return
             place, first, long_name, long_size, nameless = resumed, None, None, None, False
@@ -78,6 +96,44 @@ def split_name(name: str) -> tuple[str, str] | None:
     if not stem or not dot or not extension:
         return None
     return folder + slash + stem, extension.lower()
+
+
+def split_samples(run: Sequence[tuple[str, int]]) -> list[tuple[int, set[str]]]:
+    """The samples among members that lie side by side and have one name up to the first dot.
+
+    They are one sample, as webdataset has it, but for two cases in which pairs would be lost: an
+    extension comes again, as when names repeat, or the names go on behind the first dot, as in
+    a.1.jpg, a.1.txt, a.2.jpg, a.2.txt.
+
+    Args:
+      run: extension, and byte at which the member starts.
+
+    Returns:
+      Byte of the first member and the extensions of each sample.
+    """
+    parts: dict[str, set[str]] = {}
+    for extension, _ in run:
+        stem, _, last = extension.rpartition(".")
+        parts.setdefault(stem, set()).add(last)
+    whole = [last for last in parts.values() if len(last) > 1 and last.intersection(EXTENSIONS)]
+    by_stem = len(whole) > 1
+    samples: list[tuple[int, set[str]]] = []
+    stem = None
+    for extension, start in run:
+        new_stem = by_stem and extension.rpartition(".")[0] != stem
+        if not samples or new_stem or extension in samples[-1][1]:
+            samples.append((start, set()))
+            stem = extension.rpartition(".")[0]
+        samples[-1][1].add(extension)
+    return samples
+
+
+def why_not_a_tar(start: bytes) -> str:
+    """What a file is by its first bytes, that has no sample in it; "" for a tar of nothing."""
+    if start == ZEROS:
+        return ""
+    kind = next((kind for magic, kind in NO_TARS if start.lower().startswith(magic)), None)
+    return kind or ("is empty" if not start else "has no sample in it")
 
 
 def _parse(block: bytes) -> tuple[str, int, bytes] | None:
@@ -130,6 +186,18 @@ def _pax_records(data: bytes) -> dict[str, str]:
         records[key.decode()] = value.decode("utf-8", "surrogateescape")
         data = data[length:]
     return records
+
+
+def _zeros_end(read: Callable[[int, int], bytes], place: int, end: int) -> int:
+    """The first block from `place` on that is not all zeros, or the end of the whole blocks."""
+    chunk = 1 << 16
+    while place + BLOCK <= end:
+        data = read(place, min(place + chunk, end))
+        zeros = (len(data) - len(data.lstrip(b"\0"))) // BLOCK
+        place += zeros * BLOCK
+        if zeros < len(data) // BLOCK or not zeros:
+            return place
+    return place
 
 
 def _next_header(read: Callable[[int, int], bytes], place: int, end: int) -> int | None:

@@ -10,7 +10,7 @@ import xxhash
 from tensorflow_datasets.core import file_adapters
 
 from clip_jax.config import DataConfig
-from clip_jax.data.samples import BadSample, Sample
+from clip_jax.data.samples import BadSample, Sample, SourceFormat
 from clip_jax.data.sources import columns
 
 LABEL_TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "an image of a {}.")
@@ -230,3 +230,6 @@ def _fingerprint(directory: Path, split: str) -> str:
     for path in sorted(directory.glob("*array_record*")):
         digest.update(f"{path.name} {path.stat().st_size}".encode())
     return digest.hexdigest()
+
+
+FORMAT = SourceFormat(open_source, has_test_split)

@@ -3,8 +3,8 @@
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -59,6 +59,11 @@ class Tokenizer(ABC):
             row[: len(ids)] = ids
         return rows
 
+    @property
+    def ends_at_largest_id(self) -> bool:
+        """Whether a model that reads a text at its largest id finds its end."""
+        return self.end_id == self.vocab_size - 1
+
     @abstractmethod
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
         """The ids of each text, of any length, without start and end token."""
@@ -84,6 +89,18 @@ class Tokenizer(ABC):
                 f"context_length={self.context_length} leaves no token for the text; "
                 f"the {self.kind} tokenizer needs at least {least}"
             )
+
+
+class TokenizerFormat(NamedTuple):
+    """How tokenizers of one kind are made: the record that the table of kinds names."""
+
+    tokenizer: Callable[
+        ..., Tokenizer
+    ]  # (content of its file, context_length), or (context_length)
+    file: str | None = None  # what tokenizer.path names, for messages; None: it reads no file
+    train: Callable[[Iterable[str], int, int], Tokenizer] | None = (
+        None  # of captions, vocab_size and context_length, where no file is given
+    )
 
 
 def _truncate(ids: Sequence[int], room: int, rng: np.random.Generator | None) -> Sequence[int]:

@@ -4,11 +4,14 @@ import functools
 import html
 import lzma
 import string
+from collections.abc import Sequence
 from pathlib import Path
 
 import ftfy
 import regex
 from tokenizers.models import BPE
+
+from clip_jax.data.tokenizers.base import Tokenizer, TokenizerFormat
 
 # OpenAI's vocabulary (github.com/openai/CLIP, MIT License): one merge a line, best first.
 MERGES_FILE = Path(__file__).with_name("clip_merges.txt.xz")
@@ -19,6 +22,25 @@ WORDS = regex.compile(
     regex.IGNORECASE,
 )
 WITHOUT_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class ClipTokenizer(Tokenizer):
+    """The lower-cased byte-pair encoding of OpenAI's models, with open_clip's text cleaning."""
+
+    kind = "clip"
+    vocab_size = 49_408
+    start_ids = (49_406,)
+    end_id = 49_407
+
+    def __init__(self, context_length: int = 77):
+        self.context_length = context_length
+        self._check_context()
+
+    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
+        return [encode(text) for text in texts]
+
+
+FORMAT = TokenizerFormat(ClipTokenizer)
 
 
 def encode(text: str) -> list[int]:

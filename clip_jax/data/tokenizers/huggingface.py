@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tokenizers
 
-from clip_jax.data.tokenizers.base import Tokenizer
+from clip_jax.data.tokenizers.base import Tokenizer, TokenizerFormat
 
 
 class HuggingFaceTokenizer(Tokenizer):
@@ -70,3 +70,7 @@ def load_tokenizer_json(description: bytes) -> tokenizers.Tokenizer:
 def plain_ids(tokenizer: tokenizers.Tokenizer, texts: Sequence[str]) -> list[Sequence[int]]:
     encoded = tokenizer.encode_batch(list(texts), add_special_tokens=False)
     return [one.ids for one in encoded]
+
+
+FORMAT = TokenizerFormat(HuggingFaceTokenizer, "tokenizer.json")
+CLIPA = TokenizerFormat(ClipaTokenizer, "tokenizer.json")

@@ -1,24 +1,21 @@
-"""Captions to token ids: one interface over SentencePiece, CLIP's BPE and tokenizer.json files."""
+"""The tokenizer that a run asks for: by its kind, from a file, or trained on the captions."""
 
-import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import sentencepiece
 from etils import epath
 
+from clip_jax import registry
 from clip_jax.config import TokenizerConfig
-from clip_jax.data.tokenizers import clip_bpe
-from clip_jax.data.tokenizers.base import DESCRIPTION, TextMask, Tokenizer
-from clip_jax.data.tokenizers.huggingface import (
-    ClipaTokenizer,
-    HuggingFaceTokenizer,
-    load_tokenizer_json,
-    plain_ids,
-)
+from clip_jax.data.tokenizers import clip_bpe, huggingface, sentencepiece, siglip
+from clip_jax.data.tokenizers.base import DESCRIPTION, TextMask, Tokenizer, TokenizerFormat
+from clip_jax.data.tokenizers.clip_bpe import ClipTokenizer
+from clip_jax.data.tokenizers.huggingface import ClipaTokenizer, HuggingFaceTokenizer
+from clip_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
+from clip_jax.data.tokenizers.siglip import SiglipTokenizer
 
 __all__ = [
     "KINDS",
@@ -34,97 +31,13 @@ __all__ = [
     "train_sentencepiece",
 ]
 
-
-class ClipTokenizer(Tokenizer):
-    """The lower-cased byte-pair encoding of OpenAI's models, with open_clip's text cleaning."""
-
-    kind = "clip"
-    vocab_size = 49_408
-    start_ids = (49_406,)
-    end_id = 49_407
-
-    def __init__(self, context_length: int = 77):
-        self.context_length = context_length
-        self._check_context()
-
-    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        return [clip_bpe.encode(text) for text in texts]
-
-
-class SentencePieceTokenizer(Tokenizer):
-    """A SentencePiece model, and an end token of our own after its last piece."""
-
-    kind = "sentencepiece"
-
-    def __init__(self, model: bytes, context_length: int):
-        self.context_length = context_length
-        self._model = model
-        self._pieces = _load_sentencepiece(model)
-        self.end_id = self._pieces.get_piece_size()
-        self.vocab_size = self.end_id + 1
-        self._check_context()
-
-    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        return self._pieces.encode(list(texts))
-
-    def file(self) -> tuple[str, bytes]:
-        return "sentencepiece.model", self._model
-
-
-class SiglipTokenizer(Tokenizer):
-    """SigLIP's way: no capitals, no punctuation, the vocabulary's own end token.
-
-    Takes a SentencePiece model or the tokenizer.json that was made of it.
-    """
-
-    kind = "siglip"
-
-    def __init__(self, model: bytes, context_length: int = 64):
-        self.context_length = context_length
-        self._model = model
-        self._is_json = model.lstrip()[:1] == b"{"
-        if self._is_json:
-            self._pieces = load_tokenizer_json(model)
-            self.vocab_size = 1 + max(self._pieces.get_vocab().values())
-            ends = [self._pieces.token_to_id(token) for token in ("</s>", "<eos>")]
-            self.end_id = next((end for end in ends if end is not None), -1)
-            has_start = self._pieces.token_to_id("<bos>") is not None
-        else:
-            self._pieces = _load_sentencepiece(model)
-            self.vocab_size = self._pieces.get_piece_size()
-            self.end_id = self._pieces.eos_id()
-            has_start = self._pieces.bos_id() >= 0
-        if self.end_id < 0:
-            raise ValueError(
-                "this vocabulary has no end-of-sentence piece, so it is none of SigLIP's; "
-                'use tokenizer.kind="sentencepiece"'
-            )
-        # SigLIP 2 took Gemma's vocabulary, the only one with a start piece, and pads with 0; the
-        # first SigLIP took T5's and pads with its end token.
-        self.pad_id = 0 if has_start else self.end_id
-        self._check_context()
-
-    def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        texts = [clip_bpe.canonicalize(text) for text in texts]
-        return plain_ids(self._pieces, texts) if self._is_json else self._pieces.encode(texts)
-
-    def file(self) -> tuple[str, bytes]:
-        return ("tokenizer.json" if self._is_json else "spiece.model"), self._model
-
-
-KINDS: dict[str, type[Tokenizer]] = {
-    kind.kind: kind
-    for kind in (
-        ClipTokenizer,
-        SentencePieceTokenizer,
-        SiglipTokenizer,
-        HuggingFaceTokenizer,
-        ClipaTokenizer,
-    )
+KINDS = {
+    "clip": clip_bpe.FORMAT,
+    "sentencepiece": sentencepiece.FORMAT,
+    "siglip": siglip.FORMAT,
+    "huggingface": huggingface.FORMAT,
+    "clipa": huggingface.CLIPA,
 }
-
-
-# --------------------------------------------------------------------------- making and loading
 
 
 def make_tokenizer(
@@ -145,79 +58,53 @@ def make_tokenizer(
       ValueError, FileNotFoundError: the file is missing or of another kind.
     """
     kind = kind_of_model if cfg.kind == "auto" else cfg.kind
+    record = tokenizer_format(kind)
     if cfg.path is not None:
         path = epath.Path(cfg.path)
         if (path / DESCRIPTION).exists():
             return load_tokenizer(path, context_length=context_length)
-        if kind == "clip":
+        if record.file is None and kind in KINDS:
             raise ValueError(
-                f"tokenizer.path={cfg.path} would not be read, as CLIP's own tokenizer has no file: "
+                f"tokenizer.path={cfg.path} would not be read, as the {kind} tokenizer has no file: "
                 "set tokenizer.kind to the file's (sentencepiece, siglip or huggingface)"
             )
-        return KINDS[kind](_read(path), context_length)
-    if kind == "clip":
-        return ClipTokenizer(context_length)
-    if kind == "sentencepiece":
+        made = record.tokenizer(_read(path), context_length)
+    elif record.train is not None:
         some = itertools.islice(captions(), cfg.train_captions)
-        return train_sentencepiece(some, cfg.vocab_size, context_length)
-    wanted = "tokenizer.json" if kind == "huggingface" else "SentencePiece model"
-    raise ValueError(f'tokenizer.kind="{kind}" needs a {wanted} file: set tokenizer.path to it')
+        made = record.train(some, cfg.vocab_size, context_length)
+    elif record.file is None:
+        made = record.tokenizer(context_length)
+    else:
+        raise ValueError(
+            f'tokenizer.kind="{kind}" needs a {record.file} file: set tokenizer.path to it'
+        )
+    if kind not in KINDS:
+        made.kind = kind  # by which `load_tokenizer` finds it again
+    return made
+
+
+def tokenizer_format(kind: str) -> TokenizerFormat:
+    """The record of a kind: of the table, or `package.module:NAME` from outside the tree.
+
+    NAME is a TokenizerFormat, or a class of tokenizers made as NAME(context_length), and as
+    NAME(content, context_length) where `tokenizer.path` is set.
+    """
+    found = registry.resolve("tokenizer.kind", kind, KINDS)
+    return found if isinstance(found, TokenizerFormat) else TokenizerFormat(found)
 
 
 def load_tokenizer(directory: str | os.PathLike, context_length: int | None = None) -> Tokenizer:
     """Read what `Tokenizer.save` wrote, with another context length if one is given."""
     path = epath.Path(directory) / DESCRIPTION
     description: dict[str, Any] = json.loads(_read(path))
-    if description.get("kind") not in KINDS:
-        raise ValueError(f"{path} names no known kind of tokenizer: {description.get('kind')!r}")
-    kind = KINDS[description["kind"]]
+    kind = description.get("kind")
+    if kind not in KINDS and not registry.is_import_path(str(kind)):
+        raise ValueError(f"{path} names no known kind of tokenizer: {kind!r}")
     file = [_read(path.parent / description["file"])] if description["file"] else []
-    return kind(*file, context_length or description["context_length"])
-
-
-def train_sentencepiece(
-    captions: Iterable[str], vocab_size: int, context_length: int
-) -> SentencePieceTokenizer:
-    """Train a lower-casing unigram model that falls back to bytes, the same one every time.
-
-    Args:
-      captions: at least one that is not empty.
-      vocab_size: ids at most, the end token included; a small corpus fills fewer.
-      context_length: ids in a row.
-
-    Raises:
-      ValueError: there is no caption, or `vocab_size` has no room for bytes and characters.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(captions),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size - 1,  # the end token comes on top
-            hard_vocab_limit=False,
-            byte_fallback=True,
-            character_coverage=1.0,
-            normalization_rule_name="nmt_nfkc_cf",
-            pad_id=0,
-            unk_id=1,
-            bos_id=-1,
-            eos_id=-1,
-            num_threads=4,  # a number of its own, because sums depend on it
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        if "empty" in str(error):
-            raise ValueError("there is no caption to train a tokenizer on") from error
-        raise ValueError(f"tokenizer.vocab_size={vocab_size} cannot be trained: {error}") from error
-    return SentencePieceTokenizer(model.getvalue(), context_length)
-
-
-def _load_sentencepiece(model: bytes) -> sentencepiece.SentencePieceProcessor:
-    try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
-    except RuntimeError as error:
-        raise ValueError(f"this is no SentencePiece model: {error}") from error
+    made = tokenizer_format(kind).tokenizer(*file, context_length or description["context_length"])
+    if kind not in KINDS:
+        made.kind = kind
+    return made
 
 
 def _read(path: epath.Path) -> bytes:

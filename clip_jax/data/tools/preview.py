@@ -45,7 +45,7 @@ def preview(
     cards, bad = [], 0
     for index in indices:
         try:
-            cards.append(_card(source, index, cfg.max_image_pixels))
+            cards.append(_card(source, index, cfg))
         except BadSample as error:
             bad += 1
             reason, key = html.escape(error.reason), html.escape(error.key)
@@ -60,10 +60,12 @@ def preview(
     return path
 
 
-def _card(source: Source, index: int, max_pixels: int) -> str:
+def _card(source: Source, index: int, cfg: DataConfig) -> str:
     sample = source[index]
     try:
-        pixels_HWC = decode(sample.image, max_pixels=max_pixels)
+        pixels_HWC = decode(
+            sample.image, max_pixels=cfg.max_image_pixels, exif_rotation=cfg.exif_rotation
+        )
     except ImageError as error:
         raise BadSample(error.reason, key=sample.key, shard=sample.shard) from error
     image = Image.fromarray(pixels_HWC)

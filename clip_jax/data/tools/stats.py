@@ -11,7 +11,8 @@ import xxhash
 from PIL import Image
 
 from clip_jax.config import DataConfig
-from clip_jax.data.images.transforms import ImageError, decode
+from clip_jax.data.images import formats as image_formats
+from clip_jax.data.images.transforms import ImageError, decode, exif_orientation
 from clip_jax.data.loader import cores
 from clip_jax.data.samples import BadSample, Source
 
@@ -36,6 +37,9 @@ class Summary:
     captions: int  # of all readable samples
     duplicate_images: int  # files that are equal to an earlier one
     duplicate_captions: int  # first captions that are equal to an earlier one
+    rotated: int  # images that their EXIF says to turn
+    broken_texts: int  # samples of which a caption lost characters that are no text
+    notes: tuple[str, ...]  # how the source is read
 
     def to_text(self) -> str:
         """For a terminal."""
@@ -44,9 +48,13 @@ class Summary:
             f"{self.name}: {self.samples:_} samples, {self.looked_at:_} looked at",
             f"unreadable           {bad}",
             *(f"                     {entry}" for entry in self.first_unreadable),
+            *(f"note                 {note}" for note in self.notes),
             f"formats              {', '.join(f'{count} {kind}' for kind, count in self.formats.items())}",
             f"duplicate images     {self.duplicate_images:_}",
             f"duplicate captions   {self.duplicate_captions:_} (first captions)",
+            f"to turn by EXIF      {self.rotated:_}"
+            + (" (data.exif_rotation)" if self.rotated else ""),
+            f"with broken text     {self.broken_texts:_}",
             f"captions a sample    {self.captions / max(1, sum(self.formats.values())):.2f}",
             "",
             f"{'':20} {'least':>10} {'5 %':>10} {'median':>10} {'95 %':>10} {'most':>10}",
@@ -62,7 +70,7 @@ def summarize(source: Source, cfg: DataConfig, *, max_samples: int | None = 10_0
     count = min(len(source), max_samples or len(source))
     indices = np.arange(count) * len(source) // count
     unreadable, formats, first = Counter(), Counter(), []
-    images, texts, rows, captions = Counter(), Counter(), [], 0
+    images, texts, rows, captions, rotated, broken = Counter(), Counter(), [], 0, 0, 0
     with concurrent.futures.ThreadPoolExecutor(cfg.threads or cores()) as pool:
         looks = (
             look
@@ -77,7 +85,8 @@ def summarize(source: Source, cfg: DataConfig, *, max_samples: int | None = 10_0
                 unreadable[look.reason] += 1
                 first += [str(look)] if len(first) < 5 else []
                 continue
-            kind, digest, sample_captions, row = look
+            kind, digest, sample_captions, row, is_rotated, is_broken = look
+            rotated, broken = rotated + is_rotated, broken + is_broken
             formats[kind] += 1
             images[digest] += 1
             texts[xxhash.xxh3_64_intdigest(sample_captions[0].encode())] += 1
@@ -98,6 +107,9 @@ def summarize(source: Source, cfg: DataConfig, *, max_samples: int | None = 10_0
         captions=captions,
         duplicate_images=sum(images.values()) - len(images),
         duplicate_captions=sum(texts.values()) - len(texts),
+        rotated=rotated,
+        broken_texts=broken,
+        notes=tuple(getattr(source, "notes", ())),
     )
 
 
@@ -110,7 +122,8 @@ def _look(source: Source, index: int, max_pixels: int):
         height, width, _ = decode(sample.image, max_pixels=max_pixels).shape
     except ImageError as error:
         return BadSample(error.reason, key=sample.key, shard=sample.shard)
-    kind = Image.open(io.BytesIO(sample.image)).format
+    kind = Image.open(io.BytesIO(sample.image), formats=image_formats.pillow()).format
     digest = xxhash.xxh3_64_intdigest(sample.image)
     row = (len(sample.image), width, height, len(sample.captions[0]))
-    return kind, digest, sample.captions, row
+    rotated = exif_orientation(sample.image) != 1
+    return kind, digest, sample.captions, row, rotated, sample.had_broken_text

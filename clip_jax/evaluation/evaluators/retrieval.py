@@ -3,12 +3,28 @@
 import math
 from collections.abc import Callable
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clip_jax.evaluation.evaluator import Embedded, Evaluator
+from clip_jax.evaluation.examples import choose_examples
 from clip_jax.evaluation.ranking import ROWS, rank
+from clip_jax.runs.results import Evaluation
 
 KS = (1, 5, 10)
+DIRECTIONS = ("text_to_image", "image_to_text")
+
+
+def measure(data: Embedded) -> Evaluation:
+    """The metrics of `retrieval`, with some examples for the report in process 0."""
+    pairs = data.z_image_NE, data.z_text_ME, data.image_of_text_M
+    metrics = retrieval(*pairs, mesh=data.encoder.mesh, should_stop=data.should_stop)
+    examples = None
+    if jax.process_index() == 0:
+        limit = data.data.max_image_pixels
+        examples = choose_examples(*pairs, data.captions, data.annotations, data.source, limit)
+    return Evaluation(metrics=metrics, examples=examples)
 
 
 def retrieval(
@@ -67,3 +83,12 @@ def _chance(captions_Q: np.ndarray, M: int, k: int) -> float:
     counts, times = np.unique(captions_Q, return_counts=True)
     missed = [math.comb(M - int(own), k) / math.comb(M, k) if k < M else 0.0 for own in counts]
     return float(1 - np.average(missed, weights=times))
+
+
+RETRIEVAL = Evaluator(
+    measure=measure,
+    metrics={f"{way}_recall_at_{k}": "higher" for way in DIRECTIONS for k in KS}
+    | {f"{way}_{kind}_rank": "lower" for way in DIRECTIONS for kind in ("mean", "median")},
+    needs=("captions",),
+    headline="text_to_image_recall_at_1",
+)

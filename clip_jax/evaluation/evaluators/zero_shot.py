@@ -7,7 +7,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax.evaluation.encode import Encoder
+from clip_jax.evaluation.evaluator import Embedded, Evaluator
 from clip_jax.evaluation.ranking import Ranks, rank
+from clip_jax.runs.results import ClassResult, Evaluation
 
 # OpenAI's selection out of 80 for ImageNet, in its notebook "Prompt_Engineering_for_ImageNet".
 SIMPLE_TEMPLATES = (
@@ -20,6 +22,56 @@ SIMPLE_TEMPLATES = (
     "a photo of the small {}.",
 )
 TEXTS_AT_ONCE = 8192  # prompts that are in host memory as tokens and embeddings
+FIGURES = ("top1", "top5", "mean_per_class")
+
+
+def measure(data: Embedded) -> Evaluation:
+    """Accuracies on the images that have a label, and the result of each class."""
+    chosen = [n for n, annotation in enumerate(data.annotations) if annotation.label is not None]
+    label_N = np.array([data.annotations[n].label for n in chosen])
+    groups = [data.annotations[n].group for n in chosen]
+    _check_labels(data, label_N)
+    z_class_SE = class_embeddings(
+        data.encoder, data.tokenizer, data.classes, data.templates, should_stop=data.should_stop
+    )
+    ranks = zero_shot_ranks(
+        data.z_image_NE[chosen],
+        label_N,
+        z_class_SE,
+        mesh=data.encoder.mesh,
+        should_stop=data.should_stop,
+    )
+    found = zero_shot(ranks, label_N, groups) | {"chance": 1 / len(data.classes)}
+    classes = tuple(
+        ClassResult(
+            name=data.classes[label],
+            group=_common([group for group, other in zip(groups, label_N) if other == label]),
+            images=int((label_N == label).sum()),
+            accuracy=accuracy,
+        )
+        for label, accuracy in class_accuracy(ranks.found(1), label_N).items()
+    )
+    metrics = {f"zero_shot_{name.replace('/', '_')}": value for name, value in found.items()}
+    return Evaluation(metrics=metrics, classes=classes)
+
+
+def _check_labels(data: Embedded, label_N: np.ndarray):
+    if not len(label_N):
+        raise ValueError(
+            f"{data.source.name} has classes but no sample with a label: take zero_shot out of "
+            "evaluation.metrics, or evaluate on data with labels"
+        )
+    if label_N.max() >= len(data.classes):
+        named = f"evaluation.classes={data.cfg.classes}" if data.cfg.classes else data.source.name
+        raise ValueError(
+            f"{named} names {len(data.classes)} classes, but there are labels up to "
+            f"{label_N.max()}: name every class, in the order of the labels, the first being 0"
+        )
+
+
+def _common(groups: Sequence[str | None]) -> str | None:
+    """The group that all are in; None where they differ."""
+    return groups[0] if len(set(groups)) == 1 else None
 
 
 def class_embeddings(
@@ -135,3 +187,11 @@ def _read_lines(path: str, setting: str, content: str) -> tuple[str, ...]:
     if not lines:
         raise ValueError(f"{setting}={path} is empty: write on each line {content}")
     return lines
+
+
+ZERO_SHOT = Evaluator(
+    measure=measure,
+    metrics={f"zero_shot_{group}{name}": "higher" for group in ("", "*_") for name in FIGURES},
+    needs=("classes",),
+    headline="zero_shot_top1",
+)

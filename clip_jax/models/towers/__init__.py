@@ -1,1 +1,1 @@
-"""The image and text towers, one file each."""
+"""The image and text towers, one file each. `models.tower.TOWERS` names them."""

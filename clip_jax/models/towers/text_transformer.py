@@ -1,18 +1,86 @@
 """The text tower: token and position embeddings, a transformer, and the vector at one position."""
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clip_jax.config import AttentionKind, Remat, TextConfig
+from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.models.layers import LayerNorm, Transformer, identity
 from clip_jax.models.linear import Dense
+from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
+from clip_jax.models.tower import Compute, TextTower
+from clip_jax.registry import Count, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(TextTower, group="text."):
+    """The text tower: a transformer over tokens, read at one position."""
+
+    context_length: Count = 77  # tokens
+    vocab_size: Count = 49_408
+    width: Count = 512
+    depth: Count = 12
+    heads: Count = 8
+    mlp_width: Count = 2048
+    activation: Activation = "gelu"
+    norm_epsilon: Positive = 1e-5
+    causal: bool = True
+    pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
+    projection_bias: bool = False
+
+    above_blocks = ("post_norm", "projection")
+    positions_path = "position_embedding"
+    sharding_rows = (
+        *SHARDING_ROWS,
+        ("projection/kernel", 0),
+        ("(token|position)_embedding", -1),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_multiple("width", "heads")
+
+    @property
+    def reads_largest_id(self) -> bool:
+        return self.pool == "argmax"
+
+    def module(self, embed_dim: int, compute: Compute) -> "TextTransformer":
+        return TextTransformer(self, embed_dim, **vars(compute))
+
+    def flops(self, embed_dim: int, *, train: bool = False) -> float:
+        """Every position counts."""
+        del train
+        blocks = block_flops(self, self.context_length) * self.depth
+        return blocks + 2 * self.width * embed_dim
+
+    def parameter_count(self, embed_dim: int) -> int:
+        tokens = (self.vocab_size + self.context_length) * self.width
+        head = 2 * self.width + (self.width + self.projection_bias) * embed_dim
+        return tokens + block_parameters(self) * self.depth + head
+
+    def resize(self, params: dict, old: "TextConfig") -> dict:
+        if self.context_length == old.context_length:
+            return params
+        position_LD = jnp.asarray(params["position_embedding"])
+        shape = (self.context_length, position_LD.shape[1])
+        position_LD = jax.image.resize(position_LD, shape, "linear", antialias=False)
+        return params | {"position_embedding": position_LD}
+
+    def at_positions(self, count: int) -> "TextConfig":
+        return dataclasses.replace(self, context_length=count)
 
 
 class TextTransformer(nn.Module):
-    """Tokens (B, L), int32, to embeddings (B, E), not yet of unit length."""
+    """Token ids (B, L), int32, to embeddings (B, E) and tokens (B, L, D).
+
+    The embeddings are not yet of unit length. The tokens are the last block's outputs, before the
+    last norm.
+    """
 
     config: TextConfig
     embed_dim: int
@@ -23,7 +91,7 @@ class TextTransformer(nn.Module):
     constrain: Callable[[jax.Array], jax.Array] = identity
 
     @nn.compact
-    def __call__(self, tokens_BL: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(self, tokens_BL: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
         cfg = self.config
         D, L = cfg.width, tokens_BL.shape[1]
         embedding_VD = self.param(
@@ -33,7 +101,7 @@ class TextTransformer(nn.Module):
             "position_embedding", nn.initializers.normal(0.01), (cfg.context_length, D)
         )
         # Added in float32, so that the positions' gradient is summed over the batch in float32.
-        x_BLD = (embedding_VD[tokens_BL] + position_LD[:L]).astype(self.dtype)
+        x_BLD = (embedding_VD[tokens_BL] + position_LD[None, :L]).astype(self.dtype)
         x_BLD = Transformer(
             depth=cfg.depth,
             heads=cfg.heads,
@@ -55,6 +123,7 @@ class TextTransformer(nn.Module):
             last_B = jnp.full(tokens_BL.shape[0], L - 1)
         x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
         x_BD = LayerNorm(cfg.norm_epsilon, self.dtype, name="post_norm")(x_BD)
-        return Dense(
+        x_BE = Dense(
             self.embed_dim, D**-0.5, self.dtype, use_bias=cfg.projection_bias, name="projection"
         )(x_BD)
+        return x_BE, x_BLD

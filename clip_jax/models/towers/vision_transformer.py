@@ -1,21 +1,119 @@
 """The image tower as a vision transformer, with the heads of CLIP, CLIPA and SigLIP."""
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from clip_jax.config import AttentionKind, Remat, VisionTransformerConfig
+from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.models.attention import plain_attention
 from clip_jax.models.layers import LayerNorm, Mlp, Transformer, identity
 from clip_jax.models.linear import Dense
+from clip_jax.models.positions import resize_grid, square_side
+from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
+from clip_jax.models.tower import Compute, ImageTower
 from clip_jax.numerics import project
+from clip_jax.registry import BelowOne, Count, Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTransformerConfig(ImageTower, group="vision."):
+    """The image tower as a vision transformer (arXiv:2010.11929, as CLIP changed it)."""
+
+    image_size: Count = 224  # pixels on each side
+    patch_size: Count = 32  # pixels on each side
+    width: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    mlp_width: Count = 3072
+    activation: Activation = "gelu"
+    norm_epsilon: Positive = 1e-5
+    class_token: bool = True
+    pool: Literal["class", "mean", "map"] = "class"  # mean: of patches; map: attention (SigLIP)
+    pool_before_norm: bool = False  # CLIPA pools, then normalises; CLIP does the reverse
+    pre_norm: bool = True  # LayerNorm between the embeddings and the first block
+    patch_bias: bool = False
+    projection: bool = True  # SigLIP has none: its pooled vector is the embedding
+    position: Literal["learned", "sincos2d"] = "learned"
+    patch_dropout: BelowOne = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
+
+    above_blocks = ("post_norm", "pool", "projection")
+    free_fields = ("image_size", "patch_dropout")
+    positions_path = "position_embedding"
+    sharding_rows = (
+        *SHARDING_ROWS,
+        ("pool/(query|key_value)/kernel", 0),
+        ("pool/out/kernel", -1),
+        ("pool/mlp/up/kernel", 0),
+        ("pool/mlp/down/kernel", -1),
+        ("projection/kernel", 0),
+        ("position_embedding", -1),
+        ("patch_embedding/kernel", -1),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        fits, most = self.patch_size <= self.image_size, self.image_size
+        self.require(fits, "patch_size", f"must be from 1 to {most}, the image's size")
+        self.require_multiple("width", "heads")
+        pooled = self.pool != "class" or self.class_token
+        self.require(pooled, "pool", "needs class_token=True")
+
+    @property
+    def grid(self) -> int:
+        """Patches on each side. What is left of a last one is cropped (SigLIP's 384 by 14)."""
+        return self.image_size // self.patch_size
+
+    def module(self, embed_dim: int, compute: Compute) -> "VisionTransformer":
+        return VisionTransformer(self, embed_dim, **vars(compute))
+
+    def flops(self, embed_dim: int, *, train: bool = False) -> float:
+        """With `train`, after patch dropout."""
+        D, patches = self.width, self.grid**2
+        # As many as `drop_patches` keeps; all of them are embedded before.
+        kept = max(1, round(patches * (1 - self.patch_dropout))) if train else patches
+        L = kept + self.class_token
+        flops = 2 * patches * 3 * self.patch_size**2 * D + block_flops(self, L) * self.depth
+        if self.pool == "map":
+            # One query: keys and values of all patches, then the output and an MLP of one vector.
+            flops += 2 * (2 * L * D * D + 2 * D * D + 2 * L * D + 2 * D * self.mlp_width)
+        return flops + (2 * D * embed_dim if self.projection else 0)
+
+    def parameter_count(self, embed_dim: int) -> int:
+        D, F = self.width, self.mlp_width
+        L = self.grid**2 + self.class_token
+        count = 3 * self.patch_size**2 * D + block_parameters(self) * self.depth + 2 * D
+        count += D * (self.class_token + self.patch_bias + 2 * self.pre_norm)
+        count += L * D if self.position == "learned" else 0
+        if self.pool == "map":
+            count += D + 4 * (D + 1) * D + 2 * D + (D + 1) * F + (F + 1) * D
+        return count + (D * embed_dim if self.projection else 0)
+
+    def resize(self, params: dict, old: "VisionTransformerConfig") -> dict:
+        if self.grid == old.grid or self.position != "learned":
+            return params
+        position_LD = params["position_embedding"]
+        resized_LD = resize_grid(position_LD, int(self.class_token), old.grid, self.grid)
+        return params | {"position_embedding": resized_LD}
+
+    def at_positions(self, count: int) -> "VisionTransformerConfig":
+        grid = square_side(count - self.class_token)
+        # A size that leaves a rest, such as 384 by 14, keeps it.
+        size = self.image_size if grid == self.grid else grid * self.patch_size
+        return dataclasses.replace(self, image_size=size)
 
 
 class VisionTransformer(nn.Module):
-    """Images (B, H, W, 3), normalised, to embeddings (B, E), not yet of unit length."""
+    """Images (B, H, W, 3), normalised, to embeddings (B, E) and tokens (B, L, D).
+
+    The embeddings are not yet of unit length. The tokens are the last block's outputs, before the
+    last norm: the class token, if there is one, and the patches.
+    """
 
     config: VisionTransformerConfig
     embed_dim: int
@@ -26,7 +124,9 @@ class VisionTransformer(nn.Module):
     constrain: Callable[[jax.Array], jax.Array] = identity
 
     @nn.compact
-    def __call__(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images_BHWC: jax.Array, *, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
         cfg = self.config
         D = cfg.width
         small = nn.initializers.normal(D**-0.5)
@@ -42,7 +142,7 @@ class VisionTransformer(nn.Module):
             position_LD = self.param("position_embedding", small, x_BLD.shape[1:])
         else:
             position_LD = sincos2d(cfg.grid, D, class_token=cfg.class_token)
-        x_BLD = (x_BLD + position_LD).astype(self.dtype)
+        x_BLD = (x_BLD + position_LD[None]).astype(self.dtype)
         if train and cfg.patch_dropout:
             x_BLD = drop_patches(
                 x_BLD, self.make_rng("dropout"), cfg.patch_dropout, class_token=cfg.class_token
@@ -69,7 +169,7 @@ class VisionTransformer(nn.Module):
             x_BD = Dense(self.embed_dim, D**-0.5, self.dtype, use_bias=False, name="projection")(
                 x_BD
             )
-        return x_BD
+        return x_BD, x_BLD
 
     def pool(self, x_BLD: jax.Array, norm: LayerNorm) -> jax.Array:
         """One vector an image. A norm of one position alone is the cheaper order, and equal."""

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,20 +12,23 @@ import numpy as np
 from etils import epath
 from markupsafe import Markup
 
-from clip_jax.evaluation.results import (
+from clip_jax.losses.objective import LOSSES
+from clip_jax.runs.report import figures
+from clip_jax.runs.report.charts import charts, cosine
+from clip_jax.runs.results import (
     ClassResult,
     Evaluation,
     load_evaluation,
     load_snapshots,
     read_metrics,
 )
-from clip_jax.runs.report import figures
-from clip_jax.runs.report.charts import charts, cosine
 from clip_jax.storage import atomic_write
 
 FILE = "report.html"
 MANY_CLASSES = 60  # from here on only the best and the worst ones are listed
 LISTED = 12
+# Metrics that a part of the page shows.
+SHOWN = re.compile(r"eval/([\w-]+/)?(samples|loss|(zero_shot|text_to_image|image_to_text)_\w+)")
 
 
 def write_report(
@@ -63,7 +67,7 @@ def write_report(
         groups=len({c.group for c in evaluation.classes}) > 1,
         pictures=evaluation.examples.pictures if evaluation.examples else {},
         close_up=_close_up(evaluation),
-        facts=_facts(settings, metrics) | dict(facts or {}),
+        facts=_facts(settings, metrics) | _others(evaluation.metrics) | dict(facts or {}),
         goodput=_shares(goodput or {}),
     )
     atomic_write(directory / FILE, page)
@@ -126,9 +130,10 @@ def _lead(settings: dict, metrics: dict) -> str:
 
 
 def _guessing(settings: dict) -> float | None:
-    """The softmax loss of a model that gives all pairs of a batch the same similarity."""
-    batch = _setting(settings, "data.batch_size")
-    return math.log(batch) if batch and _setting(settings, "loss.kind") == "softmax" else None
+    """The loss of a model that gives all pairs of a batch the same similarity."""
+    batch, loss = _setting(settings, "data.batch_size"), LOSSES.get(_setting(settings, "loss.kind"))
+    known = batch and loss and loss.random_loss and not _setting(settings, "loss.terms")
+    return loss.random_loss(batch) if known else None
 
 
 def _facts(settings: dict, metrics: dict) -> dict[str, str]:
@@ -151,6 +156,12 @@ def _facts(settings: dict, metrics: dict) -> dict[str, str]:
     if shares:
         named["Model FLOPs utilisation"] = percent(float(np.median(shares)))
     return {name: str(value) for name, value in named.items() if value is not None}
+
+
+def _others(evaluated: dict[str, float]) -> dict[str, str]:
+    """What the report has no part for, such as an evaluator's from outside the tree."""
+    others = {name: value for name, value in evaluated.items() if not SHOWN.fullmatch(name)}
+    return {words(name.removeprefix("eval/")): number(value) for name, value in others.items()}
 
 
 def _pairs(count: int | None) -> str | None:
@@ -308,7 +319,7 @@ def hyphened(group: str) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("clip_jax.evaluation", "."),
+        loader=jinja2.PackageLoader("clip_jax.runs.report", "."),
         autoescape=True,  # captions come from anywhere
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -1,13 +1,22 @@
 """Tests of decoding, the training crop and the evaluation resize."""
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip_jax.config import AugmentConfig, PreprocessConfig
-from clip_jax.data.images.transforms import ImageError, decode, eval_image, train_image
+from clip_jax.data.images.transforms import (
+    ORIENTATION,
+    ImageError,
+    decode,
+    eval_image,
+    exif_orientation,
+    open_picture,
+    train_image,
+)
 
 MANY = 10_000_000
 PREPROCESS = PreprocessConfig()
@@ -77,7 +86,7 @@ def test_sixteen_bit_gray_keeps_its_brightness():
     assert pixels.max() == 255
 
 
-def test_exif_rotation_is_ignored():
+def test_exif_rotation_is_ignored_unless_it_is_asked_for():
     exif = Image.Exif()
     exif[0x0112] = 6
     upright, rotated = encoded(photo(80, 40)), encoded(photo(80, 40), exif=exif)
@@ -182,3 +191,44 @@ def test_flip_mirrors_half_of_the_images():
     mirrored = sum(not np.array_equal(image, seen[0]) for image in seen)
     assert 10 < mirrored < 30
     assert {image.tobytes() for image in seen} == {seen[0].tobytes(), seen[0][:, ::-1].tobytes()}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_rotation_turns_as_pillow_does_where_it_is_asked_for(kind, orientation, pillow_resize):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    data = encoded(photo(96, 64), kind, exif=exif, **options)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert exif_orientation(data) == orientation
+    pixels = decode(data, max_pixels=MANY, exif_rotation=True)
+    assert pixels.shape == np.asarray(turned).shape
+    assert np.abs(pixels.astype(int) - np.asarray(turned)).mean() < 1
+    preprocess = dataclasses.replace(PreprocessConfig(), exif_rotation=True)
+    plain = encoded(turned, "PNG")
+    actual = eval_image(data, preprocess, 32, MANY).astype(int)
+    assert np.abs(actual - eval_image(plain, PreprocessConfig(), 32, MANY)).mean() < 1
+    for resize in ("exact", "fast"):
+        crop = AugmentConfig(crop_scale=(0.4, 0.6), resize=resize)
+        plain = encoded(turned, "JPEG" if kind == "JPEG" else "PNG", **options)
+        both = [
+            train_image(file, np.random.default_rng(3), crop, how, 16, MANY).astype(int)
+            for file, how in ((data, preprocess), (plain, PreprocessConfig()))
+        ]
+        assert np.abs(both[0] - both[1]).mean() < (2 if resize == "exact" else 8)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA"])
+def test_formats_that_are_not_on_the_list_are_not_opened(kind):
+    with pytest.raises(ImageError) as caught:
+        decode(encoded(photo(32, 32), kind), max_pixels=MANY)
+    assert caught.value.reason == "unknown-format"
+
+
+def test_an_image_above_pillows_own_limit_is_opened_where_the_setting_allows_it():
+    file = io.BytesIO()
+    Image.new("1", (14_000, 13_500), 1).save(file, "PNG")
+    with pytest.raises(ImageError, match="too-many-pixels"):
+        open_picture(file.getvalue(), MANY)
+    assert open_picture(file.getvalue(), 300_000_000).size == (14_000, 13_500)

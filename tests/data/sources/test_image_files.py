@@ -50,17 +50,31 @@ def test_an_answer_about_one_url_is_a_bad_sample_at_once(server, answer, reason)
 
 
 @pytest.mark.parametrize("answer", [503, 429])
-def test_a_server_that_is_out_of_order_is_asked_again_and_then_named(server, answer):
+def test_a_server_that_is_out_of_order_is_asked_again_and_then_a_bad_sample(server, answer):
     url, asked = server
-    with pytest.raises(OSError, match=rf"/{answer} cannot be read, after 3 tries"):
+    with pytest.raises(BadSample, match="no-answer"):
         read_image(f"{url}/{answer}", key="k", shard="s")
     assert asked.count(f"/{answer}") == 3
+    with pytest.raises(BadSample, match="no-answer"):
+        read_image(f"{url}/{answer}", key="k", shard="s")
+    assert asked.count(f"/{answer}") == 4  # it costs no more waiting
+    assert read_image(f"{url}/200", key="k", shard="s") == b"data"
 
 
-def test_a_server_that_does_not_answer_is_named(monkeypatch):
+def test_a_host_that_is_gone_is_a_bad_sample(monkeypatch):
     monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01,))
-    with pytest.raises(OSError, match=r"http://127\.0\.0\.1:9/x cannot be read, after 2 tries"):
-        read_image("http://127.0.0.1:9/x", key="k", shard="s")
+    for url in ("http://127.0.0.1:9/x", "http://no-such-host.invalid/x.jpg"):
+        with pytest.raises(BadSample, match="no-answer"):
+            read_image(url, key="k", shard="s")
+
+
+def test_a_bucket_that_does_not_answer_stops_the_run(monkeypatch):
+    def fail(url, *, patient=True):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(storage, "read_whole", fail)
+    with pytest.raises(OSError, match="no route"):
+        read_image("gs://bucket/x.jpg", key="k", shard="s")
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])

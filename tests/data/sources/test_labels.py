@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from clip_jax.data.sources.labels import (
-    RowLabels,
+    ListLabels,
     check_names,
     class_names,
     hugging_face_names,
@@ -53,22 +53,16 @@ def test_names_that_do_not_fit_are_refused_by_the_file(tmp_path, text, message):
         class_names(str(tmp_path), ["n1", "n2"])
 
 
-def rows(*values, asked=False):
-    found = RowLabels(asked=asked)
-    for value in values:
-        found.append(value)
-    found.close()
-    return found
-
-
-def test_rows_have_numbers_or_if_asked_for_names():
-    numbers = rows("3", 1, None, "3.0")
-    assert [numbers[i] for i in range(4)] == [3, 1, None, 3] and numbers.classes is None
-    names = rows("dog", "cat", "", "dog", asked=True)
-    assert [names[i] for i in range(4)] == [1, 0, None, 1] and names.classes == ("cat", "dog")
-    other = rows("1", "a sentence", "2")
-    assert not other and other.odd == "a sentence" and other[2] is None
-    assert not rows("", None) and not rows()
+def test_lists_have_numbers_or_if_asked_for_names():
+    numbers = ListLabels({"3", "1", "", "3.0"}, asked=False)
+    assert [numbers[text] for text in ("3", "1", "", "3.0")] == [3, 1, None, 3]
+    assert numbers.classes is None
+    names = ListLabels({"dog", "cat", ""}, asked=True)
+    assert [names[text] for text in ("dog", "cat", "")] == [1, 0, None]
+    assert names.classes == ("cat", "dog")
+    other = ListLabels({"1", "a sentence", "2"}, asked=False)
+    assert not other and other.odd == "a sentence" and other["2"] is None
+    assert not ListLabels({""}, asked=False) and not ListLabels(set(), asked=False)
 
 
 def test_hugging_face_says_names_in_the_schema():

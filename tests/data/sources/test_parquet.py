@@ -12,7 +12,7 @@ import pytest
 from clip_jax import storage
 from clip_jax.data.samples import BadSample
 from clip_jax.data.sources import parquet
-from clip_jax.data.sources.registry import open_source
+from clip_jax.data.sources.registry import open_eval_source, open_source
 
 
 @pytest.fixture
@@ -200,3 +200,91 @@ def test_a_folder_of_a_bucket_is_read_as_one_of_a_disk(folder, settings):
         assert [there[i] for i in range(20)] == [here[i] for i in range(20)]
     finally:
         bucket.rm("/parquet", recursive=True)
+
+
+# ------------------------------------------------------------------- captions and images as they are
+
+
+SENTENCES = [[{"raw": "one", "id": 1}, {"raw": "two", "id": 2}], [{"raw": "three", "id": 3}]]
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (SENTENCES, "struct<"),
+        ([{"en": "one"}, {"en": "two"}], "struct<"),
+        ([True, False], "bool"),
+        ([1.5, 2.5], "double"),
+        ([[1], [2]], "int64"),
+    ],
+)
+def test_a_caption_column_that_is_no_text_is_refused_naming_its_type(
+    tmp_path, settings, column, kind
+):
+    pq.write_table(pa.table({"image": [b"a", b"b"], "caption": column}), tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=rf"a\.parquet: the caption column 'caption' holds .*{kind}"
+    ):
+        open_source(f"parquet:{tmp_path}", "train", settings())
+
+
+def test_a_field_of_objects_is_read_by_its_name(tmp_path, settings):
+    table = pa.table({"image": [b"a", b"b"], "sentences": SENTENCES})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(f"parquet:{tmp_path}", "train", settings(caption_column="sentences.raw"))
+    assert [sample.captions for sample in source] == [("one", "two"), ("three",)]
+    with pytest.raises(ValueError, match=r"'sentences\.text' is not there"):
+        open_source(f"parquet:{tmp_path}", "train", settings(caption_column="sentences.text"))
+
+
+def test_columns_that_differ_are_refused_naming_the_file(tmp_path, settings):
+    pq.write_table(pa.table({"image": [b"a"], "caption": ["one"]}), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"image": [b"b"], "text": ["two"]}), tmp_path / "1.parquet")
+    with pytest.raises(
+        ValueError, match=r"1\.parquet has no column 'caption', which .*image, text"
+    ):
+        open_source(f"parquet:{tmp_path}", "train", settings())
+    pq.write_table(pa.table({"image": ["b.jpg"], "caption": ["two"]}), tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet: the column 'image' holds string"):
+        open_source(f"parquet:{tmp_path}", "train", settings())
+    more = pa.table({"caption": pa.array(["two"], pa.large_string()), "image": [b"b"], "x": [1]})
+    pq.write_table(more, tmp_path / "1.parquet")
+    assert len(open_source(f"parquet:{tmp_path}", "train", settings())) == 2
+
+
+@pytest.mark.parametrize("kind", ["path", "bytes", "struct"])
+def test_rows_of_an_image_are_one_sample_also_across_files(tmp_path, settings, encode, kind):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(encode((number, 2, 3)))
+    for file in range(2):
+        files = [f"{number}.png" for number in (2, 0, 1)]
+        data = [(tmp_path / name).read_bytes() for name in files]
+        images = {
+            "path": files,
+            "bytes": data,
+            "struct": [{"bytes": one, "path": None} for one in data],
+        }
+        texts = [f"{name} view {file}" for name in files]
+        table = pa.table({"image": images[kind], "caption": texts})
+        pq.write_table(table, tmp_path / f"{file}.parquet", row_group_size=2)
+    source = open_source(f"parquet:{tmp_path}", "test", settings())
+    expected = [(f"{n}.png view 0", f"{n}.png view 1") for n in (2, 0, 1)]
+    assert [sample.captions for sample in source] == expected
+    assert source[0].image == encode((2, 2, 3)) and "6 rows are 3 images" in source.notes[0]
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+    apart = open_source(f"parquet:{tmp_path}", "test", settings(group_rows=False))
+    assert len(apart) == 6 and apart.fingerprint != source.fingerprint
+
+
+def test_a_worker_opens_no_file_again(folder, settings, monkeypatch):
+    data = pickle.dumps(open_source(f"parquet:{folder}", "train", settings()))
+    monkeypatch.setattr(parquet, "_open", None)
+    assert len(pickle.loads(data)) == 20
+
+
+def test_training_and_test_files_of_a_folder_are_told_apart(folder, settings):
+    for name in ("train-00000-of-00001", "test-00000-of-00001"):
+        (folder / f"{'0' if name < 'train' else '1'}.parquet").rename(folder / f"{name}.parquet")
+    source = open_source(f"parquet:{folder}", "train", settings())
+    assert len(source) == 10 and "of other splits: 1 test" in source.notes[0]
+    assert open_eval_source(settings(source=(f"parquet:{folder}",)))[0].key.startswith("test-")

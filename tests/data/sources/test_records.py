@@ -64,7 +64,7 @@ def test_examples_of_others_are_read_by_their_column_names(tmp_path, settings, e
     example.features.feature["width"].int64_list.value.append(640)
     path = write(tmp_path / "x.array_record", [example.SerializeToString()])
     assert open_source(f"records:{path}", "train", settings())[0].captions == ("três",)
-    with pytest.raises(ValueError, match="'width' holds numbers"):
+    with pytest.raises(ValueError, match="'width' holds int, not text"):
         open_source(f"records:{path}", "train", settings(caption_column="width"))
     with pytest.raises(ValueError, match=r"no column 'title'.*jpg, txt, width"):
         open_source(f"records:{path}", "train", settings(caption_column="title"))
@@ -178,3 +178,24 @@ class GoogleLike(fsspec.get_filesystem_class("memory")):
 
     def unstrip_protocol(self, name):
         return f"gs:/{name}"
+
+
+@pytest.mark.parametrize(
+    "record", [pickle.dumps({"image": b"x"}), b'{"image": "x", "caption": "y"}', bytes(48), b""]
+)
+def test_records_that_are_no_examples_are_refused_in_a_line_that_says_so(
+    tmp_path, settings, record
+):
+    write(tmp_path / "a.array_record", [record])
+    with pytest.raises(ValueError, match=r"a\.array_record: its records are no tf\.train\.Example"):
+        open_source(f"records:{tmp_path}/a.array_record", "train", settings())
+
+
+def test_a_caption_that_is_not_utf8_is_counted(tmp_path, settings, encode):
+    example = tf_example_pb2.Example()
+    example.features.feature["image"].bytes_list.value.append(encode((1, 2, 3)))
+    example.features.feature["caption"].bytes_list.value.append("três".encode("latin-1"))
+    write(tmp_path / "a.array_record", [example.SerializeToString()])
+    source = open_source(f"records:{tmp_path}/a.array_record", "train", settings())
+    with pytest.raises(BadSample, match="caption-not-utf8"):
+        source[0]

@@ -91,14 +91,14 @@ def test_the_member_whose_whole_extension_is_an_images_comes_first(read, encode)
 
 
 def test_an_extension_that_is_asked_for_need_not_be_known(read, encode):
-    files = {"1.gif": encode((1, 2, 3), kind="GIF"), "1.txt": b"a"}
+    files = {"1.pic": encode((1, 2, 3), kind="GIF"), "1.txt": b"a"}
     with pytest.raises(ValueError, match="have no images in them"):
         read(files)
-    assert read(files, image_column="gif")[0].image == files["1.gif"]
+    assert read(files, image_column="pic")[0].image == files["1.pic"]
     with pytest.raises(
         ValueError, match=r"no image was found in any of 1 samples.*data\.image_column"
     ):
-        read(files, image_column="tiff")
+        read(files, image_column="tga")
 
 
 IMAGENET = {"1.jpg": "P", "1.cls": b"1", "2.jpg": "P", "2.cls": b"0\n", "3.jpg": "P", "3.cls": b"9"}
@@ -228,7 +228,7 @@ def test_a_numeric_caption_field_is_refused_at_start(read):
     for number in range(5):
         files[f"{number}.jpg"] = "P"
         files[f"{number}.json"] = json.dumps({"width": 100 + number}).encode()
-    with pytest.raises(ValueError, match=r"s\.tar: the caption column 'width' holds numbers"):
+    with pytest.raises(ValueError, match=r"s\.tar: the caption column 'width' holds int, not text"):
         read(files, caption_column="width")
 
 
@@ -255,6 +255,6 @@ def test_indexing_anew_mends_a_stale_index_and_says_what_is_wrong(
     path.write_bytes(path.read_bytes() + b"x" * 512)
     report = str(tar.index(pattern, settings()))
     assert "22 samples in 3 shards" in report
-    assert f"damaged at byte {path.stat().st_size}: {path}" in report
+    assert f"damaged at byte {path.stat().st_size - 512}: {path}" in report
     assert f"1 samples without captions: {path}" in report
     assert len(open_source(f"tar:{pattern}", "train", settings())) == 22

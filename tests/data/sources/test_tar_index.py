@@ -10,12 +10,13 @@ import pytest
 
 from clip_jax import storage
 from clip_jax.data.sources import tar_index
+from clip_jax.data.sources.patterns import expand
 from clip_jax.data.sources.tar_index import build_index, open_index, places
 
 
 @pytest.fixture
 def paths(shards):
-    return storage.expand(str(shards / "{00000..00002}.tar"))
+    return expand(str(shards / "{00000..00002}.tar"))
 
 
 def test_it_costs_four_bytes_a_sample(paths, tmp_path):
@@ -88,7 +89,7 @@ def test_building_again_reads_only_what_has_changed(
 def test_the_fingerprint_stays_when_shards_are_moved(paths, tmp_path, shards):
     before = open_index(paths, tmp_path / "cache").fingerprint
     shards.rename(tmp_path / "elsewhere")
-    moved = storage.expand(str(tmp_path / "elsewhere" / "*.tar"))
+    moved = expand(str(tmp_path / "elsewhere" / "*.tar"))
     assert open_index(moved, tmp_path / "cache").fingerprint == before
 
 

@@ -27,7 +27,7 @@ def variables():
 
 def embed(variables, *rows, **changes) -> np.ndarray:
     tokens_BL = jnp.asarray(rows, jnp.int32)
-    return np.asarray(jax.jit(tower(**changes).apply)(variables, tokens_BL))
+    return np.asarray(jax.jit(tower(**changes).apply)(variables, tokens_BL)[0])
 
 
 def test_a_text_is_read_at_its_end_token_and_not_beyond(variables):

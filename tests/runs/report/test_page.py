@@ -12,8 +12,8 @@ import pytest
 from clip_jax.config import TrainConfig
 from clip_jax.evaluation.annotations import read_annotations
 from clip_jax.evaluation.examples import choose_examples
-from clip_jax.evaluation.results import ClassResult, Evaluation, save_evaluation, save_snapshot
-from clip_jax.runs.report.page import duration, number, percent, write_report
+from clip_jax.runs.report.page import LISTED, duration, number, percent, write_report
+from clip_jax.runs.results import ClassResult, Evaluation, save_evaluation, save_snapshot
 
 NASTY = '<script>alert("x")</script> & "quoted" \' ☃'
 VOID = {"meta", "link", "img", "br", "path", "use", "rect"}
@@ -113,6 +113,13 @@ def test_other_data_sets_have_their_figures_beside_the_first_ones(run, evaluatio
     text = read(write_report(run)).text
     assert "zero-shot accuracy on coco 12.3 %" in text
     assert "captions that find their image first, of coco 45.6 % guessing: 1.0 %" in text
+
+
+def test_what_has_no_part_of_its_own_is_among_the_facts(run, evaluation):
+    metrics = evaluation.metrics | {"eval/modality_gap": 1.2345, "eval/loss": 2.0}
+    save_evaluation(run, 100, dataclasses.replace(evaluation, metrics=metrics))
+    text = read(write_report(run)).text
+    assert "modality gap 1.23" in text and "zero shot" not in text
 
 
 def test_a_whole_run_has_all_parts(run):
@@ -221,7 +228,7 @@ def test_of_very_many_classes_the_best_and_the_worst_are_listed(tmp_path):
     save_evaluation(tmp_path, 1, Evaluation(metrics=metrics, classes=classes))
     page = read(write_report(tmp_path))
     assert "class 999" in page.text and "class 0" in page.text and "class 500" not in page.text
-    assert page.tags.count("li") == 2 * page.LISTED
+    assert page.tags.count("li") == 2 * LISTED
 
 
 def test_the_same_run_gives_the_same_page(run):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from clip_jax.evaluation.results import (
+from clip_jax.runs.results import (
     ClassResult,
     Evaluation,
     load_evaluation,

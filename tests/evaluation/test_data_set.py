@@ -1,4 +1,4 @@
-"""A whole evaluation of a tiny model."""
+"""A whole evaluation of a tiny model on one data set."""
 
 import dataclasses
 
@@ -8,14 +8,20 @@ import numpy as np
 import pytest
 
 from clip_jax import losses
-from clip_jax.config import DataConfig, EvaluationConfig
-from clip_jax.data.bad_samples import BadSamples
+from clip_jax.config import CheckpointConfig, DataConfig, EvaluationConfig, LossConfig, TrainConfig
 from clip_jax.data.images.transforms import eval_image
-from clip_jax.evaluation.evaluate import Evaluator, evaluate
+from clip_jax.evaluation.suite import Evaluators, best_direction
 from clip_jax.models.clip import create_model
-from clip_jax.runs import retention
 
 DATA = DataConfig(threads=1)
+
+
+def evaluator(model, mesh, source, tokenizer, *, cfg, data=DATA, loss=LossConfig()):  # noqa: B008
+    return Evaluators(source, {}, model, mesh, tokenizer, cfg=cfg, data=data, loss=loss)
+
+
+def evaluate(model, variables, mesh, source, tokenizer, *, should_stop=None, **settings):
+    return evaluator(model, mesh, source, tokenizer, **settings)(variables, should_stop=should_stop)
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def test_an_evaluation_measures_loss_classification_and_retrieval(parts):
     assert all(isinstance(value, float) for value in metrics.values())
     for name in metrics:  # a run may keep its best checkpoint by each of these
         if not name.endswith(("samples", "chance")):
-            retention.check_name(name)
+            best_direction(TrainConfig(checkpoint=CheckpointConfig(keep_best_by=name)))
 
 
 def encoded(apply, model, variables, source, tokenizer):
@@ -75,7 +81,7 @@ def test_the_loss_is_of_batches_as_large_as_in_training(parts):
     assert values[0] < values[1] < values[2]
 
 
-def test_a_model_with_a_bias_is_measured_by_the_sigmoid_loss(
+def test_a_model_is_measured_by_the_loss_that_it_was_trained_with(
     apply, mesh, memory_source, tokenizer, variables
 ):
     source = memory_source(24)
@@ -83,7 +89,8 @@ def test_a_model_with_a_bias_is_measured_by_the_sigmoid_loss(
     model = create_model(config)
     biased = {"params": variables["params"] | {"logit_bias": jnp.array(-10.0)}}
     cfg = EvaluationConfig(batch_size=64)
-    evaluation = evaluate(model, biased, mesh, source, tokenizer, cfg=cfg, data=DATA)
+    loss = LossConfig(kind="sigmoid")
+    evaluation = evaluate(model, biased, mesh, source, tokenizer, cfg=cfg, data=DATA, loss=loss)
     scale = jnp.exp(variables["params"]["logit_scale"])
     z_image_NE, z_text_NE = encoded(apply, model, biased, source, tokenizer)
     expected = losses.replicated_sigmoid_loss(z_image_NE, z_text_NE, scale, jnp.array(-10.0))
@@ -93,19 +100,17 @@ def test_a_model_with_a_bias_is_measured_by_the_sigmoid_loss(
 def test_a_second_evaluation_reads_no_captions_again_and_sees_the_new_parameters(
     model, variables, mesh, source, tokenizer
 ):
-    evaluator = Evaluator(
-        model, mesh, source, tokenizer, cfg=EvaluationConfig(batch_size=8), data=DATA
-    )
-    first = evaluator(variables)
+    measure = evaluator(model, mesh, source, tokenizer, cfg=EvaluationConfig(batch_size=8))
+    first = measure(variables)
     reads = source.reads
     changed = jax.tree.map(
         lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), variables
     )
-    second = evaluator(changed)
+    second = measure(changed)
     pictures = len(second.examples.pictures)
     assert source.reads - reads == len(source) + pictures
     assert first.metrics["eval/loss"] != second.metrics["eval/loss"]
-    assert evaluator(variables) == first
+    assert measure(variables) == first
 
 
 @pytest.mark.parametrize("after", [0, 2, 4, 6, 8])
@@ -117,9 +122,9 @@ def test_an_evaluation_ends_with_nothing_when_asked_to_stop(parts, after):
 
 
 def test_parts_can_be_left_out(parts):
-    cfg = EvaluationConfig(batch_size=8, zero_shot=False, retrieval=False)
+    cfg = EvaluationConfig(batch_size=8, metrics=())
     assert evaluate(*parts, cfg=cfg, data=DATA).metrics == {"eval/samples": 21.0}
-    evaluation = evaluate(*parts, cfg=dataclasses.replace(cfg, zero_shot=True), data=DATA)
+    evaluation = evaluate(*parts, cfg=dataclasses.replace(cfg, metrics=("zero_shot",)), data=DATA)
     assert evaluation.examples is None and "eval/zero_shot_top1" in evaluation.metrics
 
 
@@ -129,16 +134,12 @@ def test_a_source_without_classes_is_not_classified(parts):
     assert not any(name.startswith("eval/zero_shot") for name in metrics)
 
 
-def test_samples_that_cannot_be_read_are_left_out_and_counted(
-    model, variables, mesh, memory_source, tokenizer
-):
-    ledger = BadSamples()
+def test_samples_that_cannot_be_read_are_left_out(model, variables, mesh, memory_source, tokenizer):
     source = memory_source(21, bad=(4, 20))
     data = dataclasses.replace(DATA, max_bad_share=0.5)
     cfg = EvaluationConfig(batch_size=8)
-    evaluator = Evaluator(model, mesh, source, tokenizer, cfg=cfg, data=data, ledger=ledger)
-    assert evaluator(variables).metrics["eval/samples"] == 19
-    assert ledger.bad == 2
+    evaluation = evaluate(model, variables, mesh, source, tokenizer, cfg=cfg, data=data)
+    assert evaluation.metrics["eval/samples"] == 19
 
 
 def test_max_samples_takes_that_many(parts):
@@ -191,10 +192,14 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_read(
 ):
     def make(**changes):
         cfg = EvaluationConfig(**{"batch_size": 8} | changes)
-        return Evaluator(model, mesh, source, tokenizer, cfg=cfg, data=DATA)
+        return evaluator(model, mesh, source, tokenizer, cfg=cfg)
 
-    with pytest.raises(ValueError, match=r"evaluation\.batch_size=0 does not divide"):
-        make(batch_size=0)
+    with pytest.raises(ValueError, match=r"evaluation\.batch_size=12 does not divide"):
+        make(batch_size=12)
+    with pytest.raises(ValueError, match=r"evaluation\.metrics='los'.* the nearest is 'loss'"):
+        make(metrics=("los",))
+    with pytest.raises(ValueError, match=r"evaluation\.metrics='math:tau' is float"):
+        make(metrics=("math:tau",))
     with pytest.raises(FileNotFoundError, match=r"evaluation\.classes="):
         make(classes=str(tmp_path / "none.txt"))
     with pytest.raises(FileNotFoundError, match=r"evaluation\.templates="):

@@ -1,4 +1,4 @@
-"""What a run leaves in its directory for its report: snapshots of similarities, and evaluations."""
+"""What evaluations find, and the files of a run that keep it for the report."""
 
 import dataclasses
 import io
@@ -11,11 +11,80 @@ import zipfile
 import numpy as np
 from etils import epath
 
-from clip_jax.evaluation.examples import Examples
 from clip_jax.storage import atomic_write
 
 SNAPSHOTS = "snapshots"
 EVALUATION = "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundImage:
+    image: int  # index in the source
+    score: float  # cosine
+    right: bool  # the image has the query as one of its captions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FoundCaption:
+    caption: str
+    score: float
+    right: bool  # it is one of the image's captions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CaptionQuery:
+    caption: str
+    image: int  # index in the source of the image it belongs to
+    group: str | None
+    found: tuple[FoundImage, ...]  # the best first
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageQuery:
+    image: int  # index in the source
+    group: str | None
+    found: tuple[FoundCaption, ...]  # distinct captions, the best first
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CloseUp:
+    """Some pairs and the cosine of each image with each caption."""
+
+    images: tuple[int, ...]  # indices in the source
+    captions: tuple[str, ...]
+    cosines: tuple[tuple[float, ...], ...]  # a row for each caption, a column for each image
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Examples:
+    """Retrievals and their pictures. They are drawn at random, the same ones each time."""
+
+    caption_queries: tuple[CaptionQuery, ...]
+    image_queries: tuple[ImageQuery, ...]
+    close_up: CloseUp
+    pictures: dict[int, str]  # data URI of each image that is named, by its index
+
+    @classmethod
+    def from_json(cls, data: dict) -> "Examples":
+        """What `dataclasses.asdict` and JSON have made of examples, as examples again."""
+
+        def queries(kind, found, entries):
+            return tuple(
+                kind(**entry | {"found": tuple(found(**answer) for answer in entry["found"])})
+                for entry in entries
+            )
+
+        close_up = data["close_up"]
+        return cls(
+            caption_queries=queries(CaptionQuery, FoundImage, data["caption_queries"]),
+            image_queries=queries(ImageQuery, FoundCaption, data["image_queries"]),
+            close_up=CloseUp(
+                images=tuple(close_up["images"]),
+                captions=tuple(close_up["captions"]),
+                cosines=tuple(tuple(row) for row in close_up["cosines"]),
+            ),
+            pictures={int(index): uri for index, uri in data["pictures"].items()},
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,70 @@
+"""What the machine may lack, as one line: a backend, device memory, switches that JAX must not have."""
+
+import logging
+import os
+import re
+
+import jax
+
+# JAX counts a damaged entry of its cache as absent, and then keeps it; only here is it found.
+from jax._src import compilation_cache
+
+log = logging.getLogger(__name__)
+
+
+def check_switches():
+    """Refuse switches of JAX under which a train step does not compile."""
+    for name, works in (("jax_enable_x64", False), ("jax_numpy_dtype_promotion", "standard")):
+        if (value := getattr(jax.config, name)) != works:
+            raise ValueError(
+                f"{name.upper()}={value} is set in the environment; training computes in float32 "
+                f"and bfloat16 and needs {name.upper()}={works}: unset it"
+            )
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error that the environment causes; None for any other."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    where = trace.tb_frame.f_code.co_filename if trace is not None else ""
+    if where.endswith("xla_bridge.py") and isinstance(error, RuntimeError | AssertionError):
+        asked = jax.config.jax_platforms
+        reason = str(error).splitlines()[0] if str(error) else "JAX has no plugin for it here"
+        return (
+            f"JAX cannot use JAX_PLATFORMS={asked}: {reason}. Unset JAX_PLATFORMS to use what is "
+            "there, or install JAX for that hardware"
+        )
+    if is_out_of_memory(error):
+        return f"{out_of_memory(error)}. Lower --evaluation.batch-size or --mesh.data"
+    if isinstance(error, RuntimeError) and "home directory" in str(error):
+        return f"{error} Set HOME, or name paths without ~"
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def out_of_memory(error: BaseException) -> str:
+    """What did not fit, in a few words."""
+    size = re.search(r"allocat\w* ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", str(error))
+    return "Out of device memory" + (f" at {size[1]}" if size else "")
+
+
+def replace_damaged_programs():
+    """Remove an entry of JAX's compilation cache that cannot be read, so that it is written again."""
+    read = compilation_cache.get_executable_and_time
+
+    def read_or_remove(cache_key: str, *args, **kwargs):
+        try:
+            return read(cache_key, *args, **kwargs)
+        except Exception:
+            path = os.path.join(jax.config.jax_compilation_cache_dir or "", f"{cache_key}-cache")
+            if os.path.isfile(path):
+                os.unlink(path)
+                log.warning("%s was damaged: the program is compiled again", path)
+            raise
+
+    if read.__name__ != read_or_remove.__name__:
+        compilation_cache.get_executable_and_time = read_or_remove

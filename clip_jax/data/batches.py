@@ -1,0 +1,109 @@
+"""The loader: batches of a dataset in order, read ahead by threads, with the account of bad samples.
+
+The step number is the whole state. Order is not left to a library: Grain's iterator state, restored
+with another number of workers, gives other data without an error.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+
+from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.dataset import EvalDataset, TrainDataset, fill
+
+MOST_ROWS = 16  # of a batch that a thread takes at once
+AHEAD = 2  # batches that are read before they are asked for
+
+
+class Batches:
+    """An iterator of batches that holds threads or processes: close it, or use `with`.
+
+    A subclass says how: `_read` is called for one step after another, `_stop` once at the end.
+    `check` is called with the account of bad samples after every batch.
+    """
+
+    def __init__(self, step: int, ledger: BadSamples, check: Callable[[BadSamples], None]):
+        self.step = step  # number of the batch that comes next
+        self.ledger = ledger
+        self._check = check
+        self._closed = False
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
+        """The arrays and the bad samples of a batch; StopIteration after the last one."""
+        raise NotImplementedError
+
+    def _stop(self):
+        """Stop threads or processes, which may not have been started."""
+
+    def __iter__(self) -> Iterator[dict]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._closed:
+            raise ValueError("these batches are closed")
+        arrays, bad = self._read(self.step)
+        self.step += 1
+        self.ledger.record(len(arrays["image"]), bad)
+        self._check(self.ledger)
+        return arrays
+
+    def close(self):
+        """Stop the threads or processes."""
+        if not self._closed:
+            self._closed = True
+            self._stop()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+class ThreadBatches(Batches):
+    """Batches `step`, `step` + 1, ... below `end`, whose rows threads write into their arrays."""
+
+    def __init__(
+        self,
+        dataset: TrainDataset | EvalDataset,
+        step: int,
+        end: int,
+        *,
+        threads: int,
+        ledger: BadSamples,
+        check: Callable[[BadSamples], None],
+    ):
+        super().__init__(step, ledger, check)
+        self._dataset, self._end, self._threads = dataset, end, threads
+        # Handing over a row costs as much as a tenth of a picture's decoding: several at once.
+        self._rows = max(1, min(MOST_ROWS, dataset.rows // threads))
+        self._next, self._pool = step, None
+        self._asked: deque[tuple[dict[str, np.ndarray], list[Future]]] = deque()
+
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="data")
+        while self._next < min(step + 1 + AHEAD, self._end):
+            self._ask(self._next)
+            self._next += 1
+        if not self._asked:
+            raise StopIteration
+        arrays, parts = self._asked.popleft()
+        return arrays, [error for part in parts for error in part.result()]
+
+    def _ask(self, step: int):
+        rows = self._dataset.rows
+        spec = self._dataset.spec
+        arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
+        parts = [
+            self._pool.submit(fill, arrays, self._dataset, step, range(rows)[first : first + self._rows])
+            for first in range(0, rows, self._rows)
+        ]  # fmt: skip
+        self._asked.append((arrays, parts))
+
+    def _stop(self):
+        self._asked.clear()
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)

@@ -1,0 +1,100 @@
+"""Files of captions with a layout of their own, as rows: COCO's and Karpathy's JSON, Flickr30k's .token."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+
+SPLITS = {"train": ("train", "restval"), "test": ("test", "val")}
+
+
+def rows_of_json(data: bytes, path: str, split: str) -> tuple[list[dict], str | None]:
+    """Rows of image and captions, and what was left out, if anything.
+
+    Raises:
+      ValueError: it is none of the layouts that are known.
+    """
+    try:
+        content = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
+        return content, None
+    images = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(images, list) or not images or not isinstance(images[0], dict):
+        raise ValueError(
+            f"{path} is none of the JSON layouts that are read: COCO's captions (images, annotations), "
+            "Karpathy's (images with sentences), or a list of objects"
+        )
+    if "sentences" in images[0]:
+        return _karpathy(images, split)
+    return _coco(images, content.get("annotations") or [], path)
+
+
+def _coco(images: list[dict], annotations: list[dict], path: str) -> tuple[list[dict], str | None]:
+    captions: dict = {}
+    for annotation in annotations:
+        if "caption" in annotation:
+            captions.setdefault(annotation.get("image_id"), []).append(annotation["caption"])
+    if not captions:
+        found = ", ".join(sorted(annotations[0])) if annotations else "nothing"
+        raise ValueError(
+            f"{path} holds no captions (its annotations hold {found}); COCO's captions are in "
+            "captions_train2017.json and the like"
+        )
+    rows = [
+        {"image": image.get("file_name"), "caption": captions[image["id"]]}
+        for image in images
+        if image.get("id") in captions
+    ]
+    unknown = len(captions.keys() - {image.get("id") for image in images})
+    without = len(images) - len(rows)
+    said = [f"{without} images have no caption"] * bool(without)
+    said += [f"the captions of {unknown} images have no image"] * bool(unknown)
+    return rows, "; ".join(said) or None
+
+
+def _karpathy(images: list[dict], split: str) -> tuple[list[dict], str | None]:
+    """Images with the split that each belongs to."""
+    counts = Counter(image.get("split") for image in images)
+    wanted = test_split(counts) if split == "test" else SPLITS["train"]
+    if None in counts or not wanted:
+        wanted = tuple(counts)
+    rows = [
+        {
+            "image": "/".join(filter(None, (image.get("filepath"), image.get("filename")))),
+            "caption": [sentence.get("raw") for sentence in image["sentences"]],
+        }
+        for image in images
+        if image.get("split") in wanted
+    ]
+    others = ", ".join(f"{count} {name}" for name, count in counts.items() if name not in wanted)
+    return rows, f"images of other splits are left out: {others}" if others else None
+
+
+def test_split(splits: Counter) -> tuple[str, ...]:
+    """The split that is evaluated on, of those that there are."""
+    return next(((name,) for name in SPLITS["test"] if splits.get(name)), ())
+
+
+def splits_of_json(data: bytes) -> Counter:
+    """How many images of each split a file of Karpathy's layout has; empty for others."""
+    try:
+        images = json.loads(data)["images"]
+        return Counter(image["split"] for image in images)
+    except (ValueError, TypeError, KeyError):
+        return Counter()
+
+
+def rows_of_token(data: bytes, path: str) -> Iterator[dict]:
+    """The rows of Flickr30k's results_20130124.token: NAME#NUMBER<TAB>CAPTION in each line."""
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            name, tab, caption = line.decode().partition("\t")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} line {number} is not text in UTF-8: {error}") from error
+        image, mark, _ = name.rpartition("#")
+        if not tab or not mark:
+            raise ValueError(f"{path} line {number} is not NAME#NUMBER<TAB>CAPTION: {line[:60]!r}")
+        yield {"image": image, "caption": caption}

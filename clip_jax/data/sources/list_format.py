@@ -1,0 +1,213 @@
+"""How a list of images is written: separator, quotes, encoding, header, and one row after another."""
+
+import codecs
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from clip_jax.config import DataConfig
+from clip_jax.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, NUMBERED
+
+SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
+DELIMITED = {".csv": ",", ".tsv": "\t", ".txt": ","}  # what is tried first
+LINES = (".jsonl", ".ndjson")
+MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@dataclass(frozen=True)
+class ListFormat:
+    """A list in UTF-8 whose rows are lines of JSON, or fields between separators."""
+
+    path: str  # as a person named it, for messages
+    names: tuple[str, ...]  # of the columns
+    separator: str | None  # None: JSON
+    quoted: bool  # a field may be in quotes, and then hold separators, quotes and line ends
+    header_lines: int  # before the first row
+
+    def row(self, lines: Iterable[bytes], number: int) -> tuple[dict, int]:
+        """The row that begins with the first of `lines`, and how many lines it takes.
+
+        `number` is that line's, for messages.
+
+        Raises:
+          ValueError: it is not as the format has it; the message names the line.
+          EndsInQuotes: the lines end before its quotes do.
+        """
+        if self.separator is None:
+            return self._json(next(iter(lines)), number), 1
+        fields, count = self.fields(lines, number)
+        if len(fields) > len(self.names):
+            if any(field.strip() for field in fields[len(self.names) :]):
+                raise ValueError(
+                    f"{self.path} line {number} has {len(fields)} fields and the header "
+                    f"{len(self.names)}: put fields that hold the separator {self.separator!r} in "
+                    f"quotes, or set data.separator; the line is {_short(''.join(fields))!r}"
+                )
+            fields = fields[: len(self.names)]
+        return {name: field.strip() for name, field in zip(self.names, fields)}, count
+
+    def fields(self, lines: Iterable[bytes], number: int) -> tuple[list[str], int]:
+        """The fields of a row of a delimited list, and how many lines it takes."""
+        texts = (self._text(line, number + offset) for offset, line in enumerate(lines))
+        if not self.quoted:
+            return next(texts).rstrip("\r\n").split(self.separator), 1
+        reader = csv.reader(texts, **self._dialect)
+        try:
+            return next(reader), reader.line_num
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise EndsInQuotes(self._quote_message(number)) from error
+            raise ValueError(f"{self._quote_message(number)} ({error})") from error
+
+    def many(self, lines: Iterable[bytes]) -> list[list[str]]:
+        """The fields of many lines that are a row each; ValueError where they are not."""
+        texts = (line.decode() for line in lines)
+        try:
+            return list(csv.reader(texts, **self._dialect))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+
+    @property
+    def _dialect(self) -> dict:
+        csv.field_size_limit(1 << 27)  # the default of 128 kB is refused with a riddle
+        spaces = self.separator != " "
+        return {"delimiter": self.separator, "strict": True, "skipinitialspace": spaces}
+
+    def _quote_message(self, number: int) -> str:
+        return (
+            f"{self.path} line {number}: a quote opens that is not closed where its field ends. "
+            'Double the quotes inside of fields, or set data.quoting="none" where they mean nothing'
+        )
+
+    def _text(self, line: bytes, number: int) -> str:
+        try:
+            return line.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path} line {number} is not text in UTF-8 (byte {error.object[error.start]:#04x}"
+                f" at its place {error.start + 1}): save it as UTF-8, or set data.encoding, such as "
+                "latin-1"
+            ) from error
+
+    def _json(self, line: bytes, number: int) -> dict:
+        try:
+            row = json.loads(self._text(line, number))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.path} line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{self.path} line {number} is not a JSON object: {_short(line.decode())}"
+            )
+        return row
+
+    def refuse_swallowed_rows(self, row: dict, number: int, count: int, image: str):
+        """Refuse a row of several lines of which one looks like a row of its own.
+
+        A quote that opens by mistake and meets another one some rows later hides those between.
+        """
+        place = self.names.index(image)
+        for text in row.values():
+            for line in text.split("\n")[1:]:
+                fields = line.split(self.separator)
+                path = fields[place].strip() if len(fields) == len(self.names) else ""
+                if os.path.splitext(path)[1][1:].isalnum() and " " not in path:
+                    raise ValueError(
+                        f"{self._quote_message(number)}; it would hide {count - 1} lines, such as "
+                        f"{_short(line)!r}"
+                    )
+
+
+class EndsInQuotes(ValueError):
+    """A row whose quotes are still open after the last line that was given."""
+
+
+def read_format(path: str, shown: str, cfg: DataConfig) -> ListFormat:
+    """How the UTF-8 list in the file `path`, which a person calls `shown`, is written.
+
+    Raises:
+      ValueError: it is empty, or has no header.
+    """
+    json_lines = _suffix(path) in LINES
+    with open(path, "rb") as file:
+        start = file.read(3)
+        file.seek(3 if start == codecs.BOM_UTF8 else 0)
+        if not json_lines and b"\r" in (head := file.read(1 << 16)) and b"\n" not in head:
+            raise ValueError(f"{shown} ends its lines with a carriage return alone; save it again")
+        file.seek(3 if start == codecs.BOM_UTF8 else 0)
+        if not start:
+            raise ValueError(f"{shown} is empty; it must hold an image and a caption in each row")
+        skipped = 0
+        for first in file:
+            if first.strip():
+                break
+            skipped += 1
+        else:
+            raise ValueError(f"{shown} is empty; it must hold an image and a caption in each row")
+    if json_lines:
+        unnamed = ListFormat(shown, (), None, False, skipped)
+        row, _ = unnamed.row([first], skipped + 1)
+        return ListFormat(shown, tuple(row), None, False, skipped)
+    separator = _separator(cfg.separator, first, path, cfg)
+    format = ListFormat(shown, (), separator, cfg.quoting == "csv", skipped + 1)
+    fields, _ = format.fields([first], skipped + 1)
+    names = tuple(name.strip() for name in fields)
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{shown} has several columns called {twice[0]!r}; rename all but one")
+    return ListFormat(shown, names, separator, cfg.quoting == "csv", skipped + 1)
+
+
+def _separator(given: str | None, header: bytes, path: str, cfg: DataConfig) -> str:
+    """What `data.separator` says, or what gives the most columns with names that are known."""
+    if given is not None:
+        found = SEPARATORS.get(given, given.replace("\\t", "\t"))
+        if len(found) != 1:
+            raise ValueError(
+                f"data.separator={given!r} is not one character, nor one of {', '.join(SEPARATORS)}"
+            )
+        return found
+    text = header.decode("utf-8", "replace").rstrip("\r\n")
+    first = DELIMITED[_suffix(path)]
+    wanted = {cfg.image_column, cfg.caption_column, cfg.label_column, *IMAGE_NAMES, *CAPTION_NAMES}
+
+    def score(separator: str) -> tuple[int, bool, bool]:
+        fields = next(csv.reader([text], delimiter=separator, skipinitialspace=True))
+        names = [field.strip() for field in fields]
+        known = sum(
+            n in wanted or n.lower() in wanted or bool(NUMBERED.fullmatch(n)) for n in names
+        )
+        return known, len(fields) > 1, separator == first
+
+    return max(SEPARATORS.values(), key=score)
+
+
+def encoded_otherwise(start: bytes, cfg: DataConfig) -> str | None:
+    """The encoding of a list that is not in UTF-8, as far as its first bytes or a setting say."""
+    return cfg.encoding or next((name for mark, name in MARKS.items() if start[:2] == mark), None)
+
+
+def as_utf8(data: bytes, encoding: str, path: str) -> bytes:
+    """A list in another encoding, as UTF-8."""
+    try:
+        return data.decode(encoding).removeprefix("\ufeff").encode()
+    except (UnicodeDecodeError, LookupError) as error:
+        raise ValueError(f"{path} cannot be read as {encoding}: {error}") from error
+
+
+def json_lines(rows: Iterable[dict]) -> bytes:
+    """Rows as a list of JSON lines."""
+    out = io.BytesIO()
+    for row in rows:
+        out.write(json.dumps(row).encode() + b"\n")
+    return out.getvalue()
+
+
+def _suffix(path: str) -> str:
+    return os.path.splitext(path)[1].lower()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,240 @@
+"""Looks through a list once: where its rows start, and a hash of each row's image."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import xxhash
+
+from clip_jax.data.sources.columns import CaptionColumns, NotText
+from clip_jax.data.sources.list_format import EndsInQuotes, ListFormat
+
+BLOCK = 1 << 24  # bytes that are looked through at once
+MOST_ROW = 1 << 20  # bytes of a row in quotes
+NEWLINE, SPACE, QUOTE = ord("\n"), ord(" "), ord('"')
+ODD, PLAIN, QUOTED = range(3)  # kinds of lines
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an index is made by: the columns, and whether rows of one image are put together."""
+
+    image: str
+    captions: CaptionColumns
+    label: str | None
+    group: bool
+
+
+@dataclass
+class Found:
+    """What was seen so far."""
+
+    starts: list[np.ndarray] = field(default_factory=list)  # byte of each row
+    hashes: list[np.ndarray] = field(default_factory=list)  # of its image, if it has a caption
+    labels: set[str] = field(default_factory=set)
+    rows: int = 0
+    short: int = 0  # rows with fewer fields than the header
+    first_short: int = 0  # line of the first of them
+
+
+def scan(path: str, format: ListFormat, wanted: Wanted) -> Found:
+    """Look through the whole list."""
+    found = Found()
+    with open(path, "rb") as file:
+        for _ in range(format.header_lines):
+            file.readline()
+        base, line, block = file.tell(), format.header_lines + 1, b""
+        if base == 0 and file.read(3) == b"\xef\xbb\xbf":
+            base = 3
+        file.seek(base)
+        while more := file.read(BLOCK):
+            block += more
+            is_last = len(more) < BLOCK  # its last line may end without a line end
+            whole = len(block) if is_last else block.rfind(b"\n") + 1
+            if not whole:
+                continue
+            part = _Block(block[:whole], base, line, format, wanted)
+            used, lines = part.into(found, is_last=is_last)
+            block, base, line = block[used:], base + used, line + lines
+        if block:
+            _Block(block, base, line, format, wanted).into(found, is_last=True)
+    return found
+
+
+class _Block:
+    """Whole lines of a list, the first being number `line` and at byte `base`.
+
+    Nearly all of them are rows without quotes, which numpy finds, or with quotes that close in the
+    line, which one parser takes all together. The others are parsed one by one, with care.
+    """
+
+    def __init__(self, data: bytes, base: int, line: int, format: ListFormat, wanted: Wanted):
+        self._data, self._base, self._line = data, base, line
+        self._format, self._wanted = format, wanted
+        byte_N = np.frombuffer(data, np.uint8)
+        ends = np.flatnonzero(byte_N == NEWLINE)
+        if len(data) and data[-1] != NEWLINE:
+            ends = np.append(ends, len(data))
+        self._end_L = ends
+        self._start_L = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)
+        self._kind_L = np.full(len(ends), ODD, np.int8)
+        self._quoted: dict[int, tuple[bytes, bytes]] = {}  # image and label by line
+        if format.separator is not None and len(format.names) > 1 and _is_text(data):
+            self._find_plain(byte_N)
+
+    def _find_plain(self, byte_N: np.ndarray):
+        """Lines that are rows as the header has them, with an image and a caption."""
+        self._separator_P = np.flatnonzero(byte_N == ord(self._format.separator))
+        self._separator_of_L = np.searchsorted(self._separator_P, self._start_L)
+        fields_L = np.searchsorted(self._separator_P, self._end_L) - self._separator_of_L + 1
+        plain_L = (fields_L == len(self._format.names)) & (self._end_L > self._start_L)
+        if self._format.quoted:
+            quote_P = np.flatnonzero(byte_N == QUOTE)
+            quotes_L = np.bincount(np.searchsorted(self._end_L, quote_P), minlength=len(plain_L))
+            plain_L &= quotes_L == 0
+            self._find_quoted(np.flatnonzero((quotes_L > 0) & (quotes_L % 2 == 0)))
+        for name in self._wanted.captions.names[:1]:
+            start_R, end_R = self._columns(name, np.flatnonzero(plain_L))
+            # Such a caption may be white space alone, which is for the parser to see.
+            blank_R = end_R - start_R < 4
+            blank_R |= (byte_N[start_R] <= SPACE) & (byte_N[end_R - 1] <= SPACE)
+            plain_L[np.flatnonzero(plain_L)[blank_R]] = False
+        self._kind_L[plain_L] = PLAIN
+
+    def _find_quoted(self, line_R: np.ndarray):
+        """Of lines whose quotes are even in number, those that are a row each; all of them or none."""
+        spans = zip(self._start_L[line_R].tolist(), self._end_L[line_R].tolist())
+        lines = [self._data[start : end + 1] for start, end in spans]
+        try:
+            rows = self._format.many(lines)
+        except ValueError:
+            return
+        names, wanted = self._format.names, self._wanted
+        if len(rows) != len(lines) or any(len(row) != len(names) for row in rows):
+            return
+        image = names.index(wanted.image)
+        label = None if wanted.label is None else names.index(wanted.label)
+        caption = names.index(wanted.captions.names[0]) if wanted.captions.names else image
+        for line, row in zip(line_R.tolist(), rows):
+            if row[caption].strip():
+                self._kind_L[line] = QUOTED
+                text = b"" if label is None else row[label].strip().encode()
+                self._quoted[line] = row[image].strip().encode(), text
+
+    def _columns(self, name: str, line_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First byte of a column of plain lines, and the one after it."""
+        number = self._format.names.index(name)
+        at_R = self._separator_of_L[line_R] + number
+        first = number == 0
+        start_R = self._start_L[line_R] if first else self._separator_P[at_R - 1] + 1
+        is_last = number + 1 == len(self._format.names)
+        return start_R, self._end_L[line_R] if is_last else self._separator_P[at_R]
+
+    def _texts(self, name: str, line_R: np.ndarray) -> list[bytes]:
+        if not len(line_R):
+            return []
+        data = self._data
+        pairs = zip(*(part.tolist() for part in self._columns(name, line_R)))
+        return [data[start:end].strip() for start, end in pairs]
+
+    def into(self, found: Found, *, is_last: bool) -> tuple[int, int]:
+        """Add the rows; how many bytes and lines of them were whole."""
+        odd, used, lines = self._odd_lines(found, is_last=is_last)
+        self._kind_L[lines:] = ODD
+        plain_R = np.flatnonzero(self._kind_L == PLAIN)
+        quoted = [n for n in self._quoted if self._kind_L[n] == QUOTED]
+        others = np.array([*quoted, *(number for number, _ in odd)], np.int64)
+        line_R = np.concatenate([plain_R, others])
+        order_R = np.argsort(line_R, kind="stable")
+        start_R = (self._start_L[line_R] + self._base).astype(np.uint64)
+        found.starts.append(start_R[order_R])
+        found.rows += len(line_R)
+        labels: list[bytes] = []
+        if self._wanted.label is not None:
+            labels = self._texts(self._wanted.label, plain_R) + [self._quoted[n][1] for n in quoted]
+            found.labels |= {text.decode() for text in set(labels)}
+        if self._wanted.group:
+            digest = xxhash.xxh3_64_intdigest
+            images = self._texts(self._wanted.image, plain_R) + [self._quoted[n][0] for n in quoted]
+            if labels:
+                images = [b"%b\n%b" % pair if pair[1] else pair[0] for pair in zip(images, labels)]
+            hashes = [digest(image) or 1 for image in images] + [one for _, one in odd]
+            found.hashes.append(np.array(hashes, np.uint64)[order_R])
+        return used, lines
+
+    def _odd_lines(self, found: Found, *, is_last: bool) -> tuple[list[tuple[int, int]], int, int]:
+        """Line and hash of rows that need the parser, and the bytes and lines that were whole."""
+        rows, after = [], 0  # the line after the row that was parsed last
+        for number in np.flatnonzero(self._kind_L == ODD).tolist():
+            if number < after:
+                continue  # inside of the row before
+            lines = self._lines(number)
+            if not next(lines).strip():
+                continue
+            try:
+                row, count = self._format.row(self._lines(number), self._line + number)
+            except EndsInQuotes:
+                start = int(self._start_L[number])
+                if is_last or len(self._data) - start > MOST_ROW:
+                    raise
+                return rows, start, number
+            after = number + count
+            self._kind_L[number:after] = ODD
+            rows.append((number, self._look_at(row, number, count, found)))
+        return rows, len(self._data), len(self._end_L)
+
+    def _lines(self, number: int) -> Iterator[bytes]:
+        for line in range(number, len(self._end_L)):
+            yield self._data[self._start_L[line] : self._end_L[line] + 1]
+
+    def _look_at(self, row: dict, number: int, count: int, found: Found) -> int:
+        """Check a parsed row; the hash of its image, or 0 where it is a sample by itself."""
+        wanted, line = self._wanted, self._line + number
+        if count > 1:
+            self._format.refuse_swallowed_rows(row, line, count, wanted.image)
+        if self._format.separator is not None and len(row) < len(self._format.names):
+            found.short += 1
+            found.first_short = found.first_short or line
+            return 0
+        label = ""
+        if wanted.label is not None:
+            label = label_text(row.get(wanted.label))
+            found.labels.add(label)
+        texts = captions_of(row, wanted.captions, where=f"{self._format.path} line {line}")
+        image = row.get(wanted.image)
+        captioned = any(texts) or not wanted.captions.names
+        return image_hash(image.strip(), label) if captioned and isinstance(image, str) else 0
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether it is UTF-8; of what is not, the parser says the line."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def label_text(value) -> str:
+    """What stands in the label column of a row."""
+    return "" if value is None else str(value).strip()
+
+
+def captions_of(row: dict, captions: CaptionColumns, *, where: str) -> list[list[str]]:
+    """The captions of a row by column. A number or a truth value is a missing caption.
+
+    Raises:
+      ValueError: it is an object, so that the column is the wrong one.
+    """
+    try:
+        return captions.texts(row)
+    except NotText as error:
+        if error.fields:
+            raise ValueError(error.message(",".join(captions.names), where=where)) from error
+        return [[] for _ in captions.names]
+
+
+def image_hash(image: str, label: str) -> int:
+    """What rows of one sample have in common. Never 0."""
+    text = f"{image}\n{label}" if label else image
+    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) or 1

@@ -1,0 +1,63 @@
+"""The files that a pattern names, on a disk or behind a URL."""
+
+import glob
+import os
+
+import bracex
+import fsspec
+
+from clip_jax import storage
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a pattern with {a,b}, {00..99}, * and ? names, in order.
+
+    Raises:
+      FileNotFoundError: nothing matches, or a file that is named without a wildcard is not there.
+    """
+    paths, missing = [], []
+    for part in _braces(pattern):
+        found = (
+            _expand_url(part) if storage.is_url(part) else _expand_path(os.path.expanduser(part))
+        )
+        paths += sorted(found)
+        if not found:
+            missing.append(part)
+    if not paths:
+        raise FileNotFoundError(f"{pattern!r} matches no file")
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the files that {pattern!r} names are not there; the first is "
+            f"{missing[0]}"
+        )
+    return paths
+
+
+def _braces(pattern: str) -> list[str]:
+    """A pattern for each choice in braces that are no part of a folder's name."""
+    folder, name = os.path.split(pattern)
+    if storage.is_url(pattern) or not os.path.isdir(os.path.expanduser(folder)):
+        return bracex.expand(pattern, limit=0)
+    whole = os.path.exists(os.path.expanduser(pattern))
+    return [
+        os.path.join(folder, part) for part in ([name] if whole else bracex.expand(name, limit=0))
+    ]
+
+
+def _expand_path(pattern: str) -> list[str]:
+    """The files that a pattern names; brackets that are part of a name are no pattern."""
+    if os.path.exists(pattern):
+        return [pattern]
+    folder, name = os.path.split(pattern)
+    if folder and os.path.isdir(folder):
+        return glob.glob(os.path.join(glob.escape(folder), name))
+    return glob.glob(pattern)
+
+
+def _expand_url(pattern: str) -> list[str]:
+    if not any(character in pattern for character in "*?["):
+        return [pattern]
+    filesystem, path = fsspec.core.url_to_fs(pattern)
+    if "[" in pattern and "*" not in pattern and "?" not in pattern and storage.is_file(pattern):
+        return [pattern]
+    return [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)]

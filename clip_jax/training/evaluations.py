@@ -1,0 +1,161 @@
+"""What is measured of a run in between: evaluations of saved steps, and snapshots for the report."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from clip_jax.data.loader import eval_batches
+from clip_jax.distributed.preemption import Preemption
+from clip_jax.distributed.watchdog import Watchdog
+from clip_jax.evaluation.encode import Encoder
+from clip_jax.evaluation.suite import headlines
+from clip_jax.runs.checkpoints import Checkpoints
+from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.goodput import Goodput
+from clip_jax.runs.logger import Progress
+from clip_jax.runs.results import save_evaluation, save_snapshot
+from clip_jax.training.setup import Setup
+from clip_jax.training.state import TrainState
+from clip_jax.training.step_log import RunFailed
+
+log = logging.getLogger(__name__)
+
+SNAPSHOT_PAIRS = 48  # of the similarity matrix in the report
+
+
+class EvaluationFailed(RunFailed):
+    """The training is done and saved; an evaluation could not be."""
+
+
+class Evaluations:
+    """Measures the model at the steps that the settings name, each after it was saved.
+
+    One that fails ends no training: it is logged, and `check` raises at the end of the run. The
+    next start tries again that of the step which it resumes from. With several processes, of which
+    one alone may have failed, the exception ends the start.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        run: RunDirectory,
+        checkpoints: Checkpoints,
+        *,
+        progress: Progress,
+        goodput: Goodput,
+        preemption: Preemption,
+        watchdog: Watchdog,
+    ):
+        self._setup, self._run, self._checkpoints = setup, run, checkpoints
+        self._progress, self._goodput = progress, goodput
+        self._preemption, self._watchdog = preemption, watchdog
+        self._failed: dict[int, Exception] = {}
+
+    def is_due(self, step: int) -> bool:
+        """Whether the model is measured at this step."""
+        cfg = self._setup.cfg
+        due = is_time(cfg.evaluation.every_steps, step, cfg.steps)
+        return due and self._setup.evaluators is not None
+
+    def has_work(self, step: int) -> bool:
+        """Whether a call at this step uses the model."""
+        return self.is_due(step) or self._keeps_snapshot(step)
+
+    def _keeps_snapshot(self, step: int) -> bool:
+        return step in (0, self._setup.cfg.steps // 2, self._setup.cfg.steps)
+
+    def __call__(self, step: int, state: TrainState) -> bool:
+        """Measure what is due at a step. False if the run was asked to stop before its end."""
+        if self.is_due(step) and not self._evaluate(step, state):
+            return False
+        self._snapshot_if_due(step, state)
+        return True
+
+    def rerun_missed(self, step: int, state: TrainState) -> bool:
+        """What the last start was to measure at its last step, unless it did."""
+        evaluated = step == 0 or self._checkpoints.is_evaluated(step)
+        if self.is_due(step) and not evaluated and not self._evaluate(step, state):
+            return False
+        self._snapshot_if_due(step, state)
+        return True
+
+    def check(self):
+        """Raise at the end of a run if an evaluation failed in this start.
+
+        Raises:
+          EvaluationFailed: with the steps and the last reason.
+        """
+        if self._failed:
+            steps = ", ".join(map(str, self._failed))
+            raise EvaluationFailed(
+                f"the evaluation of step {steps} failed: {list(self._failed.values())[-1]}. The "
+                f"weights of step {self._setup.cfg.steps} are saved in {self._run.checkpoints}. "
+                "The same command tries that evaluation again"
+            )
+
+    def _evaluate(self, step: int, state: TrainState) -> bool:
+        def should_stop() -> bool:
+            self._watchdog.beat()
+            return self._preemption.requested()
+
+        with self._measuring(step, "evaluation"):
+            found = self._setup.evaluators(state.ema_variables, should_stop=should_stop)
+            if found is None:
+                return False
+            self._progress.write(step, found.metrics)
+            self._checkpoints.record(step, found.metrics)
+            if jax.process_index() == 0:
+                save_evaluation(self._run.path, step, found)
+            ends = headlines(self._setup.cfg.evaluation)
+            shown = [f"{k[5:]} {v:.4g}" for k, v in found.metrics.items() if k.endswith(ends)]
+            self._progress.say(f"Step {step}: {', '.join(shown)}")
+        return True
+
+    def _snapshot_if_due(self, step: int, state: TrainState):
+        """Keep the similarity matrix of some fixed pairs at the start, middle and end of a run."""
+        cfg, setup, config = self._setup.cfg, self._setup, self._setup.model.config
+        if not self._keeps_snapshot(step):
+            return
+        source = setup.eval_source or setup.sources[0]
+        with self._measuring(step, "snapshot"):
+            size = cfg.evaluation.batch_size
+            encoder = Encoder(setup.model, state.ema_variables, setup.mesh, batch_size=size)
+            reading = eval_batches(
+                source,
+                setup.tokenizer,
+                cfg.data,
+                batch_size=size,
+                image_size=config.vision.image_size,
+                preprocess=config.preprocess,
+                max_samples=min(SNAPSHOT_PAIRS, len(source)),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            with reading:
+                z_image_NE, index_N = encoder.encode_images(reading)
+            texts = [source[int(index)].captions[0] for index in index_N]
+            z_text_NE = encoder.encode_texts(np.asarray(setup.tokenizer(texts)))
+            if jax.process_index() == 0:
+                save_snapshot(self._run.path, step, z_image_NE @ z_text_NE.T)
+
+    @contextlib.contextmanager
+    def _measuring(self, step: int, what: str) -> Iterator[None]:
+        """The time counts as evaluation's, and a failure ends no training."""
+        try:
+            with self._goodput.phase("evaluating"), self._watchdog.allow("evaluating"):
+                yield
+        except Exception as error:
+            if jax.process_count() > 1:
+                raise
+            self._failed[step] = error
+            log.exception("The %s of step %d failed; the training goes on", what, step)
+        finally:
+            self._progress.restart_clock()
+
+
+def is_time(every: int | None, step: int, last: int) -> bool:
+    """None: at the last step alone; 0: never."""
+    return every != 0 and (step == last or (every is not None and step % every == 0))

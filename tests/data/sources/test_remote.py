@@ -1,0 +1,150 @@
+"""Shards in buckets and behind web servers: the same samples as on a disk, or a refusal."""
+
+import functools
+import http.server
+import threading
+
+import fsspec
+import pytest
+
+from clip_jax import storage
+from clip_jax.data.sources.registry import open_source
+
+
+@pytest.fixture(autouse=True)
+def short_delays(monkeypatch):
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.01, 0.01))
+
+
+@pytest.fixture
+def memory(shards):
+    """The shards in fsspec's file system in memory, which stands for a bucket."""
+    filesystem = fsspec.filesystem("memory")
+    for path in shards.glob("*.tar"):
+        filesystem.pipe_file(f"/bucket/{path.name}", path.read_bytes())
+    yield "memory://bucket"
+    filesystem.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", "{00000..00002}.tar"])
+def test_shards_in_a_bucket_are_read_as_those_on_a_disk(memory, shards, settings, pattern):
+    there = open_source(f"tar:{memory}/{pattern}", "train", settings())
+    here = open_source(f"tar:{shards}/{pattern}", "train", settings())
+    assert [there[index] for index in range(30)] == [here[index] for index in range(30)]
+
+
+def test_a_stale_index_of_a_bucket_is_refused(memory, settings, shards):
+    open_source(f"tar:{memory}/*.tar", "train", settings())
+    data = (shards / "00000.tar").read_bytes()
+    fsspec.filesystem("memory").pipe_file("/bucket/00000.tar", data + bytes(512))
+    with pytest.raises(ValueError, match=r"stale.*00000\.tar"):
+        open_source(f"tar:{memory}/*.tar", "train", settings())
+
+
+class Flaky(http.server.SimpleHTTPRequestHandler):
+    """Serves ranges, and fails on every third request."""
+
+    count = 0
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_GET(self):
+        Flaky.count += 1
+        if Flaky.count % 3 == 0:
+            return self.send_error(503)
+        path = self.translate_path(self.path)
+        with open(path, "rb") as file:
+            data = file.read()
+        span = self.headers.get("Range")
+        if span is None:
+            self.send_response(200)
+        else:
+            first, last = span.removeprefix("bytes=").split("-")
+            total, data = len(data), data[int(first) : int(last) + 1]
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {first}-{last}/{total}")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def test_ranges_over_http_survive_a_server_that_fails_now_and_then(shards, settings):
+    handler = functools.partial(Flaky, directory=str(shards))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        source = open_source(f"tar:{url}/{{00000..00002}}.tar", "train", settings())
+        assert [source[index].captions[0] for index in (3, 29, 11)] == [
+            "text 3",
+            "text 29",
+            "text 11",
+        ]
+        assert Flaky.count > 6
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class Liar(Flaky):
+    """Answers a range as `how` says."""
+
+    how = "the whole file"
+
+    def do_GET(self):
+        with open(self.translate_path(self.path), "rb") as file:
+            data = file.read()
+        first, _, last = (self.headers.get("Range") or f"bytes=0-{len(data)}")[6:].partition("-")
+        total, part = len(data), data[int(first) : int(last) + 1]
+        status, span = {
+            "the whole file": (200, None),
+            "its beginning, as if it were the range": (206, f"bytes 0-{len(part) - 1}/{total}"),
+            "no Content-Range": (206, None),
+            "less than it says": (206, f"bytes {first}-{int(first) + len(part)}/{total + 99}"),
+        }[self.how]
+        self.send_response(status)
+        if span:
+            self.send_header("Content-Range", span)
+        body = data if status == 200 else part
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def url(shards):
+    """Where a `Liar` serves the shards."""
+    handler = functools.partial(Liar, directory=str(shards))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "how", ["the whole file", "its beginning, as if it were the range", "no Content-Range"]
+)
+def test_a_server_without_ranges_is_refused(url, settings, monkeypatch, how):
+    monkeypatch.setattr(Liar, "how", how)
+    with pytest.raises(ValueError, match=r"00001\.tar: the server does not send ranges of bytes"):
+        storage.read_range(f"{url}/00001.tar", 512, 1024)
+    if how == "the whole file":
+        with pytest.raises(ValueError, match="the server does not send ranges of bytes"):
+            open_source(f"tar:{url}/00001.tar", "train", settings())
+
+
+def test_an_answer_that_is_shorter_than_it_says_is_asked_for_again_and_named(url, monkeypatch):
+    monkeypatch.setattr(Liar, "how", "less than it says")
+    with pytest.raises(OSError, match=r"cannot be read, after 3 tries.*512 bytes came of 513"):
+        storage.read_range(f"{url}/00001.tar", 512, 1024)
+
+
+def test_a_file_system_that_ignores_ranges_is_refused(shards, monkeypatch):
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe_file("/lazy/0.tar", bytes(2048))
+    whole = type(filesystem).cat_file
+    monkeypatch.setattr(type(filesystem), "cat_file", lambda self, path, start=None, end=None: whole(self, path))  # fmt: skip
+    with pytest.raises(storage.NoRanges, match=r"0\.tar: the server does not send ranges"):
+        storage.read_range("memory://lazy/0.tar", 512, 1024)

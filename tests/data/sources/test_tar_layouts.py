@@ -1,0 +1,209 @@
+"""Tars as people make them: every pair right, or refused in a sentence that names the cause."""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+
+import pytest
+
+from clip_jax.data.bad_samples import refuse_lost
+from clip_jax.data.samples import BadSample
+from clip_jax.data.sources.registry import open_eval_source, open_source, open_sources
+from clip_jax.data.sources.tar_index import MAGIC, OLD_MAGIC
+
+
+@pytest.fixture
+def picture(encode):
+    return lambda number: encode((20 * number, 100, 200))
+
+
+@pytest.fixture
+def read(tmp_path, settings):
+    """Open the shard of these bytes."""
+
+    def _read(data, name="s.tar", split="train", **changes):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        for index in path.parent.glob(".*.tarindex"):  # of an earlier shard of this name
+            index.unlink()
+        return open_source(f"tar:{path}", split, settings(**changes))
+
+    return _read
+
+
+def tar(files):
+    """The bytes of a tar of (name, content) pairs, in their order, as often as they come."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as out:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+def pairs(picture, names, *, text="txt"):
+    """A picture and a text for each name, side by side."""
+    for number, name in enumerate(names):
+        yield f"{name}.png", picture(number)
+        yield f"{name}.{text}", f"picture number {number}".encode()
+
+
+def check(source, picture, count):
+    assert len(source) == count
+    for number in range(count):
+        assert source[number].image == picture(number)
+        assert source[number].captions == (f"picture number {number}",)
+
+
+def test_members_that_do_not_lie_side_by_side_are_refused(read, picture):
+    files = list(pairs(picture, "abc"))
+    with pytest.raises(
+        ValueError, match=r"do not lie beside each other, as in .*s\.tar those of 3"
+    ):
+        read(tar(files[::2] + files[1::2]))
+    with pytest.raises(ValueError, match=r"those of 1: write them again .*--sort=name"):
+        read(tar([files[0], *files[2:], files[1]]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", "a", "a"],  # one name again and again
+        ["img.1", "img.2", "img.3"],  # dots in names
+        ["x/a.v1", "x/a.v2", "y/a.v1"],
+        ["a", "b", "a"],  # a name that comes back later
+    ],
+)
+def test_pairs_whose_names_repeat_or_have_dots_stay_pairs(read, picture, names):
+    check(read(tar(pairs(picture, names))), picture, 3)
+
+
+def test_one_name_with_a_dot_is_one_sample_with_all_its_members(read, picture):
+    source = read(tar([("a.v1.png", picture(0)), ("a.v1.txt", b"picture number 0"), ("b.png", picture(1)), ("b.seg.png", b"x"), ("b.txt", b"picture number 1")]))  # fmt: skip
+    check(source, picture, 2)
+
+
+def test_other_endings_of_texts_are_named_or_known(read, picture):
+    check(read(tar(pairs(picture, "abc", text="cap")), caption_column="cap"), picture, 3)
+    check(read(tar(pairs(picture, "abc", text="caption"))), picture, 3)
+    with pytest.raises(ValueError, match=r"the extension of members with text"):
+        read(tar(pairs(picture, "abc", text="cap")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (gzip.compress, "is compressed with gzip"),
+        (bz2.compress, "is compressed with bzip2"),
+        (lzma.compress, "is compressed with xz"),
+        (lambda data: b"", "is empty"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "is a pointer of Git LFS"),
+        (lambda data: b"<!DOCTYPE html><html>404</html>", "is a web page"),
+        (lambda data: b"<HTML><body>no", "is a web page"),
+    ],
+)  # fmt: skip
+def test_what_is_no_tar_is_said_by_its_kind_and_counted(
+    read, tmp_path, settings, picture, spoil, message
+):
+    data = tar(pairs(picture, "abc"))
+    with pytest.raises(ValueError, match=rf"s\.tar {message}"):
+        read(spoil(data))
+    (tmp_path / "t.tar").write_bytes(data)
+    pattern = f"tar:{tmp_path}/{{s,t}}.tar"
+    source = open_source(pattern, "train", settings())
+    check(source, picture, 3)
+    assert source.lost == 3 and message in source.notes[0]
+    for cfg in (settings(source=(pattern,)), settings(source=(), eval_source=pattern)):
+        with pytest.raises(ValueError, match=rf"about 3 of 6 samples are in files.*{message}"):
+            open_sources(cfg) if cfg.source else open_eval_source(cfg)
+    assert open_sources(settings(source=(pattern,), max_bad_share=0.5))
+    with pytest.raises(ValueError, match=r"max_bad_share=0\.4 allows"):
+        refuse_lost(source, 0.4)
+
+
+def test_appended_archives_and_tars_without_an_end_are_whole(read, picture, caplog):
+    files = list(pairs(picture, "abcd"))
+    check(read(tar(files[:4]) + tar(files[4:])), picture, 4)
+    check(read(tar(files).rstrip(b"\0") + bytes(512 - len(tar(files).rstrip(b"\0")) % 512)), picture, 4)  # fmt: skip
+    assert "damage" not in caplog.text
+
+
+def test_names_in_latin1_give_keys_that_can_be_written(read, picture):
+    names = [f"café{number}" for number in range(3)]
+    files = [(name.encode("latin-1").decode("utf-8", "surrogateescape"), data) for name, data in pairs(picture, names)]  # fmt: skip
+    source = read(tar(files))
+    check(source, picture, 3)
+    source[0].key.encode()
+
+
+@pytest.mark.parametrize("folder", ["brackets [v1]", "a*b", "{x,y}"])
+def test_folders_with_signs_of_patterns_in_their_names_are_read(read, tmp_path, settings, picture, folder):  # fmt: skip
+    check(read(tar(pairs(picture, "abc")), name=f"{folder}/0.tar"), picture, 3)
+    check(open_source(f"tar:{tmp_path / folder}", "train", settings()), picture, 3)
+
+
+LINES = b"one view\n\nanother view\r\n"
+
+
+def test_lines_are_captions_where_the_layout_or_a_setting_says_so(read, tmp_path, picture):
+    data = tar([("a.png", picture(0)), ("a.txt", LINES)])
+    assert read(data)[0].captions == ("one view another view",) and read(data).notes == ()
+    source = read(data, caption_lines=True)
+    assert source[0].captions == ("one view", "another view")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "dataset_type.txt").write_text("retrieval")
+    for name in ("set/0.tar", "set/test/0.tar"):
+        source = read(data, name=name)
+        assert source[0].captions == ("one view", "another view")
+        assert "dataset_type.txt says retrieval" in source.notes[0]
+        assert len(read(data, name=name, caption_lines=False)[0].captions) == 1
+    (tmp_path / "set" / "dataset_type.txt").write_text("zeroshot_classification")
+    assert len(read(data, name="set/0.tar")[0].captions) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "captions"), [("três".encode("utf-16"), ("três",)), ("três".encode("utf-8-sig"), ("três",))]
+)  # fmt: skip
+def test_encodings_with_a_mark_are_recognised_and_others_counted(read, picture, text, captions):
+    files = [("a.png", picture(0)), ("a.txt", text), ("b.png", picture(1)), ("b.txt", "três".encode("latin-1"))]  # fmt: skip
+    source = read(tar(files))
+    assert source[0].captions == captions
+    with pytest.raises(BadSample, match="caption-not-utf8"):
+        source[1]
+
+
+def test_an_index_of_an_earlier_version_is_made_again(read, tmp_path, settings, picture):
+    read(tar(pairs(picture, "abc")))
+    (index,) = tmp_path.glob(".*.tarindex")
+    index.write_bytes(index.read_bytes().replace(MAGIC, OLD_MAGIC))
+    check(open_source(f"tar:{tmp_path}/s.tar", "train", settings()), picture, 3)
+    assert index.read_bytes().endswith(MAGIC)
+
+
+def test_shards_of_the_same_names_in_other_folders_have_indexes_of_their_own(
+    tmp_path, settings, picture
+):
+    for folder, name in (("a", "x"), ("b", "y"), ("c", "z")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.tar").write_bytes(tar(pairs(picture, [name])))
+    keys = [
+        [sample.key for sample in open_source(f"tar:{tmp_path}/{{a,{other}}}/0.tar", "train", settings())]
+        for other in "bcbc"
+    ]  # fmt: skip
+    assert keys == [["0.tar/x", "0.tar/y"], ["0.tar/x", "0.tar/z"]] * 2
+
+
+def test_training_and_test_shards_of_a_folder_are_told_apart(tmp_path, settings, picture):
+    for name, pictures in (("train-0000", "ab"), ("validation-0000", "c"), ("test-0000", "d")):
+        (tmp_path / f"{name}.tar").write_bytes(tar(pairs(picture, pictures)))
+    spec = f"tar:{tmp_path}"
+    train = open_source(spec, "train", settings())
+    assert len(train) == 2 and "of other splits: " in train.notes[0]
+    assert open_eval_source(settings(source=(spec,)))[0].key == "test-0000.tar/d"
+    (tmp_path / "more.tar").write_bytes(tar(pairs(picture, "e")))
+    with pytest.raises(ValueError, match=r"say no split, such as .*more\.tar"):
+        open_source(spec, "train", settings())

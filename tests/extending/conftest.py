@@ -1,0 +1,53 @@
+"""The package `outside` on the path, and a small run by the real command on eight devices."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_jax.cli.main import main
+
+SETTINGS = [
+    *("--model.name", "ViT-test", "--model.dtype", "float32", "--tokenizer.vocab-size", "300"),
+    *("--data.batch-size", "16", "--data.accumulation", "2", "--mesh.fsdp", "2"),
+    *("--evaluation.batch-size", "48", "--optimizer.warmup-steps", "0"),
+    *("--optimizer.schedule", "constant", "--logging.every-steps", "1"),
+    *("--checkpoint.every-steps", "2", "--logging.no-progress", "--logging.no-report"),
+]
+
+
+@pytest.fixture(autouse=True)
+def outside(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+@pytest.fixture(scope="session")
+def captions(tmp_path_factory) -> Path:
+    """48 pairs of noise and a caption."""
+    folder = tmp_path_factory.mktemp("pairs")
+    rng = np.random.default_rng(0)
+    lines = ["image,caption"]
+    for number in range(48):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,thing number {number} of {number % 5}")
+    (folder / "captions.csv").write_text("\n".join(lines))
+    return folder / "captions.csv"
+
+
+@pytest.fixture
+def train(captions):
+    """`train(workdir, steps, *settings)`: the lines of the run's metrics.jsonl by step."""
+
+    def run(workdir: Path, steps: int, *settings: str) -> dict[int, dict]:
+        where = ["--workdir", str(workdir), "--data.source", f"pairs:{captions}"]
+        more = ["--data.eval-source", f"pairs:{captions}", "--checkpoint.allow-change", "steps"]
+        assert main(["train", *SETTINGS, *where, *more, "--steps", str(steps), *settings]) == 0
+        lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+        found: dict[int, dict] = {}
+        for line in lines:
+            found.setdefault(line["step"], {}).update(line)
+        return found
+
+    return run
