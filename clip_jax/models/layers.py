@@ -49,7 +49,7 @@ def keep_attention_and(*names: str) -> Callable[..., bool]:
     return jax.checkpoint_policies.save_from_both_policies(named, is_kernel)
 
 
-# What the backward pass finds again instead of computing it anew, from nothing kept to all kept.
+# What the backward pass finds again instead of computing it again, from nothing kept to all kept.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": keep_attention_and("qkv"),
@@ -174,7 +174,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         h_BLF = Dense(self.width, self.in_std, self.dtype, name="up")(x_BLD)
-        # Its derivative is computed anew from h; kept, it would be several arrays of that size.
+        # Its derivative is computed again from h; kept, it would be several arrays of that size.
         activation = ACTIVATIONS[self.activation]
         h_BLF = jax.checkpoint(activation, prevent_cse=self.prevent_cse)(h_BLF)
         return Dense(x_BLD.shape[-1], self.out_std, self.dtype, name="down")(h_BLF)
