@@ -119,7 +119,7 @@ def target_device() -> jax.Device:
 def traced_for(device: jax.Device) -> Iterator[None]:
     """Choose the forms of computations for this device. What is compiled ahead of time needs it.
 
-    JAX's caches of traces know nothing of it: make the function that is traced anew.
+    JAX's caches of traces know nothing of it: make the function that is traced again.
     """
     token = _target.set(device)
     try:

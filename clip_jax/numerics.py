@@ -90,7 +90,7 @@ def _project(x, kernel, bias):
 
 
 def _forward(x, kernel, bias):
-    # The kernel is cast anew in the backward pass, so that no copy of it is kept.
+    # The kernel is cast again in the backward pass, so that no copy of it is kept.
     return _project(x, kernel, bias), (x, kernel, bias)
 
 

@@ -1,4 +1,4 @@
-"""The verbs under `clip-jax data`: index, stats, preview, bench, convert."""
+"""The commands under `clip-jax data`: index, stats, preview, bench, convert."""
 
 from pathlib import Path
 from typing import Annotated
@@ -19,14 +19,14 @@ DEFAULT = DataConfig()
 
 def data(args: list[str]) -> int:
     """Look at data before training on it: index, stats, preview, bench, convert."""
-    verbs = {
+    commands = {
         "index": index,
         "stats": stats,
         "preview": preview,
         "bench": bench,
         "convert": convert,
     }
-    return tyro.extras.subcommand_cli_from_dict(verbs, args=args, prog="clip-jax data")
+    return tyro.extras.subcommand_cli_from_dict(commands, args=args, prog="clip-jax data")
 
 
 def index(source: Spec, cfg: DataConfig = DEFAULT) -> int:

@@ -1,4 +1,4 @@
-"""The verb `clip-jax plan`: does a run fit a pod or GPUs, and how fast does it go there?"""
+"""The command `clip-jax plan`: whether a run fits a pod or GPUs, and how fast a step is there."""
 
 import dataclasses
 from dataclasses import dataclass, fields

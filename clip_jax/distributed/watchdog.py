@@ -47,7 +47,7 @@ class Watchdog:
             self._thread.join()
 
     def beat(self):
-        """Something was done: the time without a sign of life starts anew."""
+        """Something was done: the time without a sign of life starts again."""
         self._quiet_s = 0.0
 
     @contextlib.contextmanager

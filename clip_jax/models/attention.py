@@ -170,21 +170,29 @@ def cudnn_attention(
     after every query that counts, else its place is beyond `key_value_seq_lengths`. The added
     query sees what others see, so that its result is finite; it is dropped, and its gradient is 0.
     """
-    (L, M), B = (q_BLNK.shape[1], k_BMNK.shape[1]), q_BLNK.shape[0]
+    L, M = q_BLNK.shape[1], k_BMNK.shape[1]
     length = M if length is None else length
     unseen = causal and L == M  # by the queries that count
     q_BLNK, k_BMNK, v_BMNK = (
         jnp.pad(x, ((0, 0), (0, even(x.shape[1]) - x.shape[1]), (0, 0), (0, 0)))
         for x in (q_BLNK, k_BMNK, v_BMNK)
     )
-    masked = length < k_BMNK.shape[1] and not unseen
+    lengths = {}
+    if length < k_BMNK.shape[1] and not unseen:
+        # Made of q, whatever its values, so that they are split over devices as q is: the kernel is
+        # given each device's own rows, and XLA would leave constants whole.
+        bits = jnp.dtype(f"int{8 * q_BLNK.dtype.itemsize}")
+        any_B = jax.lax.bitcast_convert_type(q_BLNK[:, 0, 0, 0], bits).astype(jnp.int32)
+        L_even = q_BLNK.shape[1]
+        lengths["query_seq_lengths"] = jax.lax.clamp(L_even, any_B, L_even)
+        lengths["key_value_seq_lengths"] = jax.lax.clamp(length, any_B, length)
     x_BLNK = jax.nn.dot_product_attention(
         q_BLNK,
         k_BMNK,
         v_BMNK,
         is_causal=causal,
-        key_value_seq_lengths=jnp.full(B, length, jnp.int32) if masked else None,
         implementation="cudnn",
+        **lengths,
     )
     return x_BLNK[:, :L]
 

@@ -49,7 +49,7 @@ def keep_attention_and(*names: str) -> Callable[..., bool]:
     return jax.checkpoint_policies.save_from_both_policies(named, is_kernel)
 
 
-# What the backward pass finds again instead of computing it anew, from nothing kept to all kept.
+# What the backward pass finds again instead of computing it again, from nothing kept to all kept.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "attention": keep_attention_and("qkv"),
@@ -107,14 +107,20 @@ def _normalize_forward(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype)
     return y_BLD, (x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D)
 
 
-def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, dy_BLD):
+def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, given_BLD):
     x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D = saved
     z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
-    dy_BLD = dy_BLD.astype(z_BLD.dtype)
+    dy_BLD = given_BLD.astype(z_BLD.dtype)
     dz_BLD = dy_BLD * like_rows(scale_D, dy_BLD)
     constant_BL1 = dz_BLD.mean(axis=-1, keepdims=True)
     along_BL1 = (dz_BLD * z_BLD).mean(axis=-1, keepdims=True)
     dx_BLD = inverse_BL1 * (dz_BLD - constant_BL1 - z_BLD * along_BL1)
+    if target_device().platform == "gpu":
+        # Sums over rows are another kernel there, which had better read 16 bits again: XLA would
+        # write products of both in float32 for it.
+        x_BLD, again_BLD = jax.lax.optimization_barrier((x_BLD, given_BLD))
+        z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
+        dy_BLD = again_BLD.astype(z_BLD.dtype)
     rows = tuple(range(x_BLD.ndim - 1))
     d_scale_D = (dy_BLD * z_BLD).sum(axis=rows).astype(scale_D.dtype)
     return dx_BLD.astype(x_BLD.dtype), d_scale_D, dy_BLD.sum(axis=rows).astype(bias_D.dtype)
@@ -168,7 +174,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         h_BLF = Dense(self.width, self.in_std, self.dtype, name="up")(x_BLD)
-        # Its derivative is computed anew from h; kept, it would be several arrays of that size.
+        # Its derivative is computed again from h; kept, it would be several arrays of that size.
         activation = ACTIVATIONS[self.activation]
         h_BLF = jax.checkpoint(activation, prevent_cse=self.prevent_cse)(h_BLF)
         return Dense(x_BLD.shape[-1], self.out_std, self.dtype, name="down")(h_BLF)

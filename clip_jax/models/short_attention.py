@@ -46,7 +46,7 @@ def short_attention(qkv_BLX: jax.Array, heads: int, causal: bool, interpret: boo
     """softmax(q k^T / sqrt(K)) v of every head, (B, L, D), from q, k and v side by side (B, L, 3 D).
 
     A program holds a whole sequence in VMEM. Heads need no axis of their own: one is told from its
-    neighbours in the same registers by a mask. The backward pass computes the softmax anew from q
+    neighbours in the same registers by a mask. The backward pass computes the softmax again from q
     and k, so that nothing but `qkv_BLX` is kept for it. The softmax is float32; factors of products
     have qkv's type.
 

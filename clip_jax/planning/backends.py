@@ -65,7 +65,7 @@ def devices_of(topology: Topology) -> Sequence[Any]:
     if topology.devices > len(devices):
         raise ValueError(
             f"--topology {topology.name}: {topology.devices} devices are wanted and JAX was "
-            f"started with {len(devices)} CPU devices to stand for them: start anew with "
+            f"started with {len(devices)} CPU devices to stand for them: start again with "
             f"JAX_NUM_CPU_DEVICES={topology.devices}"
         )
     return devices[: topology.devices]

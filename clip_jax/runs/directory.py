@@ -130,7 +130,7 @@ class RunDirectory:
             self.write_json("saved.json", {"step": step})
 
     def check_checkpoints(self):
-        """Refuse to start anew where a run has saved steps and its checkpoints are gone.
+        """Refuse to start again where a run has saved steps and its checkpoints are gone.
 
         Call it before the folder of checkpoints is made.
 

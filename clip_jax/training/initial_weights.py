@@ -72,7 +72,7 @@ def _taken(cfg: TrainConfig, model: CLIP, initial: Loaded, shapes: dict) -> dict
     if towers == TOWERS["both"] and loaded["params"].keys() == shapes["params"].keys():
         check_scale(cfg, float(np.exp(loaded["params"]["logit_scale"])))
         return loaded
-    # A scale without its bias, or of another pair of towers, says nothing: it starts anew.
+    # A scale without its bias, or of another pair of towers, says nothing: it starts again.
     taken = {"params": {name: loaded["params"][name] for name in towers}}
     if "image" in towers and "batch_stats" in loaded:
         taken["batch_stats"] = loaded["batch_stats"]

@@ -56,7 +56,7 @@ class Safetensors:
         return self._shapes
 
     def read(self, name: str) -> np.ndarray:
-        # Opened anew each time, so that what was read does not stay mapped.
+        # Opened again each time, so that what was read does not stay mapped.
         with safetensors.safe_open(self._file_of[name], framework="np") as opened:
             return opened.get_tensor(name)
 

@@ -12,6 +12,7 @@ from clip_jax.data.samples import BadSample, Sample, Split
 from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.folder_listing import left_out
 from clip_jax.data.sources.image_files import read_image
+from clip_jax.data.sources.list_index import cache_folder
 from clip_jax.data.sources.members import LABEL, TEXTS, make_members
 from clip_jax.data.sources.packed_strings import PackedStrings
 
@@ -57,6 +58,7 @@ class CaptionFilesSource:
             without += not endings
             self._files.append("\0".join([path, *endings]))
             digest.update(f"{path} {endings}\n".encode("utf-8", "surrogateescape"))
+        self._files.share(cache_folder(cfg.data_dir))
         self.fingerprint = digest.hexdigest()
         read = {f"{stem}.{ending}" for stem, endings in found.items() for ending in endings}
         others = left_out([path for path in files if path not in read], root)

@@ -13,8 +13,9 @@ from clip_jax.data.images.formats import is_image
 from clip_jax.data.samples import Sample, Source, SourceFormat, Split
 from clip_jax.data.sources import labels, pairs, splits
 from clip_jax.data.sources.caption_files import CaptionFilesSource, beside, open_list_inside
-from clip_jax.data.sources.folder_listing import files_below, left_out
+from clip_jax.data.sources.folder_listing import files_below, folders_of, left_out
 from clip_jax.data.sources.image_files import read_image
+from clip_jax.data.sources.list_index import cache_folder
 from clip_jax.data.sources.packed_strings import PackedStrings
 
 WORDNET = re.compile(r"n\d{8}")  # how ImageNet calls its folders
@@ -30,7 +31,7 @@ class FolderSource:
 
     templates = None
 
-    def __init__(self, root: str, files: list[str]):
+    def __init__(self, root: str, files: list[str], cfg: DataConfig):
         self.name, self._root = f"folder:{root}", root
         by_folder: dict[str, list[str]] = {}
         for path in files:
@@ -40,17 +41,15 @@ class FolderSource:
                 if is_image(file):
                     by_folder[folder].append(file)
         if not storage.is_url(root):  # where empty folders are seen
-            with os.scandir(root) as entries:
-                names = [e.name for e in entries if e.is_dir() and not e.name.startswith(".")]
-            for name in names:
-                linked = os.path.islink(f"{root}/{name}") and name not in by_folder
-                by_folder.setdefault(name, []) if not linked else None
+            for name in folders_of(root, without=cfg.data_dir):
+                by_folder.setdefault(name, [])
         self._folders = _in_order(root, list(by_folder))
         self._files, digest = PackedStrings(), xxhash.xxh3_64()
         for folder in self._folders:
             for file in sorted(by_folder[folder]):
                 self._files.append(file)
                 digest.update(f"{folder}/{file}\n".encode("utf-8", "surrogateescape"))
+        self._files.share(cache_folder(cfg.data_dir))
         self.fingerprint = digest.hexdigest()
         counts = {folder: len(by_folder[folder]) for folder in self._folders}
         self._first_S = np.cumsum([0, *counts.values()])
@@ -97,10 +96,10 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> Source:
         raise FileNotFoundError(f"{path} {kind} (data.source 'folder:{location}')")
     if (listed := open_list_inside(path)) is not None:
         return pairs.open_source(listed, split, cfg)
-    files = files_below(path)
+    files = files_below(path, without=cfg.data_dir)
     if found := beside(files, cfg):
         return CaptionFilesSource(path, files, found, cfg, split)
-    return FolderSource(path, files)
+    return FolderSource(path, files, cfg)
 
 
 def _in_order(root: str, folders: list[str]) -> tuple[str, ...]:

@@ -12,31 +12,40 @@ from clip_jax.data.images.formats import is_image
 ABOUT = {"classnames.txt", "dataset_type.txt", "zeroshot_classification_templates.txt"}
 
 
-def files_below(root: str) -> list[str]:
-    """Paths from `root` on of all files that are not hidden, in order. Links are followed once."""
-    found = _remote(root) if storage.is_url(root) else _local(root)
+def files_below(root: str, *, without: str) -> list[str]:
+    """Paths from `root` on of all files that are not hidden, in order. Links are followed once.
+
+    The folder `without`, which is ours, is passed over.
+    """
+    found = _remote(root) if storage.is_url(root) else _local(root, os.path.realpath(without))
     return sorted(found, key=lambda path: path.split("/"))
 
 
-def _local(root: str) -> Iterator[str]:
+def folders_of(root: str, *, without: str) -> list[str]:
+    """The folders in a folder of this disk that are not hidden, and of links those outside of it."""
+    top, ours = os.path.realpath(root), os.path.realpath(without)
+    with os.scandir(root) as entries:
+        names = [entry.name for entry in entries if entry.is_dir()]
+    return [name for name in names if _is_wanted(f"{root}/{name}", top, {ours})]
+
+
+def _local(root: str, ours: str) -> Iterator[str]:
     top = os.path.realpath(root)
-    seen = set()
+    seen = {ours}
     for at, folders, files in os.walk(root, followlinks=True):
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".") and _is_new(os.path.join(at, name), top, seen)
-        ]
+        folders[:] = [name for name in folders if _is_wanted(os.path.join(at, name), top, seen)]
         below = os.path.relpath(at, root)
         prefix = "" if below == "." else f"{below}/"
         yield from (prefix + name for name in files if not name.startswith("."))
 
 
-def _is_new(path: str, top: str, seen: set[str]) -> bool:
-    """Whether a folder is none that is read at another place: of a link, one outside of `top`."""
-    if not os.path.islink(path):
-        return True
+def _is_wanted(path: str, top: str, seen: set[str]) -> bool:
+    """Whether a folder is neither hidden nor read at another place: of a link, one outside of `top`."""
+    if os.path.basename(path).startswith("."):
+        return False
     real = os.path.realpath(path)
+    if not os.path.islink(path):
+        return real not in seen
     inside = os.path.commonpath([real, top]) in (real, top)
     if inside or real in seen:
         return False

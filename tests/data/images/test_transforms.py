@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from clip_jax.config import AugmentConfig, PreprocessConfig
+from clip_jax.data.images import formats
 from clip_jax.data.images.transforms import (
     ORIENTATION,
     ImageError,
@@ -232,3 +233,11 @@ def test_an_image_above_pillows_own_limit_is_opened_where_the_setting_allows_it(
     with pytest.raises(ImageError, match="too-many-pixels"):
         open_picture(file.getvalue(), MANY)
     assert open_picture(file.getvalue(), 300_000_000).size == (14_000, 13_500)
+
+
+@pytest.mark.parametrize("kind", sorted(set(formats.pillow()) - {"DIB"}))
+def test_every_format_of_the_list_is_read(kind):
+    data = encoded(photo(40, 32), kind)
+    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    actual = decode(data, max_pixels=MANY).astype(int)
+    assert actual.shape == (32, 40, 3) and np.abs(actual - expected).mean() < 1
