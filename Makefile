@@ -29,6 +29,7 @@ demo: $(VENV)/installed  ## train a small CLIP on the embedded shapes, evaluate 
 lint: $(VENV)/installed-test  ## format and lint, without changing a file
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
 
 test: lint  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist worksteal --max-worker-restart 0

@@ -28,6 +28,7 @@ TEST = [
     "gcp-storage-emulator>=2024.8",
     "gcsfs>=2025.9",
     "psutil>=7.0",
+    "pyrefly==1.5.0",
     "pyarrow>=21",
     "pytest>=8.4",
     "pytest-xdist>=3.8",

@@ -19,7 +19,7 @@ Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 Remat = Literal["none", "dots", "attention", "full"]
-AttentionKind = Literal["auto", "plain", "cudnn"]
+AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,13 +180,13 @@ class OptimizerConfig(Settings, group="optimizer."):
     name: str = "adamw"  # adamw, lion, adafactor, muon, one of optax's or package.module:NAME
     options: tuple[str, ...] = ()  # NAME=VALUE each: what else the optimizer takes, momentum=0.9
     learning_rate: Positive = 5e-4  # at the peak
-    schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"
-    warmup_steps: Whole = 100
-    final_learning_rate: NotNegative = 0.0
+    schedule: Literal["cosine", "constant", "linear", "rsqrt"] = "cosine"  # after the warm-up
+    warmup_steps: Whole = 100  # of a line from zero to the peak
+    final_learning_rate: NotNegative = 0.0  # at the last step
     cooldown_steps: Whole = 0  # of a line to the final rate that ends constant or rsqrt
-    b1: BelowOne = 0.9
-    b2: BelowOne = 0.98
-    eps: Positive = 1e-6
+    b1: BelowOne = 0.9  # decay of the first moment (of the momentum)
+    b2: BelowOne = 0.98  # decay of the second moment
+    eps: Positive = 1e-6  # added to the root of the second moment
     weight_decay: NotNegative = 0.2  # not on gains, biases, position embeddings and the scale
     clip_norm: Positive | None = None  # global gradient norm; None: no clipping
     layer_decay: Part | None = None  # learning rate's factor from a layer to the one below
@@ -209,7 +209,7 @@ class MeshConfig(Settings, group="mesh."):
     """How the devices are laid out. Batches are split over both axes, parameters over fsdp."""
 
     data: AxisSize = -1  # devices on this axis; -1: all that are left
-    fsdp: Count = 1
+    fsdp: Count = 1  # devices that share one copy of the parameters
     slices: Count = 1  # TPU slices or nodes that a slow network joins; they split `data`
 
 
@@ -219,7 +219,7 @@ class CheckpointConfig(Settings, group="checkpoint."):
 
     every_steps: Count | None = None  # None: by minutes alone
     every_minutes: Positive | None = 10.0  # None: by steps alone
-    keep_last: Count = 2
+    keep_last: Count = 2  # the newest checkpoints that are kept
     keep_every_steps: Count | None = None  # these are kept for ever
     keep_best_by: str | None = None  # a metric, such as eval/zero_shot_top1; its best is kept
     # how long a failing save is tried again before the run stops
@@ -244,7 +244,7 @@ class EvaluationConfig(Settings, group="evaluation."):
 class LoggingConfig(Settings, group="logging."):
     """What a person sees."""
 
-    every_steps: Count = 10
+    every_steps: Count = 10  # steps from one logged step to the next
     loggers: tuple[str, ...] = ("jsonl", "tensorboard")  # jsonl, tensorboard, wandb, module:NAME
     progress: bool = True  # a live line on a terminal, a line now and then in a file
     report: bool = True  # report.html at the end
@@ -275,11 +275,11 @@ class HealthConfig(Settings, group="health."):
 
 @dataclass(frozen=True, kw_only=True)
 class DistributedConfig(Settings, group="distributed."):
-    """Several processes. On TPU VMs, GKE, Slurm and Open MPI all of it is found by itself."""
+    """Several processes. On TPU VMs, GKE, Slurm and Open MPI these are detected."""
 
     coordinator: str | None = None  # host:port of process 0
-    processes: Count | None = None
-    process_index: Whole | None = None
+    processes: Count | None = None  # of the job
+    process_index: Whole | None = None  # of this process, from 0
     timeout_seconds: Positive = 300.0  # for all processes to come
 
 
@@ -287,8 +287,8 @@ class DistributedConfig(Settings, group="distributed."):
 class TrainConfig(Settings):
     """A run. `clip-jax train --config FILE` starts from FILE's `get_config()`."""
 
-    workdir: str = "runs/default"  # the run directory; a run that is in it goes on
-    seed: Seed = 0
+    workdir: str = "runs/default"  # the run directory; a run that is in it is resumed
+    seed: Seed = 0  # of the initial weights, the order of the data, augmentation and dropout
     steps: Count = 1000  # optimizer steps in all
     model: ModelSettings = field(default_factory=ModelSettings)
     loss: LossConfig = field(default_factory=LossConfig)

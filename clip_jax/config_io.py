@@ -22,7 +22,7 @@ from clip_jax.registry import InvalidSetting, Settings, hints
 
 T = TypeVar("T")
 
-# Settings and values that have another name now. Saved runs are translated; a person is told.
+# Settings and values that have another name now: saved runs are translated, arguments are refused.
 RENAMED = {
     "loss.movement": "loss.distributed",
     "evaluation.zero_shot": "evaluation.metrics",

@@ -144,10 +144,11 @@ def let_cpu_devices_wait(processes: int = 1):
 
     XLA's pool has a thread a core or a device, and a collective that waits holds one. Devices that
     come to two collectives in different orders, which nothing forbids, would wait for ever (seen
-    with jax 0.10.2 on eight devices). Its size is read from NPROC when the devices are made.
+    with jax 0.10.2 on eight devices). A step that gathers 38 parameters along fsdp may wait in all
+    of them at once. The pool's size is read from NPROC when the devices are made.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", flags)
     devices = int(forced[1] if forced else os.environ.get("JAX_NUM_CPU_DEVICES") or 1)
     if devices > 1 or (processes > 1 and os.environ.get("JAX_PLATFORMS") == "cpu"):
-        os.environ.setdefault("NPROC", str(8 * max(devices, 2)))
+        os.environ.setdefault("NPROC", str(64 * max(devices, 2)))

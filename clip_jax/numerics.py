@@ -40,6 +40,11 @@ def promote(*z: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(a.astype(dtype) for a in z)
 
 
+def like_rows(v_D: jax.Array, x: jax.Array) -> jax.Array:
+    """A vector with as many axes as x, to be combined with each of x's rows."""
+    return v_D.reshape((1,) * (x.ndim - 1) + v_D.shape)
+
+
 def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
     """float32 means float32 on every backend; TPUs and GPUs would else round the factors."""
     return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
@@ -81,7 +86,7 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> j
 def _project(x, kernel, bias):
     stored = x.dtype if target_device().platform == "gpu" else None
     y = _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), stored=stored)
-    return (y if bias is None else y + bias).astype(x.dtype)
+    return (y if bias is None else y + like_rows(bias, y)).astype(x.dtype)
 
 
 def _forward(x, kernel, bias):

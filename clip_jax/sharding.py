@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,10 +15,9 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.config import MeshConfig
 
 AXES = ("data", "fsdp")
-SPLIT_OVER_DATA = 2**12  # numbers of an array, below which `over_data` leaves it whole
 BATCH = P(AXES)  # batches are split over both axes; parameters over "fsdp" alone
 
-SMALLEST = 4096  # elements; what is smaller stays whole where no row divides it
+SMALLEST = 2**12  # numbers of an array, below which it is split by its first choice or not at all
 MOST_REPLICATED = 0.05  # of the bytes that "fsdp" is to split
 
 Rows = Sequence[tuple[str, int]]  # (regular expression, axis that is split first)
@@ -223,7 +223,7 @@ def over_data(tree: Any, places: Any) -> Any:
     def split(leaf, place: NamedSharding) -> NamedSharding:
         data, shard = place.mesh.shape["data"], place.shard_shape(leaf.shape)
         axes = [axis for axis in range(leaf.ndim) if shard[axis] % data == 0]
-        if data == 1 or not axes or math.prod(leaf.shape) < SPLIT_OVER_DATA:
+        if data == 1 or not axes or math.prod(leaf.shape) < SMALLEST:
             return place
         axis = max(axes, key=lambda axis: (shard[axis], axis))
         spec = [*place.spec, *[None] * (leaf.ndim - len(place.spec))]
@@ -242,10 +242,22 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def constrain_batch(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """A function that pins the first axis of an activation to the devices of the mesh."""
-    sharding = batch_sharding(mesh)
-    return lambda x: jax.lax.with_sharding_constraint(x, sharding)
+@dataclass(frozen=True)
+class BatchConstraint:
+    """Pins the first axis of an activation to the devices of a mesh.
+
+    XLA does not partition a kernel, so the model finds the mesh for `jax.shard_map` here.
+    """
+
+    mesh: Mesh
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, batch_sharding(self.mesh))
+
+
+def constrain_batch(mesh: Mesh) -> BatchConstraint:
+    """What `CLIP` takes as `constrain`."""
+    return BatchConstraint(mesh)
 
 
 def to_global(mesh: Mesh, local: Any) -> Any:

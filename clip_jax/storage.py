@@ -321,7 +321,7 @@ def user_cache() -> Path:
     if folder.is_absolute():
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            if writable(folder):
+            if os.access(folder, os.W_OK):
                 return folder
     return _temporary_cache(str(folder))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 # JAX reads these settings when it is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Arrays of different ranks are never combined in silence, in processes that tests start as well.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Eight devices on two cores that others use too may come to a collective very late: XLA's own limit
 # of 40 s then ends the process.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -19,7 +21,7 @@ os.environ["XLA_FLAGS"] = " ".join(
     )
 )
 # As clip_jax.hardware.let_cpu_devices_wait does, but for ten losses in one program on eight devices.
-os.environ["NPROC"] = "256"
+os.environ["NPROC"] = "1024"
 
 import jax
 import pytest

@@ -28,7 +28,16 @@ from clip_jax.config import (
 )
 from clip_jax.registry import Bounds, InvalidSetting, Settings, hints
 
-GROUPS = [kind for kind in vars(config).values() if dataclasses.is_dataclass(kind)]
+
+def groups_of(kind: type[Settings] = Settings) -> Iterator[type[Settings]]:
+    """Every group of settings of the package, those of the towers too."""
+    for child in kind.__subclasses__():
+        if child.__module__.startswith("clip_jax.") and not inspect.isabstract(child):
+            yield child
+        yield from groups_of(child)
+
+
+GROUPS = list(groups_of())
 NUMBERS = (int, float)
 # What these tests do to a number of a tuple they do to all of its numbers.
 ABSURD = (math.nan, math.inf, -math.inf, -1e30, -(10**30))
@@ -197,7 +206,7 @@ def test_settings_need_the_standard_library_alone():
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported = {name.removeprefix("collections.") for name in imported}
     imported |= {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
-    assert imported <= {*sys.stdlib_module_names, "clip_jax.registry"}
+    assert imported <= {*sys.stdlib_module_names, "clip_jax.registry", "clip_jax.models.tower"}
 
 
 def test_the_help_of_the_command_says_what_each_setting_means():

@@ -13,6 +13,7 @@ from clip_jax.config import (
     HealthConfig,
     LoggingConfig,
     MeshConfig,
+    ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )
@@ -26,6 +27,7 @@ from clip_jax.config_io import (
     run_settings,
     to_json,
 )
+from clip_jax.models.architectures import ARCHITECTURES
 
 RUN = TrainConfig()
 
@@ -242,3 +244,11 @@ def test_every_old_name_leads_to_a_setting_that_there_is():
     known = flatten(to_json(RUN))
     assert set(RENAMED.values()) | RENAMED_VALUES.keys() <= known.keys()
     assert not RENAMED.keys() & known.keys()
+
+
+@pytest.mark.parametrize("name", ["ViT-B-32", "RN50", "ViT-B-16-SigLIP"])
+def test_a_model_that_was_saved_before_towers_had_names_comes_back(name):
+    saved = to_json(ARCHITECTURES[name])
+    assert from_json(ModelConfig, saved, origin="model.json") == ARCHITECTURES[name]
+    assert {saved[side].pop("tower") for side in ("vision", "text")} & {"text_transformer"}
+    assert from_json(ModelConfig, saved, origin="model.json") == ARCHITECTURES[name]

@@ -68,8 +68,8 @@ def test_every_chip_says_how_fast_machines_are_joined():
     [
         ({}, None),
         ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
-        ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=8 --b"}, "64"),
-        ({"JAX_NUM_CPU_DEVICES": "4"}, "32"),
+        ({"XLA_FLAGS": "--a=1 --xla_force_host_platform_device_count=8 --b"}, "512"),
+        ({"JAX_NUM_CPU_DEVICES": "4"}, "256"),
         ({"JAX_NUM_CPU_DEVICES": "4", "NPROC": "5"}, "5"),
     ],
 )
@@ -82,7 +82,7 @@ def test_several_cpu_devices_get_threads_to_wait_in(variables, threads, monkeypa
     assert os.environ.get("NPROC") == threads
 
 
-@pytest.mark.parametrize(("platform", "threads"), [("cpu", "16"), ("tpu", None)])
+@pytest.mark.parametrize(("platform", "threads"), [("cpu", "128"), ("tpu", None)])
 def test_so_do_several_processes_on_cpus(platform, threads, monkeypatch):
     for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "NPROC"):
         monkeypatch.delenv(name, raising=False)

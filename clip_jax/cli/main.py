@@ -60,7 +60,7 @@ def report_command(args: list[str]) -> int:
     """Write report.html of a run again."""
 
     def report(run: Annotated[str, tyro.conf.Positional]) -> int:
-        """Write report.html of a run anew.
+        """Write report.html of a run again.
 
         Args:
             run: the run directory.

@@ -55,7 +55,7 @@ def plan(args: list[str]) -> int:
             _sliced(cfg, topology.slices if topology.chip.kind == "tpu" else 1),
             topology,
             search=told.search,
-            propose=told.propose,
+            propose=told.search and told.propose,
             images_per_core=told.images_per_core,
             gpu_share=told.gpu_memory_share,
         )

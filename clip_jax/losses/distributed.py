@@ -1,12 +1,57 @@
 """How the devices see each other's texts: each has its rows of images, all need all columns."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from clip_jax.losses.tiling import Block, is_reduction, merge, sweep_tiles
+
+TORUS = "torus_"  # how the axes of a `torus_view` are named
+
+
+def torus_view(mesh: Mesh) -> Mesh:
+    """The devices of a mesh in their order, with one axis for each axis of a TPU's torus.
+
+    XLA for TPUs scatters a sum along one axis of the torus; over several at once it sums all of it
+    on every device, which sends twice as much. Other devices, and orders that do not follow the
+    torus, keep their mesh.
+    """
+    devices = list(mesh.devices.flat)
+    if not all(hasattr(device, "coords") for device in devices):
+        return mesh
+    sizes = torus_sizes([(getattr(device, "slice_index", 0), *device.coords) for device in devices])
+    if not sizes:
+        return mesh
+    names = tuple(f"{TORUS}{number}" for number in range(len(sizes)))
+    return Mesh(mesh.devices.reshape(sizes), names, axis_types=mesh.axis_types[:1] * len(sizes))
+
+
+def torus_sizes(places: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape in which coordinates change along one axis each; () where they do not.
+
+    Args:
+      places: the coordinates of the devices in their order.
+    """
+    sizes = []  # from the axis that changes with every device outwards
+    while len(places) > 1:
+        changing = [i for i, (a, b) in enumerate(zip(*places[:2], strict=True)) if a != b]
+        if len(changing) != 1:
+            return ()
+        axis = changing[0]
+        along = [place[axis] for place in places]
+        others = [place[:axis] + place[axis + 1 :] for place in places]
+        size = next((n for n, other in enumerate(others) if other != others[0]), len(places))
+        for start in range(0, len(places), size):
+            block = slice(start, start + size)
+            if along[block] != along[:size] or len(set(others[block])) > 1:
+                return ()
+        sizes.append(size)
+        places = others[::size]
+    return tuple(reversed(sizes))
 
 
 @dataclass(frozen=True)
@@ -69,7 +114,10 @@ class Gather(SingleDevice):
     def _reduce(self, part):
         if is_reduction(part):
             return part.over_devices(self.axes)
-        return jax.lax.psum_scatter(part, self.axes, tiled=True)
+        one_by_one = all(axis.startswith(TORUS) for axis in self.axes)
+        for axes in self.axes if one_by_one else (self.axes,):
+            part = jax.lax.psum_scatter(part, axes, tiled=True)
+        return part
 
     def own(self, columns, count):
         first = jax.lax.axis_index(self.axes) * count

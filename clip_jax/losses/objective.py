@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import LossConfig
+from clip_jax.losses.distributed import torus_view
 from clip_jax.losses.record import Loss
 from clip_jax.losses.sigmoid import SIGMOID
 from clip_jax.losses.softmax import SOFTMAX
@@ -58,6 +59,7 @@ class Objective:
         batch = _chosen(loss, loss.batch, batch, "the batch")
         function = loss.function
         if loss.sharded:
+            mesh = mesh and torus_view(mesh)
             axes = None if mesh is None else mesh.axis_names
 
             def function(outputs, batch):

@@ -99,7 +99,7 @@ SIGMOID = Loss(
 def _wrongness(rows, columns, scale, bias) -> tuple[jax.Array, jax.Array]:
     """-label * logit of each pair, and -label."""
     (image_RE, place_R), (text_BE, place_B) = rows, columns
-    sign_RB = jnp.where(place_R[:, None] == place_B, -1, 1)
+    sign_RB = jnp.where(place_R[:, None] == place_B[None, :], -1, 1)
     return sign_RB * (scale * similarity(image_RE, text_BE) + bias), sign_RB
 
 

@@ -134,7 +134,7 @@ def _share_and_denominators(rows, columns, scale, move: SingleDevice, *, keep: b
         logits_RB, kept = scaled_similarity(image_RE, text_BE, scale), None
         if keep and (kept := keep_logits(logits_RB, image_RE, text_BE, scale)) is not None:
             logits_RB = kept.restore()
-        match_R = jnp.where(place_R[:, None] == place_B, logits_RB, 0).sum(axis=1)
+        match_R = jnp.where(place_R[:, None] == place_B[None, :], logits_RB, 0).sum(axis=1)
         return (LogSumExp.of(logits_RB, 1), match_R), LogSumExp.of(logits_RB, 0), kept
 
     (row_B, match_B), column_B, kept = move.sweep(block, rows, columns)
@@ -151,7 +151,7 @@ def _share_forward(image_BE, text_BE, scale, move: SingleDevice):
         (image_RE, place_R), row_R = rows
         (text_BE, place_B), column_B = columns
         logits_RB = kept.restore() if kept else scaled_similarity(image_RE, text_BE, scale)
-        match_RB = place_R[:, None] == place_B
+        match_RB = place_R[:, None] == place_B[None, :]
         gradient_RB = row_R.softmax(logits_RB, 1) + column_B.softmax(logits_RB, 0) - 2 * match_RB
         return *similarity_vjp(gradient_RB, image_RE, text_BE), None
 

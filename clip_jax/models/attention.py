@@ -5,9 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import AttentionKind
 from clip_jax.hardware import target_device
+from clip_jax.models import short_attention
 
 # cuDNN's fused attention, forward and backward, as JAX and cuDNN 9 check it: from Ampere (sm_80)
 # on, in 16 bits, with heads whose width is a multiple of 8. Hopper takes widths up to 256 also.
@@ -47,6 +50,56 @@ def resolve_kind(kind: AttentionKind, dtype: Any, head_width: int) -> AttentionK
     return fastest_kind(dtype, head_width, device=device) if kind == "auto" else kind
 
 
+def kind_for_blocks(
+    kind: AttentionKind, dtype: Any, shape: tuple[int, int, int], *, heads: int, mesh: Mesh | None
+) -> AttentionKind:
+    """The form that blocks take whose activations have this shape (B, L, D): never "auto".
+
+    Args:
+      mesh: what the batch is split over, as far as the model was told.
+
+    Raises:
+      ValueError: a form that the device or the shape does not allow.
+    """
+    B, L, D = shape
+    if kind not in ("auto", "pallas"):
+        return resolve_kind(kind, dtype, D // heads)
+    lack = short_attention.obstacle(dtype, L, D, heads)
+    if lack and kind == "pallas":
+        raise ValueError(f"attention=pallas needs {lack}: auto takes the fastest form that works")
+    wanted = kind == "pallas" or target_device().platform == "tpu"
+    if wanted and not lack and _can_be_split(B, mesh):
+        return "pallas"
+    return resolve_kind("auto", dtype, D // heads)
+
+
+def _can_be_split(batch: int, mesh: Mesh | None) -> bool:
+    """Whether each device can be given its rows: XLA does not partition a kernel."""
+    around = jax.sharding.get_abstract_mesh()
+    if not around.empty and around.manual_axes:
+        return len(around.manual_axes) == len(around.axis_names)
+    if mesh is not None:
+        return batch % mesh.size == 0
+    return jax.device_count() == 1
+
+
+def kernel_attention(
+    qkv_BLX: jax.Array, *, heads: int, causal: bool, mesh: Mesh | None
+) -> jax.Array:
+    """Attention (B, L, D) of q, k and v side by side by the TPU's kernel, on each device's rows."""
+
+    def own_rows(qkv_BLX: jax.Array) -> jax.Array:
+        interpret = target_device().platform != "tpu"
+        return short_attention.short_attention(qkv_BLX, heads, causal, interpret)
+
+    if mesh is None or jax.sharding.get_abstract_mesh().manual_axes:
+        return own_rows(qkv_BLX)
+    rows = P(mesh.axis_names)
+    return jax.shard_map(own_rows, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)(
+        qkv_BLX
+    )
+
+
 def fastest_kind(dtype: Any, head_width: int, *, device: jax.Device) -> AttentionKind:
     """cuDNN's kernel where the device, the type and the width allow it, else the plain form."""
     usable = has_cudnn_attention(device) and not _obstacle(dtype, head_width)
@@ -70,7 +123,12 @@ def check_kind(
     head_width: int | None = None,
     setting: str = "attention",
 ):
-    """Refuse cuDNN's kernel, by the name of the setting that asks for it, where it cannot work."""
+    """Refuse a kernel, by the name of the setting that asks for it, where it cannot work."""
+    if kind == "pallas" and device.platform != "tpu":
+        raise ValueError(
+            f"{setting}=pallas needs a TPU, not {device.device_kind}: {setting}=auto takes the "
+            "fastest form that works"
+        )
     if kind != "cudnn":
         return
     lack = _obstacle(dtype, head_width)
@@ -112,21 +170,29 @@ def cudnn_attention(
     after every query that counts, else its place is beyond `key_value_seq_lengths`. The added
     query sees what others see, so that its result is finite; it is dropped, and its gradient is 0.
     """
-    (L, M), B = (q_BLNK.shape[1], k_BMNK.shape[1]), q_BLNK.shape[0]
+    L, M = q_BLNK.shape[1], k_BMNK.shape[1]
     length = M if length is None else length
     unseen = causal and L == M  # by the queries that count
     q_BLNK, k_BMNK, v_BMNK = (
         jnp.pad(x, ((0, 0), (0, even(x.shape[1]) - x.shape[1]), (0, 0), (0, 0)))
         for x in (q_BLNK, k_BMNK, v_BMNK)
     )
-    masked = length < k_BMNK.shape[1] and not unseen
+    lengths = {}
+    if length < k_BMNK.shape[1] and not unseen:
+        # Made of q, whatever its values, so that they are split over devices as q is: the kernel is
+        # given each device's own rows, and XLA would leave constants whole.
+        bits = jnp.dtype(f"int{8 * q_BLNK.dtype.itemsize}")
+        any_B = jax.lax.bitcast_convert_type(q_BLNK[:, 0, 0, 0], bits).astype(jnp.int32)
+        L_even = q_BLNK.shape[1]
+        lengths["query_seq_lengths"] = jax.lax.clamp(L_even, any_B, L_even)
+        lengths["key_value_seq_lengths"] = jax.lax.clamp(length, any_B, length)
     x_BLNK = jax.nn.dot_product_attention(
         q_BLNK,
         k_BMNK,
         v_BMNK,
         is_causal=causal,
-        key_value_seq_lengths=jnp.full(B, length, jnp.int32) if masked else None,
         implementation="cudnn",
+        **lengths,
     )
     return x_BLNK[:, :L]
 

@@ -189,9 +189,9 @@ def normalize_pixels(images_BHWC: jax.Array, preprocess: PreprocessConfig) -> ja
     """uint8 pixels to zero mean and unit deviation in float32; floats pass as they are."""
     if images_BHWC.dtype != jnp.uint8:
         return images_BHWC
-    mean_C = 255 * jnp.asarray(preprocess.mean, jnp.float32)
-    std_C = 255 * jnp.asarray(preprocess.std, jnp.float32)
-    return (images_BHWC.astype(jnp.float32) - mean_C) / std_C
+    mean_111C = 255 * jnp.asarray([[[preprocess.mean]]], jnp.float32)
+    std_111C = 255 * jnp.asarray([[[preprocess.std]]], jnp.float32)
+    return (images_BHWC.astype(jnp.float32) - mean_111C) / std_111C
 
 
 def unit_length(x_BE: jax.Array) -> jax.Array:

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
+from jax.sharding import Mesh
 
 from clip_jax.config import Activation, AttentionKind, Remat
-from clip_jax.models.attention import attention, even, resolve_kind
+from clip_jax.hardware import target_device
+from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
 from clip_jax.models.linear import Dense
-from clip_jax.numerics import pvary_like
+from clip_jax.numerics import like_rows, pvary_like
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -58,6 +61,16 @@ def identity(x: jax.Array) -> jax.Array:
     return x
 
 
+def row_major(x: jax.Array) -> jax.Array:
+    """x, stored in the order of its axes: outside a loop XLA for GPUs would put the batch last.
+
+    It then writes and reads each activation several times more, to transpose it for the products.
+    """
+    if target_device().platform != "gpu":
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation in float32 at least, whatever the tower computes in."""
 
@@ -88,19 +101,26 @@ def _normalize_forward(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype)
     mean_BL1 = wide_BLD.mean(axis=-1, keepdims=True)
     variance_BL1 = jnp.square(wide_BLD - mean_BL1).mean(axis=-1, keepdims=True)
     inverse_BL1 = jax.lax.rsqrt(variance_BL1 + epsilon)
-    y_BLD = ((wide_BLD - mean_BL1) * inverse_BL1 * scale_D + bias_D).astype(dtype)
+    scale_11D, bias_11D = (like_rows(v_D, x_BLD) for v_D in (scale_D, bias_D))
+    y_BLD = ((wide_BLD - mean_BL1) * inverse_BL1 * scale_11D + bias_11D).astype(dtype)
     # x is kept in its 16 bits; with both numbers of each row the backward pass is one reduction.
     return y_BLD, (x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D)
 
 
-def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, dy_BLD):
+def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, given_BLD):
     x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D = saved
     z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
-    dy_BLD = dy_BLD.astype(z_BLD.dtype)
-    dz_BLD = dy_BLD * scale_D
+    dy_BLD = given_BLD.astype(z_BLD.dtype)
+    dz_BLD = dy_BLD * like_rows(scale_D, dy_BLD)
     constant_BL1 = dz_BLD.mean(axis=-1, keepdims=True)
     along_BL1 = (dz_BLD * z_BLD).mean(axis=-1, keepdims=True)
     dx_BLD = inverse_BL1 * (dz_BLD - constant_BL1 - z_BLD * along_BL1)
+    if target_device().platform == "gpu":
+        # Sums over rows are another kernel there, which had better read 16 bits again: XLA would
+        # write products of both in float32 for it.
+        x_BLD, again_BLD = jax.lax.optimization_barrier((x_BLD, given_BLD))
+        z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
+        dy_BLD = again_BLD.astype(z_BLD.dtype)
     rows = tuple(range(x_BLD.ndim - 1))
     d_scale_D = (dy_BLD * z_BLD).sum(axis=rows).astype(scale_D.dtype)
     return dx_BLD.astype(x_BLD.dtype), d_scale_D, dy_BLD.sum(axis=rows).astype(bias_D.dtype)
@@ -119,14 +139,19 @@ class Attention(nn.Module):
     out_std: float
     dtype: jnp.dtype
     length: int | None = None  # positions from there on are padding
+    mesh: Mesh | None = None  # what the batch is split over, as far as the model was told
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         B, L, D = x_BLD.shape
+        out = Dense(D, self.out_std, self.dtype, name="out")
         fused = self.kind == "cudnn"
         # cuDNN takes queries, keys and values as arrays of their own.
         qkv = Dense(3 * D, self.in_std, self.dtype, parts=3 if fused else 1, name="qkv")(x_BLD)
         qkv = checkpoint_name(qkv, "qkv")
+        if self.kind == "pallas":
+            x_BLD = kernel_attention(qkv, heads=self.heads, causal=self.causal, mesh=self.mesh)
+            return out(checkpoint_name(x_BLD, "attended"))
         parts = qkv if fused else jnp.split(qkv, 3, axis=-1)
         q_BLNK, k_BLNK, v_BLNK = (x.reshape(B, L, self.heads, D // self.heads) for x in parts)
         x_BLNK = attention(
@@ -135,7 +160,7 @@ class Attention(nn.Module):
         x_BLD = x_BLNK.reshape(B, L, D)
         if not fused:  # else `keep_attention_and` finds it
             x_BLD = checkpoint_name(x_BLD, "attended")
-        return Dense(D, self.out_std, self.dtype, name="out")(x_BLD)
+        return out(x_BLD)
 
 
 class Mlp(nn.Module):
@@ -166,8 +191,10 @@ class Block(nn.Module):
     causal: bool
     kind: AttentionKind
     dtype: jnp.dtype
+    looped: bool
     length: int | None
     prevent_cse: bool
+    mesh: Mesh | None
     constrain: Callable[[jax.Array], jax.Array]
 
     @nn.compact
@@ -178,6 +205,8 @@ class Block(nn.Module):
         norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
         # Without this constraint the partitioner gathers the batch when parameters are sharded.
         x_BLD = self.constrain(x_BLD)
+        if not self.looped:
+            x_BLD = row_major(x_BLD)
         y_BLD = LayerNorm(name="attention_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Attention(
             self.heads,
@@ -187,6 +216,7 @@ class Block(nn.Module):
             out_std,
             self.dtype,
             self.length,
+            self.mesh,
             name="attention",
         )(y_BLD)
         y_BLD = LayerNorm(name="mlp_norm", **norm)(x_BLD)
@@ -222,8 +252,9 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        L, D = x_BLD.shape[1:]
-        kind = resolve_kind(self.kind, self.dtype, D // self.heads)
+        L = x_BLD.shape[1]
+        mesh = getattr(self.constrain, "mesh", None)
+        kind = kind_for_blocks(self.kind, self.dtype, x_BLD.shape, heads=self.heads, mesh=mesh)
         padded = even(L) if kind == "cudnn" else L
         # Once here, and not before each attention, where it would cost a copy.
         x_BLD = jnp.pad(x_BLD, ((0, 0), (0, padded - L), (0, 0)))
@@ -252,7 +283,10 @@ class Transformer(nn.Module):
                 kind=kind,
                 dtype=self.dtype,
                 length=L if padded > L else None,
-                prevent_cse=not looped,
+                looped=looped,
+                # Around the whole block stands a barrier already, where there is remat.
+                prevent_cse=not looped and self.remat == "none",
+                mesh=mesh,
                 constrain=self.constrain,
                 name=name,
             )

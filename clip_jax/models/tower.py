@@ -2,10 +2,11 @@
 
 import abc
 import dataclasses
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from clip_jax.registry import Settings, is_import_path, resolve
+from clip_jax.registry import Settings, resolve
 
 if TYPE_CHECKING:  # settings are read where JAX is not loaded
     import jax
@@ -123,7 +124,8 @@ def name_of(tower: Tower) -> str:
     for name, known in TOWERS.items():
         if known == path:
             return name
-    if not is_import_path(path) or resolve("tower", path, {}) is not kind:
+    module = sys.modules.get(kind.__module__)
+    if kind.__module__ == "__main__" or getattr(module, kind.__qualname__, None) is not kind:
         raise ValueError(
             f"the tower {path} cannot be imported under its name: define the class at the top of "
             "a module on PYTHONPATH"

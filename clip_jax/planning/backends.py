@@ -139,8 +139,8 @@ def _estimated(step: Step, topology: Topology, gpu_share: float, read: bool) -> 
 
 
 def attention_of(step: Step, topology: Topology) -> memory.Attention:
-    """As `models.attention` chooses: cuDNN's kernel for bfloat16 on a GPU, unless told otherwise."""
-    if topology.chip.kind == "tpu":
-        return "padded"
+    """As `models.attention` chooses: a kernel for bfloat16, unless told otherwise."""
     settings = step.cfg.model
-    return "plain" if settings.attention == "plain" or settings.dtype == "float32" else "fused"
+    if settings.attention != "plain" and settings.dtype != "float32":
+        return "fused"
+    return "padded" if topology.chip.kind == "tpu" else "plain"

@@ -131,7 +131,7 @@ def make_plan(
     topology: Topology,
     *,
     search: bool = True,
-    propose: bool = True,
+    propose: bool = False,
     images_per_core: float = IMAGES_PER_CORE,
     gpu_share: float = JAX_SHARE,
 ) -> Plan:
@@ -141,7 +141,7 @@ def make_plan(
       cfg: the run.
       topology: where it is to go.
       search: look for the largest batch, and for changes where the run does not fit.
-      propose: look for the fastest rematerialisation and unrolling too, where there is a search.
+      propose: look for the fastest rematerialisation and unrolling: six more are compiled at most.
       images_per_core: that a host's core makes ready in a second.
       gpu_share: of a GPU's memory that JAX may use.
 
@@ -165,16 +165,16 @@ def make_plan(
         if not trial.fits:
             changes = fitting_changes(trial, topology, fits)
             suggestions = tuple(_attempt(name, each) for name, each in changes)
-        if propose:
-            found = by_speed(
-                trial,
-                lambda changed: trial_of(changed, True),
-                lambda each: _time(each, topology).seconds,
-                unroll=trial.needed_bytes != trial.estimated_bytes,  # compiled, no estimate
-            )
-            tried = tuple(_attempt(settings_of(each.step.cfg), each, s) for s, each in found)
     else:
         trial = fits(cfg)
+    if propose:
+        found = by_speed(
+            trial,
+            lambda changed: trial_of(changed, True),
+            lambda each: _time(each, topology).seconds,
+            unroll=trial.needed_bytes != trial.estimated_bytes,  # compiled, no estimate
+        )
+        tried = tuple(_attempt(settings_of(each.step.cfg), each, s) for s, each in found)
     fitting = trial.fits and trial.program is not None
     return Plan(
         topology=topology.name,

@@ -61,8 +61,9 @@ def _speed_lines(plan: Plan) -> list[str]:
         f"    without the padding of tiles and matrix units {s.lower_s * 1e3:.1f} ms;"
         f" by the compiler's own estimate {_compiler_text(plan)}",
         f"    model {s.model_tflop:.2f} TFLOP a chip and step, executed {s.executed_tflop:.2f}"
-        f" ({s.padded_tflop:.2f} padded), {s.traffic_gb:,.0f} GB to and from memory"
-        f" ({s.tiled_gb:,.0f} in whole tiles)",
+        + (f" ({s.padded_tflop:.2f} padded)" if s.padded_tflop > s.executed_tflop else "")
+        + f", {s.traffic_gb:,.0f} GB to and from memory"
+        + (f" ({s.tiled_gb:,.0f} in whole tiles)" if s.tiled_gb > s.traffic_gb else ""),
         f"    {s.cores_per_host} cores a host to feed it ({plan.hosts} hosts)",
     ]
     if s.unpriced:

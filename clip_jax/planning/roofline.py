@@ -58,7 +58,7 @@ def step_time(
     compute = memory = idle = copies = 0.0
     for work in program.work:
         arithmetic, traffic = _seconds(work, topology, tiled)
-        if work.background:
+        if work.background and not arithmetic:
             copies += work.count * traffic
         elif arithmetic >= traffic:
             compute += work.count * arithmetic

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.hardware import traced_for
 from clip_jax.models.clip import CLIP
 from clip_jax.training import setup
 from clip_jax.training.state import TrainState, abstract_state, check_batch_statistics
@@ -49,7 +50,8 @@ class Step:
         step = jit_train_step(
             self.mesh, self.state, model=self.model, optimizer=self.optimizer, cfg=self.cfg
         )
-        return step.lower(self.state, self.batch)
+        with traced_for(self.mesh.devices.flat[0]):
+            return step.lower(self.state, self.batch)
 
 
 def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:

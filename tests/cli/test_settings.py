@@ -16,6 +16,11 @@ def test_every_setting_is_in_the_reference_once():
     assert set(rows) == flatten(to_json(TrainConfig())).keys()
 
 
+def test_every_setting_says_what_it_means():
+    silent = [row.name for _, rows in groups(TrainConfig) for row in rows if not row.meaning]
+    assert not silent, "give the field a comment in clip_jax/config.py"
+
+
 def test_the_page_in_the_documents_is_what_the_command_writes(capsys):
     assert main(["settings"]) == 0
     assert PAGE.read_text() == capsys.readouterr().out, "clip-jax settings > docs/settings.md"

@@ -13,7 +13,7 @@ RUN = """
 import logging
 import jax, jax.numpy as jnp, numpy as np
 from clip_jax.config import CheckpointConfig, ModelConfig, TrainConfig
-from clip_jax.config_io import read_config
+from clip_jax.cli.arguments import run_config
 from clip_jax.runs import manifest
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.directory import RunDirectory
@@ -36,7 +36,8 @@ def restored():
 
 with RunDirectory("gs://clip/run") as run:
     run.save_config(TrainConfig(seed=5), ModelConfig())
-    assert run.load_config() == read_config("gs://clip/run") == TrainConfig(seed=5)
+    kept = TrainConfig(seed=5, workdir="gs://clip/run")
+    assert run.load_config() == run_config("gs://clip/run") == kept
     for step in range(1, 4):
         run.append_metrics({"step": step})
     save(range(1, 7))

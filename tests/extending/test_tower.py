@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
 import clip_jax
 from clip_jax.cli.main import main
@@ -111,7 +112,7 @@ def test_fsdp_splits_it_by_its_rows_and_without(run):
     loaded = load_to_host(run)
     mesh, rows = make_mesh(MeshConfig(fsdp=8)), sharding_rows(loaded.model.config)
     places = shardings(mesh, loaded.variables, rows=rows)["params"]["image"]
-    assert places["conv_1"]["kernel"].spec == (None, None, None, "fsdp")
+    assert places["conv_1"]["kernel"].spec == P(None, None, None, "fsdp")
     assert not places["head"]["kernel"].is_fully_replicated
     assert places["norm_0"]["scale"].is_fully_replicated
 

@@ -5,10 +5,12 @@ from collections import Counter
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses import softmax_loss
+from clip_jax.losses.distributed import torus_sizes, torus_view
 
 AXES = ("data", "fsdp")
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
@@ -105,3 +107,26 @@ def test_a_ring_of_embeddings_that_are_not_finite_has_no_finite_gradient(
         "softmax", (image_BE, text_BE, jnp.float32(100)), mesh(8, 1), distributed="ring"
     )
     assert not any(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "sizes"),
+    [
+        ((4, 4), (0, 1), (4, 4)),
+        ((4, 4), (1, 0), (4, 4)),
+        ((2, 4, 8), (2, 0, 1), (8, 2, 4)),
+        ((16,), (0,), (16,)),
+        ((1, 8, 1), (0, 1, 2), (8,)),
+    ],
+)
+def test_the_axes_of_a_torus_are_found_in_the_order_of_its_devices(shape, order, sizes):
+    grid = np.moveaxis(np.indices(shape), 0, -1).transpose(*order, len(shape))
+    assert torus_sizes([tuple(place) for place in grid.reshape(-1, len(shape))]) == sizes
+
+
+def test_an_order_that_does_not_follow_a_torus_has_no_axes(mesh):
+    ring = [(0, 0), (0, 1), (1, 1), (1, 0)]  # and back, as rings are laid into a plane
+    assert torus_sizes(ring) == ()
+    assert torus_sizes([(0, 0), (1, 1)]) == ()
+    assert torus_sizes([(0, 0), (0, 1), (0, 2), (1, 0)]) == ()
+    assert torus_view(mesh(4, 2)) is mesh(4, 2)  # CPUs lie in none

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.config import ModelConfig, VisionTransformerConfig
+from clip_jax.config import ModelConfig
 from clip_jax.models import attention as module
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.attention import attention, plain_attention
@@ -24,7 +24,7 @@ def shapes(config: ModelConfig) -> tuple[tuple[int, int, bool], ...]:
     """Length, width of a head and whether it is causal, of the attention of each tower."""
     vision, text = config.vision, config.text
     found = [(text.context_length, text.width // text.heads, text.causal)]
-    if isinstance(vision, VisionTransformerConfig):
+    if vision.depth:
         found.append((vision.grid**2 + vision.class_token, vision.width // vision.heads, False))
     return tuple(found)
 

@@ -59,7 +59,7 @@ def test_a_run_that_does_not_fit_gets_changes_that_were_tried():
         model=ModelSettings(name="ViT-L-14", remat="none"),
         data=DataConfig(batch_size=4096),
     )
-    plan = make_plan(cfg, parse_topology("h100:8"), propose=False)
+    plan = make_plan(cfg, parse_topology("h100:8"))
     assert not plan.fits
     assert plan.speed is None
     assert plan.suggestions
@@ -89,7 +89,7 @@ def test_a_proposal_leaves_room_and_changes_nothing_for_little():
 
 def test_a_proposal_was_compiled_and_is_no_slower():
     cfg = dataclasses.replace(CFG, model=ModelSettings(name="ViT-test", remat="full"))
-    plan = make_plan(cfg, parse_topology("v5e:1x1"))
+    plan = make_plan(cfg, parse_topology("v5e:1x1"), search=False, propose=True)
     assert {each.change.split()[1] for each in plan.tried} == {"none", "dots", "attention", "full"}
     assert len(plan.tried) <= 6
     assert plan.proposal in plan.tried

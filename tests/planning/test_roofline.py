@@ -116,6 +116,11 @@ def test_a_copy_in_the_background_uses_the_memory_while_arithmetic_limits_the_re
     assert step_time(Program([product, large]), POD, DEVICES).seconds == pytest.approx(1 + 2 - 0.75)
 
 
+def test_arithmetic_in_the_background_takes_its_time():
+    products = [Work(197e12, 0, 0, 1), Work(197e12, 0, 0, 1, background=True)]
+    assert step_time(Program(products), POD, DEVICES).seconds == pytest.approx(2)
+
+
 def test_tiles_and_matrix_units_lengthen_the_bound():
     """A product of depth 64 fills half of a unit of 128, and a quarter of one of 256."""
     product = Product(197e12, 1024, 1024, 64)

@@ -1,5 +1,6 @@
 """Whatever the mesh, the movement, the tiles and the micro-batches: the gradient of the whole batch."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -90,7 +91,9 @@ def exact_gradients(model, kind):
     batch, params = make_batch(), jax.device_get(state.params)
     with jax.enable_x64(True):
         if isinstance(model, CLIP):
-            model = CLIP(dataclasses.replace(model.config, dtype="float64"))
+            config = copy.copy(model.config)
+            object.__setattr__(config, "dtype", "float64")  # no setting of a run
+            model = CLIP(config)
         params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), params)
 
         def loss_of(params):
@@ -213,6 +216,6 @@ def test_terms_of_per_sample_arrays_have_one_gradient_however_many_micro_batches
 
 
 def test_extra_arrays_without_a_gradient_are_refused_under_accumulation():
-    outputs = Outputs(jnp.ones(2), jnp.ones(2), 1.0, None, {"ids": jnp.ones(2, int)})
+    outputs = Outputs(jnp.ones(2), jnp.ones(2), 1.0, None, {"ids": jnp.ones(2, jnp.int32)})
     with pytest.raises(ValueError, match=r"Outputs.extra\['ids'\] has type int32"):
         per_sample(outputs)

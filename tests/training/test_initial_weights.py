@@ -10,7 +10,7 @@ import pytest
 from clip_jax import sharding
 from clip_jax.config import ModelSettings, TrainConfig
 from clip_jax.models.architectures import model_config
-from clip_jax.models.clip import create_model
+from clip_jax.models.clip import create_model, sharding_rows
 from clip_jax.training.initial_weights import check_arithmetic, check_scale, initial_variables
 from clip_jax.weights.load import Loaded
 
@@ -33,7 +33,8 @@ def test_each_device_gets_its_own_part_of_the_weights(draw, mesh, shape, towers)
     for tower in ("image", "text") if towers == "both" else (towers,):
         expected = initial.variables["params"][tower]
         jax.tree.map(np.testing.assert_array_equal, found["params"][tower], expected)
-    places = sharding.shardings(place, found)
+    rows = sharding_rows(create_model("ViT-test").config)
+    places = sharding.shardings(place, found, rows=rows)
     assert jax.tree.map(lambda leaf: leaf.sharding, found) == places
 
 

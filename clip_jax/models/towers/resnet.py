@@ -29,24 +29,22 @@ class ResNetConfig(ImageTower, group="vision."):
     heads: Count = 32  # of the attention pooling
     batch_norm_momentum: BelowOne = 0.9
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.require(
-            self.image_size % 32 == 0, "image_size", "must be a multiple of 32, the stride"
-        )
-        self.require_multiple("width", "heads", times=32)
-
     free_fields = ("image_size", "batch_norm_momentum")
     positions_path = "pool/position_embedding"
-    kept_share = (
-        0.4  # XLA computes batch normalisation and ReLU again rather than keep their results
-    )
+    kept_share = 0.4  # XLA computes batch normalisation and ReLU again
     sharding_rows = (
         ("pool/(query|key|value)/kernel", 0),
         ("pool/out/kernel", -1),
         ("position_embedding", -1),
         ("conv/kernel", -1),
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require(
+            self.image_size % 32 == 0, "image_size", "must be a multiple of 32, the stride"
+        )
+        self.require_multiple("width", "heads", times=32)
 
     @property
     def grid(self) -> int:
@@ -217,7 +215,7 @@ class AttentionPool2d(nn.Module):
         x_BLD = x_BHWC.reshape(B, H * W, D)
         x_BLD = jnp.concatenate([x_BLD.mean(axis=1, keepdims=True), x_BLD], axis=1)
         position_LD = self.param("position_embedding", nn.initializers.normal(std), (H * W + 1, D))
-        x_BLD = (x_BLD + position_LD).astype(self.dtype)
+        x_BLD = (x_BLD + position_LD[None]).astype(self.dtype)
         heads = (self.heads, D // self.heads)
         q_B1D = Dense(D, std, self.dtype, name="query")(x_BLD[:, :1])
         k_BLD = Dense(D, std, self.dtype, name="key")(x_BLD)

@@ -33,10 +33,6 @@ class TextConfig(TextTower, group="text."):
     pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
     projection_bias: bool = False
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.require_multiple("width", "heads")
-
     above_blocks = ("post_norm", "projection")
     positions_path = "position_embedding"
     sharding_rows = (
@@ -44,6 +40,10 @@ class TextConfig(TextTower, group="text."):
         ("projection/kernel", 0),
         ("(token|position)_embedding", -1),
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.require_multiple("width", "heads")
 
     @property
     def reads_largest_id(self) -> bool:
@@ -101,7 +101,7 @@ class TextTransformer(nn.Module):
             "position_embedding", nn.initializers.normal(0.01), (cfg.context_length, D)
         )
         # Added in float32, so that the positions' gradient is summed over the batch in float32.
-        x_BLD = (embedding_VD[tokens_BL] + position_LD[:L]).astype(self.dtype)
+        x_BLD = (embedding_VD[tokens_BL] + position_LD[None, :L]).astype(self.dtype)
         x_BLD = Transformer(
             depth=cfg.depth,
             heads=cfg.heads,

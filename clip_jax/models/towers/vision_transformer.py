@@ -42,19 +42,6 @@ class VisionTransformerConfig(ImageTower, group="vision."):
     position: Literal["learned", "sincos2d"] = "learned"
     patch_dropout: BelowOne = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
 
-    def __post_init__(self):
-        super().__post_init__()
-        fits, most = self.patch_size <= self.image_size, self.image_size
-        self.require(fits, "patch_size", f"must be from 1 to {most}, the image's size")
-        self.require_multiple("width", "heads")
-        pooled = self.pool != "class" or self.class_token
-        self.require(pooled, "pool", "needs class_token=True")
-
-    @property
-    def grid(self) -> int:
-        """Patches on each side. What is left of a last one is cropped (SigLIP's 384 by 14)."""
-        return self.image_size // self.patch_size
-
     above_blocks = ("post_norm", "pool", "projection")
     free_fields = ("image_size", "patch_dropout")
     positions_path = "position_embedding"
@@ -68,6 +55,19 @@ class VisionTransformerConfig(ImageTower, group="vision."):
         ("position_embedding", -1),
         ("patch_embedding/kernel", -1),
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        fits, most = self.patch_size <= self.image_size, self.image_size
+        self.require(fits, "patch_size", f"must be from 1 to {most}, the image's size")
+        self.require_multiple("width", "heads")
+        pooled = self.pool != "class" or self.class_token
+        self.require(pooled, "pool", "needs class_token=True")
+
+    @property
+    def grid(self) -> int:
+        """Patches on each side. What is left of a last one is cropped (SigLIP's 384 by 14)."""
+        return self.image_size // self.patch_size
 
     def module(self, embed_dim: int, compute: Compute) -> "VisionTransformer":
         return VisionTransformer(self, embed_dim, **vars(compute))
@@ -142,7 +142,7 @@ class VisionTransformer(nn.Module):
             position_LD = self.param("position_embedding", small, x_BLD.shape[1:])
         else:
             position_LD = sincos2d(cfg.grid, D, class_token=cfg.class_token)
-        x_BLD = (x_BLD + position_LD).astype(self.dtype)
+        x_BLD = (x_BLD + position_LD[None]).astype(self.dtype)
         if train and cfg.patch_dropout:
             x_BLD = drop_patches(
                 x_BLD, self.make_rng("dropout"), cfg.patch_dropout, class_token=cfg.class_token

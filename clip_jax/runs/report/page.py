@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,8 @@ from clip_jax.storage import atomic_write
 FILE = "report.html"
 MANY_CLASSES = 60  # from here on only the best and the worst ones are listed
 LISTED = 12
+# Metrics that a part of the page shows.
+SHOWN = re.compile(r"eval/([\w-]+/)?(samples|loss|(zero_shot|text_to_image|image_to_text)_\w+)")
 
 
 def write_report(
@@ -64,7 +67,7 @@ def write_report(
         groups=len({c.group for c in evaluation.classes}) > 1,
         pictures=evaluation.examples.pictures if evaluation.examples else {},
         close_up=_close_up(evaluation),
-        facts=_facts(settings, metrics) | dict(facts or {}),
+        facts=_facts(settings, metrics) | _others(evaluation.metrics) | dict(facts or {}),
         goodput=_shares(goodput or {}),
     )
     atomic_write(directory / FILE, page)
@@ -153,6 +156,12 @@ def _facts(settings: dict, metrics: dict) -> dict[str, str]:
     if shares:
         named["Model FLOPs utilisation"] = percent(float(np.median(shares)))
     return {name: str(value) for name, value in named.items() if value is not None}
+
+
+def _others(evaluated: dict[str, float]) -> dict[str, str]:
+    """What the report has no part for, such as an evaluator's from outside the tree."""
+    others = {name: value for name, value in evaluated.items() if not SHOWN.fullmatch(name)}
+    return {words(name.removeprefix("eval/")): number(value) for name, value in others.items()}
 
 
 def _pairs(count: int | None) -> str | None:

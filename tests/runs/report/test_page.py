@@ -115,6 +115,13 @@ def test_other_data_sets_have_their_figures_beside_the_first_ones(run, evaluatio
     assert "captions that find their image first, of coco 45.6 % guessing: 1.0 %" in text
 
 
+def test_what_has_no_part_of_its_own_is_among_the_facts(run, evaluation):
+    metrics = evaluation.metrics | {"eval/modality_gap": 1.2345, "eval/loss": 2.0}
+    save_evaluation(run, 100, dataclasses.replace(evaluation, metrics=metrics))
+    text = read(write_report(run)).text
+    assert "modality gap 1.23" in text and "zero shot" not in text
+
+
 def test_a_whole_run_has_all_parts(run):
     page = read(write_report(run, facts={"Devices": "8 x CPU"}, goodput={"waiting_for_data": 63.0}))
     headings = ["The diagonal lights up", "Close up", "Zero-shot classification", "Retrieval"]
