@@ -210,7 +210,7 @@ def test_bad_samples_are_counted_and_the_order_of_the_others_stays(read, numbere
             expected, found = ids(next(clean)), ids(next(batches))
             assert all(e == f or e in bad for e, f in zip(expected, found))
     assert ledger.to_json()["seen"] == 400
-    assert ledger.to_json()["by_reason"] == {"out-of-sorts": {"shard-1": 2}}
+    assert ledger.to_json()["worst_shards"] == {"out-of-sorts": {"shard-1": 2}}
 
 
 def test_bad_samples_are_counted_in_worker_processes_too(read, numbered):
