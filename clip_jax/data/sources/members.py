@@ -60,8 +60,10 @@ def make_members(caption_column: str | None, label_column: str | None, *, lines:
 
 
 def _json(data: bytes | None) -> dict:
+    if data is None:
+        return {}
     try:
-        row = json.loads(data or b"{}")
+        row = json.loads(data)
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}
