@@ -11,7 +11,7 @@ from clip_jax.config import CheckpointConfig, OptimizerConfig
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.old_layouts import flat_shape
 from clip_jax.runs.trained_variables import read_variables
-from clip_jax.training.optimizer import UPDATE_RULES, make_optimizer
+from clip_jax.training.optimizer import DIRECTIONS, make_optimizer
 from clip_jax.training.state import Health, TrainState
 
 CFG = CheckpointConfig(every_steps=1, every_minutes=None)
@@ -77,7 +77,7 @@ def restore(directory, mesh, state: TrainState) -> TrainState:
     return restored
 
 
-@pytest.mark.parametrize("rule", UPDATE_RULES)
+@pytest.mark.parametrize("rule", DIRECTIONS)
 def test_parameters_moments_and_average_become_what_the_flat_layout_has(tmp_path, mesh, rule):
     old, flat = (state_after_one_update(rule, layout) for layout in (WAS, IS))
     save(tmp_path, old)
