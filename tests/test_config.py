@@ -32,7 +32,9 @@ from clip_jax.registry import Bounds, InvalidSetting, Settings, hints
 def groups_of(kind: type[Settings] = Settings) -> Iterator[type[Settings]]:
     """Every group of settings of the package, those of the towers too."""
     for child in kind.__subclasses__():
-        if child.__module__.startswith("clip_jax.") and not inspect.isabstract(child):
+        if child.__module__.startswith(
+            ("clip_jax.config", "clip_jax.models")
+        ) and not inspect.isabstract(child):
             yield child
         yield from groups_of(child)
 

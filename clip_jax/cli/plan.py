@@ -12,6 +12,7 @@ from clip_jax.planning.backends import JAX_SHARE, start
 from clip_jax.planning.plan import IMAGES_PER_CORE, make_plan
 from clip_jax.planning.report import to_table, to_text, write_json
 from clip_jax.planning.topologies import parse_topology
+from clip_jax.registry import Part, Positive
 
 PLAN_HELP = """
 Compile a run's train step for chips that need not be here: memory, speed and traffic.
@@ -31,8 +32,8 @@ class PlanSettings(TrainConfig):
     propose: bool = (
         True  # with the search: the fastest rematerialisation and unrolling, six compiles
     )
-    images_per_core: float = IMAGES_PER_CORE  # that a host's core makes ready in a second
-    gpu_memory_share: float = JAX_SHARE  # that JAX may use (XLA_PYTHON_CLIENT_MEM_FRACTION)
+    images_per_core: Positive = IMAGES_PER_CORE  # that a host's core makes ready in a second
+    gpu_memory_share: Part = JAX_SHARE  # that JAX may use (XLA_PYTHON_CLIENT_MEM_FRACTION)
     json_out: Path | None = None  # a file that gets all of it
 
 
@@ -40,31 +41,30 @@ def plan(args: list[str]) -> int:
     """See on any machine whether a run fits a pod or GPUs, and how fast it goes there."""
     cfg, rest = take_config(args)
     default = PlanSettings(**{f.name: getattr(cfg, f.name) for f in fields(TrainConfig)})
-    told = parse(PlanSettings, rest, default=default, prog="clip-jax plan", description=PLAN_HELP)
-    if not told.topology:
+    settings = parse(
+        PlanSettings, rest, default=default, prog="clip-jax plan", description=PLAN_HELP
+    )
+    if not settings.topology:
         raise ValueError("say where it is to go: --topology v5e:16x16, v5p-1024, h100:8, ...")
-    for name in ("images_per_core", "gpu_memory_share"):
-        if getattr(told, name) <= 0:
-            raise ValueError(f"{name}={getattr(told, name)} must be above 0")
-    topologies = [parse_topology(name) for name in told.topology]
-    cfg = TrainConfig(**{f.name: getattr(told, f.name) for f in fields(TrainConfig)})
+    topologies = [parse_topology(name) for name in settings.topology]
+    cfg = TrainConfig(**{f.name: getattr(settings, f.name) for f in fields(TrainConfig)})
     start(topologies)
     plans = []
     for topology in topologies:
         made = make_plan(
             _sliced(cfg, topology.slices if topology.chip.kind == "tpu" else 1),
             topology,
-            search=told.search,
-            propose=told.search and told.propose,
-            images_per_core=told.images_per_core,
-            gpu_share=told.gpu_memory_share,
+            search=settings.search,
+            propose=settings.search and settings.propose,
+            images_per_core=settings.images_per_core,
+            gpu_share=settings.gpu_memory_share,
         )
         plans.append(made)
         print(to_text(made) + "\n", flush=True)
     if len(plans) > 1:
         print(to_table(plans))
-    if told.json_out is not None:
-        write_json(plans, told.json_out)
+    if settings.json_out is not None:
+        write_json(plans, settings.json_out)
     return 0
 
 

@@ -13,7 +13,7 @@ from clip_jax.distributed.watchdog import Watchdog
 
 SCRIPT = """
 import sys, threading, time
-from clip_jax.processes import watchdog as lib
+from clip_jax.distributed import watchdog as lib
 lib.TICK_S = 0.05
 def wait_for_data_that_never_comes():
     threading.Event().wait(20)

@@ -31,7 +31,7 @@ def compiler(step, *, fixed: float, a_row: float, available: float):
             rows /= 4
         asked.append(cfg)
         changed = dataclasses.replace(step, cfg=cfg)
-        return Trial(changed, fixed + a_row * rows, available, 0.0, None)
+        return Trial(changed, fixed + a_row * rows, available, 0.0, None, "a test")
 
     return trial_of, asked
 
@@ -87,7 +87,9 @@ def compiled_steps(step, peaks: dict[str, float]):
     def trial_of(cfg: TrainConfig) -> Trial:
         asked.append((cfg.model.remat, cfg.model.unroll))
         changed = dataclasses.replace(step, cfg=cfg)
-        return Trial(changed, peaks[cfg.model.remat], 10.0, 0.0, Program([Work(1, 0, 0, 1)]))
+        return Trial(
+            changed, peaks[cfg.model.remat], 10.0, 0.0, Program([Work(1, 0, 0, 1)]), "a test"
+        )
 
     def seconds_of(trial: Trial) -> float:
         model = trial.step.cfg.model

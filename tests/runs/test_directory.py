@@ -1,6 +1,7 @@
 """The run directory: one owner, whole files, metrics that go back with the checkpoint."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -87,7 +88,8 @@ def test_settings_come_back_as_they_were(tmp_path, model):
     with RunDirectory(tmp_path / "run") as run:
         assert run.load_config() is None and run.load_model_config() is None
         run.save_config(cfg, model)
-        assert run.load_config() == cfg
+        here = dataclasses.replace(cfg, workdir=os.fspath(run.path))  # a moved run resumes itself
+        assert run.load_config() == here
         assert run.load_model_config() == model
 
 
