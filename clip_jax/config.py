@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the channels, on a 0 to 1 scale
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -10,6 +10,8 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+INTERPOLATIONS, RESIZE_MODES = get_args(Interpolation), get_args(ResizeMode)
 Remat = Literal["none", "dots", "attention", "full"]
 AttentionKind = Literal["auto", "plain", "cudnn"]
 
@@ -81,11 +83,17 @@ class TextConfig:
     activation: Activation = "gelu"
     norm_epsilon: float = 1e-5
     causal: bool = True
-    pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
+    pool: Literal["argmax", "last", "eos"] = "argmax"  # argmax: at the largest id; eos: at end_id
+    end_id: int | None = None  # of the token at whose first occurrence pool="eos" reads
+    projection: bool = True  # False: the text is read as it is, so width is embed_dim
     projection_bias: bool = False
 
     def __post_init__(self):
         _divides("width", self.width, "heads", self.heads)
+        if (self.pool == "eos") != (self.end_id is not None):
+            raise ValueError(f'pool="{self.pool}" and end_id={self.end_id}: "eos" alone needs one')
+        if self.end_id is not None and not 0 <= self.end_id < self.vocab_size:
+            raise ValueError(f"end_id={self.end_id} must be from 0 to {self.vocab_size - 1}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +103,24 @@ class PreprocessConfig:
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
     interpolation: Interpolation = "bicubic"
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
-    fill: int = 0  # grey level of the padding that `max_norm` adds
+    resize_mode: ResizeMode = "shortest"
+    resize_size: int | None = None  # pixels before the centre crop; None: the image size
+    fill: int = 0  # grey level of the padding that `longest` adds
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if len(values) != 3 or not all(0 <= value <= 1 for value in values):
+                raise ValueError(f"{name}={values} must be three numbers on a scale from 0 to 1")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std} must be above 0 in each channel")
+        for name, known in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.resize_size is not None and self.resize_size < 1:
+            raise ValueError(f"resize_size={self.resize_size} must be at least 1 pixel")
+        if not isinstance(self.fill, int) or not 0 <= self.fill <= 255:
+            raise ValueError(f"fill={self.fill} must be a grey level from 0 to 255")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +139,13 @@ class ModelConfig:
     remat: Remat = "none"
     unroll: int = 1  # blocks in one turn of the loop over a tower's blocks
     attention: AttentionKind = "auto"
+
+    def __post_init__(self):
+        if not self.text.projection and self.text.width != self.embed_dim:
+            raise ValueError(
+                f"text.projection=False needs text.width={self.text.width} to be "
+                f"embed_dim={self.embed_dim}"
+            )
 
 
 def _divides(name: str, value: int, by_name: str, by: int):

@@ -80,7 +80,7 @@ def clipa(embed_dim: int, vision: dict, text: dict) -> ModelConfig:
 def siglip(vision: dict, text: dict, vocab_size: int = 32_000, context: int = 64) -> ModelConfig:
     """SigLIP (arXiv:2303.15343): attention pooling, bidirectional text, sigmoid loss."""
     pooled = {"class_token": False, "pool": "map", "pre_norm": False, "projection": False}
-    last = {"causal": False, "pool": "last", "projection_bias": True}
+    last = {"causal": False, "pool": "last", "projection_bias": text.get("projection", True)}
     sizes = {"context_length": context, "vocab_size": vocab_size}
     return clip(
         vision["width"],
@@ -183,6 +183,9 @@ ARCHITECTURES: dict[str, ModelConfig] = {
     "ViT-SO400M-14-SigLIP": siglip(SO400M_14, text(1152) | SO400M, context=16),
     "ViT-SO400M-14-SigLIP-378": siglip(at(SO400M_14, 378), text(1152) | SO400M),
     "ViT-SO400M-14-SigLIP-384": siglip(at(SO400M_14, 384), text(1152) | SO400M),
+    "ViT-SO400M-16-SigLIP-i18n-256": siglip(
+        at(SO400M_16, 256), text(1152) | SO400M | {"projection": False}, 250_000
+    ),
     # SigLIP 2's of a fixed resolution.
     "ViT-B-32-SigLIP2-256": siglip2(image(768, 12, 32, 256) | TANH, text(768)),
     "ViT-B-16-SigLIP2": siglip2(image(768, 12, 16), text(768)),

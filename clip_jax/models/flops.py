@@ -13,7 +13,8 @@ def parameter_count(config: ModelConfig) -> int:
     else:
         image = _image_parameters(vision, config.embed_dim)
     tokens = (text.vocab_size + text.context_length) * text.width
-    head = 2 * text.width + (text.width + text.projection_bias) * config.embed_dim
+    projection = (text.width + text.projection_bias) * config.embed_dim
+    head = 2 * text.width + (projection if text.projection else 0)
     scalars = 1 + (config.init_logit_bias is not None)
     return image + tokens + _block_parameters(text) * text.depth + head + scalars
 
@@ -72,7 +73,7 @@ def text_flops(config: ModelConfig) -> float:
     """The text tower's share of `forward_flops`, every position counted."""
     text = config.text
     blocks = _block_flops(text, text.context_length) * text.depth
-    return blocks + 2 * text.width * config.embed_dim
+    return blocks + (2 * text.width * config.embed_dim if text.projection else 0)
 
 
 def _block_parameters(tower: VisionTransformerConfig | TextConfig) -> int:

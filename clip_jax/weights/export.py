@@ -14,6 +14,7 @@ from clip_jax.config import ModelConfig
 from clip_jax.data.tokenizers.clip_bpe import vocabulary
 from clip_jax.data.tokenizers.registry import Tokenizer
 from clip_jax.weights import huggingface, huggingface_config, open_clip, open_clip_config
+from clip_jax.weights.huggingface_preprocess import write_preprocess
 from clip_jax.weights.mapping import export_tensors
 from clip_jax.weights.openai import batch_counters
 
@@ -87,7 +88,7 @@ def _huggingface_files(config: ModelConfig, tokenizer: Tokenizer | None) -> File
     end_id = None if tokenizer is None else tokenizer.end_id
     files: Files = {
         "config.json": huggingface_config.write_config(config, end_id=end_id),
-        "preprocessor_config.json": huggingface_config.write_preprocess(config),
+        "preprocessor_config.json": write_preprocess(config),
     }
     if tokenizer is None:
         return files

@@ -6,16 +6,27 @@ from clip_jax.weights.mapping import Link, stacked
 from clip_jax.weights.openai import linear, norm
 
 
-def links(config: ModelConfig) -> list[Link]:
-    """The table of names of a whole model."""
-    if isinstance(config.vision, ResNetConfig) or config.vision.pool != "map":
-        found = openai.links(config)
+def links(config: ModelConfig, *, custom_text: bool | None = None) -> list[Link]:
+    """The table of names of a whole model.
+
+    Args:
+      config: the architecture.
+      custom_text: whether the text tower's names start with "text.", as those of open_clip's
+        CustomTextCLIP do; None: as open_clip itself has it for the architecture.
+    """
+    is_timm = not isinstance(config.vision, ResNetConfig) and config.vision.pool == "map"
+    if isinstance(config.vision, ResNetConfig):
+        image = openai.resnet_links(config.vision)
+    elif is_timm:
+        image = _timm_links(config.vision)
     else:
-        found = [
-            *_timm_links(config.vision),
-            *openai.text_links(config, prefix="text."),
-            Link("params/logit_scale", "logit_scale"),
-        ]
+        image = openai.vision_transformer_links(config.vision)
+    prefix = "text." if (is_timm if custom_text is None else custom_text) else ""
+    found = [
+        *image,
+        *openai.text_links(config, prefix=prefix),
+        Link("params/logit_scale", "logit_scale"),
+    ]
     if config.init_logit_bias is not None:
         found.append(Link("params/logit_bias", "logit_bias"))
     return found

@@ -45,7 +45,9 @@ def test_open_clips_own_config_is_read():
 def test_timms_activation_is_part_of_its_name():
     def activation(name):
         content = write_config(model_config("ViT-B-16-SigLIP"))
-        content["model_cfg"]["vision_cfg"] = {"timm_model_name": name, "image_size": 224}
+        content["model_cfg"]["vision_cfg"] = {
+            "timm_model_name": name, "image_size": 224, "timm_pool": "map", "timm_proj": "none",
+        }  # fmt: skip
         return read_config(content, source="a file", name="x").vision.activation
 
     assert activation("vit_base_patch16_siglip_224") == "gelu"
@@ -66,7 +68,7 @@ def test_another_activation_than_timms_is_said(caplog):
         ("vision_cfg", {"ls_init_value": 1e-4}, "ls_init_value"),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "hf_model_name"),
         ("vision_cfg", {"timm_model_name": "convnext_base"}, "convnext_base"),
-        ("text_cfg", {"pool_type": "eos"}, "eos"),
+        ("text_cfg", {"pool_type": "first"}, "pool_type is 'first'"),
     ],
 )
 def test_what_this_package_has_not_is_named(part, changes, word):

@@ -19,6 +19,7 @@ from clip_jax.data.tokenizers.huggingface import (
     load_tokenizer_json,
     plain_ids,
 )
+from clip_jax.data.tokenizers.transformers import TransformersTokenizer
 
 __all__ = [
     "KINDS",
@@ -27,8 +28,10 @@ __all__ = [
     "HuggingFaceTokenizer",
     "SentencePieceTokenizer",
     "SiglipTokenizer",
+    "SiglipTransformersTokenizer",
     "TextMask",
     "Tokenizer",
+    "TransformersTokenizer",
     "load_tokenizer",
     "make_tokenizer",
     "train_sentencepiece",
@@ -105,11 +108,23 @@ class SiglipTokenizer(Tokenizer):
         self._check_context()
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        texts = [clip_bpe.canonicalize(text) for text in texts]
+        texts = [self.clean(text) for text in texts]
         return plain_ids(self._pieces, texts) if self._is_json else self._pieces.encode(texts)
+
+    def clean(self, text: str) -> str:
+        return clip_bpe.canonicalize(text)
 
     def file(self) -> tuple[str, bytes]:
         return ("tokenizer.json" if self._is_json else "spiece.model"), self._model
+
+
+class SiglipTransformersTokenizer(SiglipTokenizer):
+    """transformers' SiglipTokenizer: it drops punctuation too, but leaves HTML entities and mojibake."""
+
+    kind = "siglip-transformers"
+
+    def clean(self, text: str) -> str:
+        return " ".join(text.lower().translate(clip_bpe.WITHOUT_PUNCTUATION).split())
 
 
 KINDS: dict[str, type[Tokenizer]] = {
@@ -118,8 +133,10 @@ KINDS: dict[str, type[Tokenizer]] = {
         ClipTokenizer,
         SentencePieceTokenizer,
         SiglipTokenizer,
+        SiglipTransformersTokenizer,
         HuggingFaceTokenizer,
         ClipaTokenizer,
+        TransformersTokenizer,
     )
 }
 

@@ -51,10 +51,14 @@ class TextTransformer(nn.Module):
         if cfg.pool == "argmax":
             # The end token has the largest id, so argmax finds its position.
             last_B = tokens_BL.argmax(axis=-1)
+        elif cfg.pool == "eos":
+            last_B = (tokens_BL == cfg.end_id).argmax(axis=-1)
         else:
             last_B = jnp.full(tokens_BL.shape[0], L - 1)
         x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
         x_BD = LayerNorm(cfg.norm_epsilon, self.dtype, name="post_norm")(x_BD)
+        if not cfg.projection:
+            return x_BD
         return Dense(
             self.embed_dim, D**-0.5, self.dtype, use_bias=cfg.projection_bias, name="projection"
         )(x_BD)
