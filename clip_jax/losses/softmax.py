@@ -4,11 +4,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses.arguments import AxisName, checked
 from clip_jax.losses.distributed import SingleDevice, gather_all, make_strategy
 from clip_jax.losses.residuals import PackedResiduals, max_norm
 from clip_jax.losses.tiling import LogSumExp, similarity, similarity_vjp
+from clip_jax.numerics import on_auto_axes
 
 
 def replicated_softmax_loss(
@@ -38,6 +40,10 @@ def softmax_loss(
     no logit is too large for them. Gradients reach all three arrays, whether `jax.grad` is
     taken inside of the user's `jax.shard_map` or around it.
 
+    Forward-mode derivatives (`jax.jvp`, `jax.jacfwd`, `jax.linearize`, `jax.hessian`) exist for
+    distributed="replicated" alone; the other forms have a gradient rule of their own, and JAX
+    raises a TypeError that names custom_vjp.
+
     Args:
       z_image_BE: image embeddings (batch, embedding) of length 1, float32 or bfloat16. With
         `axis_name`, the device's rows of the batch.
@@ -59,6 +65,12 @@ def softmax_loss(
     Raises:
       ValueError: when shapes, axes, `distributed` or `tile` do not fit.
     """
+    options = {"axis_name": axis_name, "distributed": distributed, "tile": tile}
+    loss = functools.partial(_loss, **options)
+    return on_auto_axes(loss, P(), z_image_BE, z_text_BE, logit_scale)
+
+
+def _loss(z_image_BE, z_text_BE, logit_scale, *, axis_name, distributed, tile) -> jax.Array:
     axes, (z_image_BE, z_text_BE, logit_scale) = checked(
         z_image_BE,
         z_text_BE,
