@@ -110,14 +110,18 @@ class Section:
             raise self.error(key, "three finite numbers")
         return tuple(map(float, values))
 
-    def refuse_others(self, off: Mapping[str, Any], ignored: Iterable[str] = ()):
+    def refuse_others(
+        self, off: Mapping[str, Any], ignored: Iterable[str] = (), *, false_is_off: bool = True
+    ):
         """Refuse keys that were not taken: those of `off` unless they have the value there.
+
+        A key that is false switches something off, unless `false_is_off` says otherwise.
 
         Raises:
           ValueError: naming the key and its value.
         """
         for key in sorted(set(self._content) - self._taken - set(ignored)):
             value = self._content[key]
-            if (key in off and value == off[key]) or value is False:
+            if (key in off and value == off[key]) or (value is False and false_is_off):
                 continue
-            raise ValueError(f'{self.where} sets "{key}" to {value!r:.60}, which is not supported')
+            raise ValueError(f"{self.where}: {key} is {value!r:.60}, which is not supported")

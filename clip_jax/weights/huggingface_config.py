@@ -158,13 +158,16 @@ def _text_fields(text: Section) -> dict:
 # ------------------------------------------------------------------------------------ writing
 
 
-def write_config(config: ModelConfig, *, end_id: int | None = None) -> dict[str, Any]:
+def write_config(
+    config: ModelConfig, *, end_id: int | None = None, pad_id: int | None = None
+) -> dict[str, Any]:
     """The config.json of an architecture.
 
     Args:
       config: the architecture.
       end_id: the tokenizer's end token, at which CLIPModel reads its text tower; None: the last
         id of the vocabulary.
+      pad_id: the tokenizer's padding; None: that of the released models.
 
     Raises:
       ValueError: transformers has no such model; the message says what it lacks.
@@ -184,14 +187,20 @@ def write_config(config: ModelConfig, *, end_id: int | None = None) -> dict[str,
     text = _write_tower(config.text) | {
         "max_position_embeddings": config.text.context_length,
         "vocab_size": config.text.vocab_size,
-        "eos_token_id": config.text.vocab_size - 1 if end_id is None else end_id,
+        "eos_token_id": (1 if is_siglip else config.text.vocab_size - 1)
+        if end_id is None
+        else end_id,
         "model_type": f"{kind}_text_model",
     }
     if is_siglip:
-        text |= {"projection_size": config.embed_dim, "pad_token_id": 1, "bos_token_id": None}
+        is_gemma = config.text.vocab_size == 256_000  # SigLIP 2's, which pads with 0
+        text |= {"projection_size": config.embed_dim, "pad_token_id": 0 if is_gemma else 1}
+        text |= {"bos_token_id": None}
     else:
         text |= {"bos_token_id": config.text.vocab_size - 2, "pad_token_id": 0}
         vision["projection_dim"] = text["projection_dim"] = config.embed_dim
+    if pad_id is not None:
+        text["pad_token_id"] = pad_id
     return {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,

@@ -187,7 +187,7 @@ def _read_text(model: Section) -> TextConfig:
 def _read_activation(model: Section, cfg: Section) -> str:
     more = cfg.section("act_kwargs")
     tanh = more.choice("approximate", "none", {"none": False, "tanh": True})
-    more.refuse_others({})
+    more.refuse_others({}, false_is_off=False)
     if not model.flag("quick_gelu", False):
         return "gelu_tanh" if tanh else "gelu"
     if tanh:
@@ -198,7 +198,7 @@ def _read_activation(model: Section, cfg: Section) -> str:
 def _read_epsilon(cfg: Section) -> float:
     more = cfg.section("norm_kwargs")
     epsilon = more.number("eps", 1e-5)
-    more.refuse_others({})
+    more.refuse_others({}, false_is_off=False)
     return epsilon
 
 
