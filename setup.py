@@ -83,7 +83,6 @@ setup(
         "beam": ["apache-beam>=2.69"],
         "plan": PLAN,
         "parity": PARITY,
-        "torch": ["torch>=2.6"],  # reads released .pt files
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },
