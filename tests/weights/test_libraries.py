@@ -110,7 +110,7 @@ def test_a_directory_of_sentence_transformers_is_followed(configs, variables, tm
 )
 def test_an_absurd_scale_is_refused(value, word, released):
     file = released / "open_clip_model.safetensors"
-    save_file(load_file(file) | {"logit_scale": np.float32(value)}, file)
+    save_file(load_file(file) | {"logit_scale": np.array(value, np.float32)}, file)
     with pytest.raises(ValueError, match=f"logit_scale.*{word}"):
         load_released(released)
 
@@ -193,7 +193,7 @@ def test_preprocessing_is_read_from_either_file_of_a_processor(
 def test_an_assumed_preprocessing_is_said(configs, variables, tmp_path, caplog):
     export(tmp_path / "a", configs["plain"], variables["plain"])
     load_released(tmp_path / "a")
-    assert "assumed" not in caplog.text
+    assert "assumed mean" not in caplog.text
     (tmp_path / "a" / "preprocessor_config.json").unlink()
     with caplog.at_level(logging.WARNING):
         load_released(tmp_path / "a")

@@ -7,6 +7,7 @@ import enum
 import io
 import pickle
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from clip_jax.weights.files import open_tensors
-from clip_jax.weights.torch_files import TorchFile
+from clip_jax.weights.torch_files import MAGIC, TorchFile
 
 
 class Colour(enum.Enum):
@@ -48,7 +49,7 @@ def torch_names(monkeypatch):
     return torch
 
 
-def save(path, content, torch, compression=zipfile.ZIP_STORED):
+def save(path, content, torch, compression=zipfile.ZIP_STORED, *, old=False):
     storages = []
 
     class Tensor:
@@ -68,13 +69,24 @@ def save(path, content, torch, compression=zipfile.ZIP_STORED):
                 return None
             storages.append(obj.array)
             key = str(len(storages) - 1)
-            return ("storage", obj.kind, key, "cpu", obj.array.size)
+            return ("storage", obj.kind, key, "cpu", obj.array.size, *([None] if old else []))
 
         def reducer_override(self, obj):
             return Tensor(obj).__reduce__() if isinstance(obj, np.ndarray) else NotImplemented
 
     file = io.BytesIO()
     Pickler(file, protocol=2).dump(content)
+    if old:  # the form before torch 1.6
+        system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+        keys = [str(key) for key in range(len(storages))]
+        first, last = [MAGIC, 1001, system], [keys]
+        with path.open("wb") as stream:
+            stream.write(b"".join(pickle.dumps(part, protocol=2) for part in first))
+            stream.write(file.getvalue())
+            stream.write(b"".join(pickle.dumps(part, protocol=2) for part in last))
+            for array in storages:
+                stream.write(array.size.to_bytes(8, "little") + array.tobytes())
+        return
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", file.getvalue())
         for key, array in enumerate(storages):
@@ -99,6 +111,32 @@ def check(file):
 def test_a_state_dict_is_read(compression, torch_names, tmp_path):
     save(tmp_path / "a.pt", OrderedDict(TENSORS), torch_names, compression)
     check(TorchFile(tmp_path / "a.pt"))
+
+
+def test_a_file_from_before_torch_1_6_is_read_without_torch(torch_names, tmp_path):
+    save(tmp_path / "a.pt", {"state_dict": TENSORS}, torch_names, old=True)
+    check(TorchFile(tmp_path / "a.pt"))
+    data = (tmp_path / "a.pt").read_bytes()
+    for share in (0.02, 0.5, 0.95):
+        (tmp_path / "b.pt").write_bytes(data[: int(share * len(data))])
+        with pytest.raises(ValueError, match=r"b\.pt"):
+            TorchFile(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    ("compression", "old"),
+    [(zipfile.ZIP_STORED, False), (zipfile.ZIP_STORED, True), (zipfile.ZIP_DEFLATED, False)],
+)
+def test_tensors_are_read_one_at_a_time(compression, old, torch_names, tmp_path):
+    tensors = {f"t{i}": np.full((256, 1024), i, np.float32) for i in range(8)}
+    save(tmp_path / "a.pt", {"state_dict": tensors}, torch_names, compression, old=old)
+    tracemalloc.start()
+    file = open_tensors(tmp_path / "a.pt")
+    for name, expected in tensors.items():
+        assert (file.read(name) == expected).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3.5 * tensors["t0"].nbytes  # of which the comparison takes one and a half
 
 
 def test_a_training_checkpoint_gives_its_state_dict(torch_names, tmp_path):
