@@ -98,6 +98,12 @@ def siglip2(vision: dict, text: dict) -> ModelConfig:
     return siglip(vision, text | TANH, vocab_size=256_000)
 
 
+def worldwide(config: ModelConfig, vocab_size: int, end_id: int, **more) -> ModelConfig:
+    """MetaCLIP 2 (arXiv:2507.22062): a multilingual vocabulary, read at its own end token."""
+    text = dataclasses.replace(config.text, vocab_size=vocab_size, pool="eos", end_id=end_id)
+    return dataclasses.replace(config, text=text, **more)
+
+
 H_14 = image(1280, 32, 14, heads=16)
 G_14 = image(1408, 40, 14, heads=16, mlp_width=6144)
 E_14 = image(1792, 56, 14, heads=16, mlp_width=15_360)
@@ -206,6 +212,19 @@ ARCHITECTURES: dict[str, ModelConfig] = {
 OPENAI = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64",
           "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")  # fmt: skip
 for _name in (*OPENAI, "ViT-H-14", "ViT-H-14-378", "ViT-bigG-14"):
+    ARCHITECTURES[f"{_name}-quickgelu"] = quick(ARCHITECTURES[_name])
+# MetaCLIP 2's: XLM-V's vocabulary, or mT5's under SigLIP's cleaning.
+XLM_V = {"vocab_size": 901_629, "end_id": 2, "tokenizer": "huggingface"}
+MT5 = {"vocab_size": 250_100, "end_id": 1, "tokenizer": "siglip"}
+for _name, _words in (("ViT-L-14", MT5), ("ViT-H-14", XLM_V), ("ViT-bigG-14", XLM_V)):
+    _config = ARCHITECTURES[f"{_name}-worldwide"] = worldwide(ARCHITECTURES[_name], **_words)
+    if _name != "ViT-L-14":
+        ARCHITECTURES[f"{_name}-worldwide-378"] = dataclasses.replace(
+            _config,
+            vision=dataclasses.replace(_config.vision, image_size=378),
+            preprocess=PreprocessConfig(resize_mode="squash"),
+        )
+for _name in ("ViT-L-14-worldwide", "ViT-H-14-worldwide"):
     ARCHITECTURES[f"{_name}-quickgelu"] = quick(ARCHITECTURES[_name])
 for _name, _config in ARCHITECTURES.items():
     ARCHITECTURES[_name] = dataclasses.replace(_config, name=_name)

@@ -87,6 +87,7 @@ class CLIP(nn.Module):
             logit_bias=None if self.config.init_logit_bias is None else self.logit_bias,
         )
 
+    @nn.nowrap
     def apply(self, variables, *args, method=None, mutable=False, **kwargs):
         """`flax.linen.Module.apply`; inputs may be split over mesh axes of type Explicit."""
         run = functools.partial(super().apply, method=method, mutable=mutable, **kwargs)
@@ -97,7 +98,7 @@ class CLIP(nn.Module):
         if method is None or method == "__call__":
             bias = None if self.config.init_logit_bias is None else P()
             specs = Outputs(image=batch, text=batch, logit_scale=P(), logit_bias=bias)
-        return on_auto_axes(run, (specs, P()) if mutable else specs, variables, *args)
+        return on_auto_axes(run, specs if mutable is False else (specs, P()), variables, *args)
 
     def encode_image(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
         """Embed images.

@@ -49,7 +49,10 @@ def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConf
     model = whole.section("model_cfg") if "model_cfg" in whole else whole
     vision, text = _read_vision(model), _read_text(model)
     is_siglip = isinstance(vision, VisionTransformerConfig) and vision.pool == "map"
-    tokenizer = "huggingface" if "hf_tokenizer_name" in model.section("text_cfg") else "clip"
+    words = model.section("text_cfg")
+    tokenizer = "huggingface" if "hf_tokenizer_name" in words else "clip"
+    if is_siglip or words.section("tokenizer_kwargs").get("clean") == "canonicalize":
+        tokenizer = "siglip"
     bias = model.number("init_logit_bias") if "init_logit_bias" in model else None
     found = {
         "embed_dim": model.integer("embed_dim"),
@@ -63,7 +66,7 @@ def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConf
         name=name,
         vision=vision,
         text=text,
-        tokenizer="siglip" if is_siglip else tokenizer,
+        tokenizer=tokenizer,
         init_logit_bias=bias,
         **found,
     )

@@ -94,9 +94,10 @@ def _of_open_clip(config: ModelConfig, directory: Path, length: int) -> registry
     options.refuse_others({})
     description = _tokenizer_json(directory)
     if description is None:
-        if is_siglip and (model := _sentencepiece(directory)) is not None:
-            return SiglipTokenizer(model, length)
-        return None
+        model = _sentencepiece(directory) if is_siglip else None
+        if model is not None and clean != "canonicalize":
+            raise options.error("clean", "canonicalize, beside a SentencePiece model,")
+        return None if model is None else SiglipTokenizer(model, length)
     content = json.loads(description)
     zeroed = _id(content, _token(directory, "sep_token") or "[SEP]") if strips else None
     return TransformersTokenizer.of(

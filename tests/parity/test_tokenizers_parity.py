@@ -23,9 +23,10 @@ from clip_jax.weights.export import export
 from clip_jax.weights.tokenizer_export import transformers_files
 from clip_jax.weights.tokenizer_files import find_tokenizer
 
-PLAIN = ["a photo of a cat", "Two DOGS, running!", "a_b  c", "x " * 60, "", "don't; stop... (now)"]
+PLAIN = ["a photo of a cat", "Two DOGS, running!", "a b  c", "x " * 60, "", "don't; stop... (now)"]
 # Mended by open_clip and not by transformers, which each side is compared with its own.
-MARKED = ["caf\u00c3\u00a9 &amp; bar", "&lt;b&gt; 50 %", *varied_texts(200)]
+MARKED = ["snake_case", "caf\u00c3\u00a9 &amp; bar", "&lt;b&gt; 50 %", *varied_texts(200)]
+CORPUS = [text.lower() for text in PLAIN] * 5 + [f"a {w} on the {v}" for w in "abcd" for v in "xyz"]
 LENGTH = 16
 SIZES = {"width": 32, "depth": 1, "heads": 2, "mlp_width": 64}
 
@@ -44,7 +45,7 @@ def t5_model() -> bytes:
     """A SentencePiece model with T5's special pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(PLAIN * 5 + varied_texts(300)),
+        sentence_iterator=iter(CORPUS),
         model_writer=model,
         vocab_size=400,
         hard_vocab_limit=False,
@@ -80,7 +81,7 @@ def gemma_json() -> bytes:
     made.normalizer = hf.normalizers.Replace(" ", "\u2581")
     specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *(f"<0x{i:02X}>" for i in range(256))]
     trainer = hf.trainers.BpeTrainer(vocab_size=700, special_tokens=specials, show_progress=False)
-    made.train_from_iterator(PLAIN + [text.lower() for text in varied_texts(300)], trainer)
+    made.train_from_iterator(CORPUS, trainer)
     made.pre_tokenizer = hf.pre_tokenizers.Split(" ", "merged_with_previous")
     made.post_processor = hf.processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", 1)]
