@@ -18,6 +18,7 @@ from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION, Tokenizer
 from clip_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
+from clip_jax.data.tokenizers.transformers import TransformersTokenizer
 from clip_jax.evaluation.suite import open_others
 from clip_jax.load import load_to_host
 from clip_jax.models import attention
@@ -222,13 +223,19 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     """The architecture with the vocabulary of the tokenizer that the run uses."""
-    if config.text.pool == "argmax" and tokenizer.kind in ("siglip", "clipa"):
+    ends_low = tokenizer.kind in ("siglip", "clipa") or (
+        isinstance(tokenizer, TransformersTokenizer)
+        and tokenizer.end_id != tokenizer.vocab_size - 1
+    )
+    if config.text.pool == "argmax" and ends_low:
         raise ValueError(
             f"{config.name} reads a text at its largest id, which is not where the tokenizer of "
             f"kind {tokenizer.kind} ends it: choose another tokenizer.kind, or a model.name of "
             "that tokenizer's family"
         )
     kind = "huggingface" if tokenizer.kind == "clipa" else tokenizer.kind  # of the same file
+    if tokenizer.kind in ("transformers", "siglip-transformers"):  # of released weights
+        kind = config.tokenizer if config.tokenizer != "sentencepiece" else "huggingface"
     if cfg.model.vocab_size is not None:
         if cfg.model.vocab_size < tokenizer.vocab_size:
             raise ValueError(

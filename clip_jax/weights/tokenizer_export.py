@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import sentencepiece
+
 from clip_jax.data.tokenizers.clip_bpe import vocabulary
 from clip_jax.data.tokenizers.registry import Tokenizer, TransformersTokenizer
 
@@ -33,7 +35,7 @@ def transformers_files(tokenizer: Tokenizer) -> Files:
         return _clip_files(tokenizer.context_length)
     name, data = tokenizer.file()
     if name == "spiece.model":
-        return {name: data, "tokenizer_config.json": _spiece_settings(tokenizer)}
+        return {name: data, "tokenizer_config.json": _spiece_settings(tokenizer, data)}
     if tokenizer.kind == "siglip":
         return _json_files(tokenizer, json.loads(data), clean="canonicalize")
     if isinstance(tokenizer, TransformersTokenizer):
@@ -45,7 +47,7 @@ def open_clip_files(tokenizer: Tokenizer) -> tuple[Files, dict]:
     """What open_clip's HFTokenizer reads, and its tokenizer_kwargs."""
     name, data = tokenizer.file()
     if name == "spiece.model":
-        return {name: data, "tokenizer_config.json": _spiece_settings(tokenizer)}, CANONICAL
+        return {name: data, "tokenizer_config.json": _spiece_settings(tokenizer, data)}, CANONICAL
     if tokenizer.kind == "siglip":
         return _json_files(tokenizer, json.loads(data), clean="none"), CANONICAL
     if not isinstance(tokenizer, TransformersTokenizer):
@@ -61,14 +63,15 @@ def open_clip_files(tokenizer: Tokenizer) -> tuple[Files, dict]:
 CANONICAL = {"clean": "canonicalize"}
 
 
-def _spiece_settings(tokenizer: Tokenizer) -> dict:
+def _spiece_settings(tokenizer: Tokenizer, model: bytes) -> dict:
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     return {
         "tokenizer_class": "SiglipTokenizer",
         "model_max_length": tokenizer.context_length,
         "do_lower_case": True,
-        "eos_token": "</s>",
-        "pad_token": "</s>",
-        "unk_token": "<unk>",
+        "eos_token": pieces.id_to_piece(tokenizer.end_id),
+        "pad_token": pieces.id_to_piece(tokenizer.pad_id),
+        "unk_token": pieces.id_to_piece(pieces.unk_id()),
     }
 
 

@@ -255,3 +255,14 @@ def test_released_clipa_keeps_its_vocabulary_which_is_larger_than_its_tokenizers
     tokenizer = types.SimpleNamespace(kind="clipa", vocab_size=30_522)
     config = resolve_model(cfg, named_model(cfg), tokenizer)
     assert (config.text.vocab_size, config.tokenizer) == (32_000, "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rows"),
+    [("ViT-B-32", "transformers", 49_408), ("ViT-B-16-SigLIP", "siglip-transformers", 32_000)],
+)
+def test_a_released_models_own_tokenizer_leaves_its_architecture_as_it_is(name, kind, rows):
+    cfg = changed(model=ModelSettings(name=name))
+    tokenizer = types.SimpleNamespace(kind=kind, vocab_size=rows)
+    config = resolve_model(cfg, named_model(cfg), tokenizer)
+    assert (config.text, config.tokenizer) == (named_model(cfg).text, named_model(cfg).tokenizer)
