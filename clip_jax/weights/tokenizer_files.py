@@ -177,7 +177,8 @@ def _tokenizer_json(directory: Path) -> bytes | None:
     path = directory / "tokenizer.json"
     if not path.is_file():
         return None
-    read_json(path)  # refuses what is no JSON, such as an LFS pointer
+    if not isinstance(read_json(path).get("model"), dict):
+        raise ValueError(f"{path} has no model: it is no tokenizer.json of the tokenizers library")
     return path.read_bytes()
 
 

@@ -19,8 +19,8 @@ def split():
     """Splits the first axis over two devices."""
     mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
 
-    def place(x, axis="data"):
-        return jax.device_put(x, NamedSharding(mesh, P(axis)))
+    def place(x, axes=("data",)):
+        return jax.device_put(x, NamedSharding(mesh, P(*axes)))
 
     return place
 
@@ -57,7 +57,7 @@ def test_embeddings(split):
     variables = jax.jit(MODEL.init)(jax.random.key(0), PIXELS, TOKENS)
     encode = jax.jit(MODEL.apply, static_argnames="method")
     expected = encode(variables, PIXELS, TOKENS)
-    placed = jax.tree.map(lambda x: split(x, None), variables)
+    placed = jax.tree.map(lambda x: split(x, ()), variables)
     outputs = encode(placed, split(PIXELS), split(TOKENS))
     np.testing.assert_allclose(outputs.image, expected.image, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(outputs.text, expected.text, rtol=1e-4, atol=1e-6)

@@ -80,7 +80,6 @@ class TransformersTokenizer(Tokenizer):
         Raises:
           ValueError: it cannot be read, or has no end token.
         """
-        load_tokenizer_json(description)
         content = {"clean": clean, "pad_id": pad_id, "zeroed_id": zeroed_id}
         bundle = content | {"tokenizer": json.loads(description)}
         return cls(json.dumps(bundle, ensure_ascii=False).encode(), context_length)
