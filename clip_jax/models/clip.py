@@ -110,6 +110,11 @@ class CLIP(nn.Module):
 
         Returns:
           (batch, embed_dim) float32 of unit length.
+
+        Raises:
+          ValueError: for another integer type than uint8, and for floats that are NaN or far from
+            every normalised pixel. Traced values are checked under
+            `jax.experimental.checkify.checkify` alone, and cost nothing without it.
         """
         size = self.config.vision.image_size
         chex.assert_shape(images_BHWC, (None, size, size, 3))
@@ -126,6 +131,10 @@ class CLIP(nn.Module):
 
         Returns:
           (batch, embed_dim) float32 of unit length.
+
+        Raises:
+          ValueError: for texts that are too long, and for ids outside of the vocabulary, of traced
+            ids under `checkify` alone.
         """
         chex.assert_rank(tokens_BL, 2)
         chex.assert_type(tokens_BL, int)

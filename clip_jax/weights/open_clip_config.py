@@ -243,6 +243,8 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
             f"open_clip has no preprocessing with resize_size={pre.resize_size} beside an image size "
             f"of {vision.image_size}"
         )
+    if pre.interpolation not in FILTERS:
+        raise ValueError(f'open_clip has no preprocessing with interpolation="{pre.interpolation}"')
     preprocess = {
         "mean": list(pre.mean),
         "std": list(pre.std),

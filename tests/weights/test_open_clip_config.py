@@ -86,3 +86,11 @@ def test_what_open_clip_has_not_is_named(changes):
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, **changes))
     with pytest.raises(ValueError, match="open_clip has no"):
         write_config(config)
+
+
+@pytest.mark.parametrize("changes", [{"interpolation": "nearest"}, {"resize_size": 256}])
+def test_preprocessing_that_open_clip_has_not_is_named(changes):
+    config = model_config("ViT-B-32")
+    changed = dataclasses.replace(config.preprocess, **changes)
+    with pytest.raises(ValueError, match=f"open_clip has no.*{next(iter(changes))}"):
+        write_config(dataclasses.replace(config, preprocess=changed))
