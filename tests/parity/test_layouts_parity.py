@@ -93,6 +93,8 @@ def test_a_text_is_read_where_transformers_reads_it(kind, end, tmp_path):
     images_BHWC, tokens_BL = parity.inputs(loaded.model.config)
     tokens_BL = np.minimum(tokens_BL, 97)
     tokens_BL[:, 6] = end
+    if kind == "CLIP":
+        tokens_BL[:, 8] = 98  # with 2 for an end token, CLIP reads at the largest id
     export(tmp_path / "b", loaded.model.config, loaded.variables)
     again = type(model).from_pretrained(tmp_path / "b")
     out = jax.jit(loaded.model.apply)(loaded.variables, images_BHWC, tokens_BL)
@@ -164,7 +166,7 @@ def test_an_image_processor_gives_the_same_pixels(name, tmp_path):
     }
     library = name.split(",")[0]
     config = getattr(transformers, f"{library}Config")(
-        text_config=sizes | {"vocab_size": 99, "max_position_embeddings": 12},
+        text_config=sizes | {"vocab_size": 99, "max_position_embeddings": 12, "eos_token_id": 98},
         vision_config=sizes | {"image_size": 48, "patch_size": 16},
     )
     getattr(transformers, f"{library}Model")(config).save_pretrained(tmp_path)
