@@ -139,6 +139,8 @@ def _as_in_file(wanted: ModelConfig, links: list[Link], shapes: dict) -> ModelCo
             shape = shapes.get(link.theirs)
             if shape is None:
                 raise MisfitError(f'there is no tensor "{link.theirs}", which {wanted.name} needs')
+            if len(shape) != 2 + axis[link.form]:
+                raise MisfitError(f'tensor "{link.theirs}" has shape {shape}, which is no table')
             found[link.ours] = shape[axis[link.form]]
     image = found.get(position_embeddings.image_path(wanted))
     if image is None:  # fixed ones

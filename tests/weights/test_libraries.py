@@ -128,6 +128,14 @@ def test_weights_that_are_not_finite_are_refused(value, released):
         load_released(released)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (1, 5, 8)])
+def test_positions_of_another_rank_are_named(shape, released):
+    file = released / "open_clip_model.safetensors"
+    save_file(load_file(file) | {"positional_embedding": np.zeros(shape, np.float32)}, file)
+    with pytest.raises(ValueError, match='"positional_embedding" has shape'):
+        load_released(released)
+
+
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
 def test_quantised_weights_are_refused(dtype, released):
     file = released / "open_clip_model.safetensors"
