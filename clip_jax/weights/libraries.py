@@ -69,7 +69,9 @@ def _check_both_towers(file: Path, config: Path, shapes):
     if not config.is_file():
         raise ValueError(f"{file} has Hugging Face's names but no config.json beside it")
     content = read_json(config)
-    read_huggingface(content.content, source=str(config), name="")  # refuses other kinds of model
+    read_huggingface(
+        content.content, source=str(config), name="custom"
+    )  # refuses other kinds of model
     for name in ("text_model.embeddings.token_embedding.weight", "logit_scale"):
         if name not in shapes:
             kinds = content.get("architectures", [])
@@ -89,7 +91,9 @@ def _big_vision_config(file: Path, tensors: NamedTensors) -> ModelConfig:
 
 def _huggingface_config(file: Path, tensors: NamedTensors) -> ModelConfig:
     config = file.with_name("config.json")
-    found = read_huggingface(read_json(config).content, source=str(config), name=config.parent.name)
+    found = read_huggingface(
+        read_json(config).content, source=str(config), name=_directory_name(config)
+    )
     # As transformers 5 has it: what is nested in the processor's file comes first.
     processor = file.with_name("processor_config.json")
     pixels = None
@@ -109,7 +113,7 @@ def _open_clip_config(file: Path, tensors: NamedTensors) -> ModelConfig:
     config = file.with_name("open_clip_config.json")
     if config.is_file():
         content = read_json(config).content
-        found = read_open_clip(content, source=str(config), name=config.parent.name)
+        found = read_open_clip(content, source=str(config), name=_directory_name(config))
         if "preprocess_cfg" not in content:
             _say_preprocessing(file, found)
         return found
@@ -125,6 +129,10 @@ def _open_clip_config(file: Path, tensors: NamedTensors) -> ModelConfig:
     if not is_openai:
         _say_preprocessing(file, found)
     return found
+
+
+def _directory_name(file: Path) -> str:
+    return file.resolve().parent.name or "custom"
 
 
 def _say_preprocessing(file: Path, config: ModelConfig):

@@ -51,9 +51,11 @@ def test_what_this_package_has_not_is_named(content, word):
         read_config(content, source="a file", name="x")
 
 
-@pytest.mark.parametrize("name", ["RN50", "ViT-L-14-CLIPA"])
-def test_what_transformers_has_not_is_sent_to_open_clip(name):
-    with pytest.raises(ValueError, match="export to open_clip"):
+@pytest.mark.parametrize(
+    "name,word", [("RN50", "has no tower resnet"), ("ViT-L-14-CLIPA", "export to open_clip")]
+)
+def test_what_transformers_has_not_is_sent_elsewhere(name, word):
+    with pytest.raises(ValueError, match=word):
         write_config(model_config(name))
     bias = dataclasses.replace(model_config("ViT-B-32"), init_logit_bias=-10.0)
     with pytest.raises(ValueError, match="bias"):

@@ -43,15 +43,16 @@ def test_open_clips_own_config_is_read():
 
 
 def test_timms_activation_is_part_of_its_name():
-    def activation(name):
+    def activation(name, width):
         content = write_config(model_config("ViT-B-16-SigLIP"))
+        content["model_cfg"]["embed_dim"] = width
         content["model_cfg"]["vision_cfg"] = {
             "timm_model_name": name, "image_size": 224, "timm_pool": "map", "timm_proj": "none",
         }  # fmt: skip
         return read_config(content, source="a file", name="x").vision.activation
 
-    assert activation("vit_base_patch16_siglip_224") == "gelu"
-    assert activation("vit_so400m_patch16_siglip_256") == "gelu_tanh"
+    assert activation("vit_base_patch16_siglip_224", 768) == "gelu"
+    assert activation("vit_so400m_patch16_siglip_256", 1152) == "gelu_tanh"
 
 
 def test_another_activation_than_timms_is_said(caplog):
