@@ -50,7 +50,7 @@ def test_patches_are_embedded_as_a_strided_convolution_would():
     )
     found = embedding.apply(variables, images_BHWC)
     assert found.shape == (2, 4, 12)  # what is left of a last patch is cropped
-    expected = expected.reshape(2, 4, 12) + variables["params"]["bias"]
+    expected = expected.reshape(2, 4, 12) + variables["params"]["bias"][None, None]
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
