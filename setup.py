@@ -86,7 +86,6 @@ setup(
         # look for a GPU at every start.
         "plan-gpu": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
         "parity": PARITY,
-        "torch": ["torch>=2.6"],  # reads released .pt files
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },

@@ -230,6 +230,15 @@ def model_rows(names: tuple[str, ...], compare: Callable[..., Difference], libra
             yield f"| {shown} | {library} | {numbers} | {'yes' if found.same_bits else 'no'} |"
 
 
+BEYOND = (
+    "",
+    "Beyond open_clip: transformers turns an image into RGB before it resizes, so palette, GIF and one-bit images differ from",
+    "its image processors (by 7 of 255 in the mean for a palette, 55 for one bit; alpha is laid on white by transformers 5.24",
+    "and dropped by open_clip and clip_jax), and its centre crop lies one pixel higher or further left where the margin is 3, 7, 11, ...",
+    "pixels. clip_jax scales 16-bit files to 8 bits; open_clip and transformers clip them to white, 138 of 255 away.",
+)
+
+
 def report(quick: bool) -> str:
     small = QUICK if quick else None
     lines = [
@@ -252,6 +261,7 @@ def report(quick: bool) -> str:
         "of 1/255, and of a whole-image crop to Pillow's bicubic resize. Where open_clip pads a CMYK "
         "or palette image to a square it pads inks or indices, so that another colour comes out; "
         "clip_jax pads with the grey that its config names.",
+        *BEYOND,
         "",
         "| File | Shortest side | Longest side | Squashed | Crop |",
         "|---|---|---|---|---|",

@@ -18,6 +18,7 @@ INIT_LOGIT_SCALE = math.log(1 / 0.07)
 Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
+ResizeMode = Literal["shortest", "longest", "squash"]
 Remat = Literal["none", "dots", "attention", "full"]
 AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
@@ -27,9 +28,10 @@ class PreprocessConfig(Settings, group="preprocess."):
     """How an image file becomes the numbers that a model was trained on."""
 
     mean: tuple[Share, Share, Share] = OPENAI_MEAN
-    std: tuple[Positive, Positive, Positive] = OPENAI_STD
+    std: tuple[Part, Part, Part] = OPENAI_STD
     interpolation: Interpolation = "bicubic"
-    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    resize_mode: ResizeMode = "shortest"
+    resize_size: Count | None = None  # pixels before the centre crop; None: the image size
     fill: Grey = 0  # grey level of the padding that `longest` adds
     exif_rotation: bool = False  # images are turned as their EXIF says
 
@@ -50,6 +52,13 @@ class ModelConfig(Settings):
     remat: Remat = "none"
     unroll: Count = 1  # blocks in one turn of the loop over a tower's blocks
     attention: AttentionKind = "auto"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, side in (("vision", self.vision), ("text", self.text)):
+            fits = side.fixed_embed_dim in (None, self.embed_dim)
+            what = f"must be {name}.width={side.fixed_embed_dim}, as {name}.projection=False"
+            self.require(fits, "embed_dim", what)
 
     @property
     def towers(self) -> dict[str, Tower]:

@@ -1,8 +1,13 @@
 """Matrix products with float32 sums, their precision and types, and the mesh axes that arrays vary over."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.hardware import target_device
 
@@ -25,6 +30,39 @@ def pvary_like(*arrays: jax.Array) -> tuple[jax.Array, ...]:
         else x
         for x in arrays
     )
+
+
+def explicit_mesh(tree: Any) -> jax.sharding.AbstractMesh | None:
+    """The mesh of arrays that are sharded over axes of type Explicit, `jax.make_mesh`'s default."""
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array):
+            mesh = jax.typeof(leaf).sharding.mesh
+            if AxisType.Explicit in mesh.axis_types:
+                return mesh
+    return None
+
+
+def on_auto_axes(fn: Callable, out_specs: Any, *args):
+    """`fn(*args)`, in which the compiler finds the shardings, also where axes are Explicit.
+
+    Args:
+      fn: a function of arrays.
+      out_specs: `PartitionSpec`s of its results, for axes of type Explicit.
+      *args: arrays, or trees of them.
+    """
+    mesh = explicit_mesh(args)
+    if mesh is None:
+        return fn(*args)
+    shardings = jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec), out_specs, is_leaf=lambda x: isinstance(x, P)
+    )
+    return jax.sharding.auto_axes(fn, out_sharding=shardings)(*args)
+
+
+def first_dim_axes(x: jax.Array) -> Any:
+    """The mesh axes of type Explicit over which the first dimension is split, for a `PartitionSpec`."""
+    spec = jax.typeof(x).sharding.spec if isinstance(x, jax.Array) else ()
+    return spec[0] if len(spec) else None
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:

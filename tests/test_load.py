@@ -46,8 +46,8 @@ def run(variables, tmp_path):
                     optimizer=optax.sgd(0.1),
                     variables=scaled,
                 )
-                metrics = {"eval/zero_shot_top1": top1}
-                checkpoints.save(step, state, metadata={}, metrics=metrics)
+                checkpoints.save(step, state, metadata={})
+                checkpoints.record(step, {"eval/zero_shot_top1": top1})
     return tmp_path / "run"
 
 

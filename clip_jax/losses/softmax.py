@@ -5,6 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.losses.accuracy import accuracy, count_hits, replicated_accuracy
 from clip_jax.losses.arguments import AxisName, checked
@@ -12,6 +13,7 @@ from clip_jax.losses.distributed import SingleDevice, gather_all, make_strategy
 from clip_jax.losses.record import Loss
 from clip_jax.losses.residuals import PackedResiduals, max_norm
 from clip_jax.losses.tiling import LogSumExp, similarity, similarity_vjp
+from clip_jax.numerics import on_auto_axes
 
 
 def replicated_softmax_loss(
@@ -41,6 +43,10 @@ def softmax_loss(
     no logit is too large for them. Gradients reach all three arrays, whether `jax.grad` is
     taken inside of the user's `jax.shard_map` or around it.
 
+    Forward-mode derivatives (`jax.jvp`, `jax.jacfwd`, `jax.linearize`, `jax.hessian`) exist for
+    distributed="replicated" alone; the other forms have a gradient rule of their own, and JAX
+    raises a TypeError that names custom_vjp.
+
     Args:
       z_image_BE: image embeddings (batch, embedding) of length 1, float32 or bfloat16. With
         `axis_name`, the device's rows of the batch.
@@ -66,7 +72,11 @@ def softmax_loss(
     return _loss_and_accuracy(z_image_BE, z_text_BE, logit_scale, **how)[0]
 
 
-def _loss_and_accuracy(z_image_BE, z_text_BE, logit_scale, *, axis_name, distributed, tile):
+def _loss_and_accuracy(*arrays, **how):
+    return on_auto_axes(functools.partial(_on_any_mesh, **how), P(), *arrays)
+
+
+def _on_any_mesh(z_image_BE, z_text_BE, logit_scale, *, axis_name, distributed, tile):
     axes, (z_image_BE, z_text_BE, logit_scale) = checked(
         z_image_BE,
         z_text_BE,

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
-from clip_jax.numerics import matmul, promote, pvary_like
+from clip_jax.numerics import first_dim_axes, matmul, on_auto_axes, promote, pvary_like
 
 # For some rows (images) and some columns (texts) of the similarity matrix, given as trees of
 # arrays whose first axis counts them: what there is to know of each row, and of each column, and
@@ -200,6 +201,13 @@ def similarity(z_image_IE: jax.Array, z_text_TE: jax.Array) -> jax.Array:
             f"images have embeddings of {z_image_IE.shape[1]} numbers and texts of "
             f"{z_text_TE.shape[1]}: they come from different models"
         )
+    rows, columns = first_dim_axes(z_image_IE), first_dim_axes(z_text_TE)
+    # An axis splits one dimension of the result: where both embeddings have it, the images keep it.
+    spec = P(rows, columns if rows is None else None)
+    return on_auto_axes(_similarity, spec, z_image_IE, z_text_TE)
+
+
+def _similarity(z_image_IE: jax.Array, z_text_TE: jax.Array) -> jax.Array:
     return matmul(*promote(z_image_IE, z_text_TE), contract=(1, 1))
 
 

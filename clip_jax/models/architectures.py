@@ -80,7 +80,7 @@ def clipa(embed_dim: int, vision: dict, text: dict) -> ModelConfig:
 def siglip(vision: dict, text: dict, vocab_size: int = 32_000, context: int = 64) -> ModelConfig:
     """SigLIP (arXiv:2303.15343): attention pooling, bidirectional text, sigmoid loss."""
     pooled = {"class_token": False, "pool": "map", "pre_norm": False, "projection": False}
-    last = {"causal": False, "pool": "last", "projection_bias": True}
+    last = {"causal": False, "pool": "last", "projection_bias": text.get("projection", True)}
     sizes = {"context_length": context, "vocab_size": vocab_size}
     return clip(
         vision["width"],
@@ -96,6 +96,12 @@ def siglip(vision: dict, text: dict, vocab_size: int = 32_000, context: int = 64
 def siglip2(vision: dict, text: dict) -> ModelConfig:
     """SigLIP 2 (arXiv:2502.14786) at a fixed resolution: Gemma's vocabulary, tanh GELU in text."""
     return siglip(vision, text | TANH, vocab_size=256_000)
+
+
+def worldwide(config: ModelConfig, vocab_size: int, end_id: int, **more) -> ModelConfig:
+    """MetaCLIP 2 (arXiv:2507.22062): a multilingual vocabulary, read at its own end token."""
+    text = dataclasses.replace(config.text, vocab_size=vocab_size, pool="eos", end_id=end_id)
+    return dataclasses.replace(config, text=text, **more)
 
 
 H_14 = image(1280, 32, 14, heads=16)
@@ -183,6 +189,9 @@ ARCHITECTURES: dict[str, ModelConfig] = {
     "ViT-SO400M-14-SigLIP": siglip(SO400M_14, text(1152) | SO400M, context=16),
     "ViT-SO400M-14-SigLIP-378": siglip(at(SO400M_14, 378), text(1152) | SO400M),
     "ViT-SO400M-14-SigLIP-384": siglip(at(SO400M_14, 384), text(1152) | SO400M),
+    "ViT-SO400M-16-SigLIP-i18n-256": siglip(
+        at(SO400M_16, 256), text(1152) | SO400M | {"projection": False}, 250_000
+    ),
     # SigLIP 2's of a fixed resolution.
     "ViT-B-32-SigLIP2-256": siglip2(image(768, 12, 32, 256) | TANH, text(768)),
     "ViT-B-16-SigLIP2": siglip2(image(768, 12, 16), text(768)),
@@ -203,6 +212,19 @@ ARCHITECTURES: dict[str, ModelConfig] = {
 OPENAI = ("RN50", "RN101", "RN50x4", "RN50x16", "RN50x64",
           "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-336")  # fmt: skip
 for _name in (*OPENAI, "ViT-H-14", "ViT-H-14-378", "ViT-bigG-14"):
+    ARCHITECTURES[f"{_name}-quickgelu"] = quick(ARCHITECTURES[_name])
+# MetaCLIP 2's: XLM-V's vocabulary, or mT5's under SigLIP's cleaning.
+XLM_V = {"vocab_size": 901_629, "end_id": 2, "tokenizer": "huggingface"}
+MT5 = {"vocab_size": 250_100, "end_id": 1, "tokenizer": "siglip"}
+for _name, _words in (("ViT-L-14", MT5), ("ViT-H-14", XLM_V), ("ViT-bigG-14", XLM_V)):
+    _config = ARCHITECTURES[f"{_name}-worldwide"] = worldwide(ARCHITECTURES[_name], **_words)
+    if _name != "ViT-L-14":
+        ARCHITECTURES[f"{_name}-worldwide-378"] = dataclasses.replace(
+            _config,
+            vision=dataclasses.replace(_config.vision, image_size=378),
+            preprocess=PreprocessConfig(resize_mode="squash"),
+        )
+for _name in ("ViT-L-14-worldwide", "ViT-H-14-worldwide"):
     ARCHITECTURES[f"{_name}-quickgelu"] = quick(ARCHITECTURES[_name])
 for _name, _config in ARCHITECTURES.items():
     ARCHITECTURES[_name] = dataclasses.replace(_config, name=_name)

@@ -1,5 +1,6 @@
 """Two towers, one shared space, and the temperature: the CLIP model of arXiv:2103.00020."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,11 +8,14 @@ import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental import checkify
+from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import ModelConfig, PreprocessConfig
 from clip_jax.models.architectures import model_config
 from clip_jax.models.layers import identity
 from clip_jax.models.tower import Compute
+from clip_jax.numerics import explicit_mesh, first_dim_axes, on_auto_axes
 
 
 class Outputs(NamedTuple):
@@ -77,6 +81,19 @@ class CLIP(nn.Module):
             extra={"image_tokens": image_tokens_BLD, "text_tokens": text_tokens_BLD},
         )
 
+    @nn.nowrap
+    def apply(self, variables, *args, method=None, mutable=False, **kwargs):
+        """`flax.linen.Module.apply`; inputs may be split over mesh axes of type Explicit."""
+        run = functools.partial(super().apply, method=method, mutable=mutable, **kwargs)
+        if explicit_mesh((variables, args)) is None:
+            return run(variables, *args)
+        batch = P(first_dim_axes(args[0]) if args else None)
+        specs = batch
+        if method is None or method == "__call__":
+            bias = None if self.config.init_logit_bias is None else P()
+            specs = Outputs(batch, batch, logit_scale=P(), logit_bias=bias, extra=batch)
+        return on_auto_axes(run, specs if mutable is False else (specs, P()), variables, *args)
+
     def encode_image(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
         """Embed images.
 
@@ -87,6 +104,11 @@ class CLIP(nn.Module):
 
         Returns:
           (batch, embed_dim) float32 of unit length.
+
+        Raises:
+          ValueError: for another integer type than uint8, and for floats that are NaN or far from
+            every normalised pixel. Traced values are checked under
+            `jax.experimental.checkify.checkify` alone, and cost nothing without it.
         """
         return self._image(images_BHWC, train)[0]
 
@@ -99,17 +121,23 @@ class CLIP(nn.Module):
 
         Returns:
           (batch, embed_dim) float32 of unit length.
+
+        Raises:
+          ValueError: for texts that are too long, and for ids outside of the vocabulary, of traced
+            ids under `checkify` alone.
         """
         return self._text(tokens_BL, train)[0]
 
     def _image(self, images_BHWC: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         size = self.config.vision.image_size
         chex.assert_shape(images_BHWC, (None, size, size, 3))
+        check_images(images_BHWC, self.config.preprocess)
         return self._embed("image", normalize_pixels(images_BHWC, self.config.preprocess), train)
 
     def _text(self, tokens_BL: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         chex.assert_rank(tokens_BL, 2)
         chex.assert_type(tokens_BL, int)
+        check_tokens(tokens_BL, self.config.text.vocab_size)
         longest = self.config.text.context_length
         if tokens_BL.shape[1] > longest:
             raise ValueError(
@@ -192,6 +220,47 @@ def sharding_rows(config: ModelConfig) -> tuple[tuple[str, int], ...]:
         for name, tower in config.towers.items()
         for pattern, axis in tower.sharding_rows
     )
+
+
+def check_images(images_BHWC: jax.Array, preprocess: PreprocessConfig):
+    """Refuse what is no image: another integer type than uint8, and floats far from any pixel's.
+
+    Values are looked at where they are there: of traced arrays under `checkify` alone.
+    """
+    if images_BHWC.dtype == jnp.uint8:
+        return
+    if not jnp.issubdtype(images_BHWC.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images_BHWC.dtype}: pass uint8 pixels from 0 to 255, which are normalised "
+            "here, or floats that are normalised already"
+        )
+    mean_111C, std_111C = jnp.asarray([[[preprocess.mean]]]), jnp.asarray([[[preprocess.std]]])
+    pixels_BHWC = images_BHWC * std_111C + mean_111C
+    # Noise and adversarial changes leave the range of pixels, but not by four times its length.
+    fits = jnp.all(jnp.abs(pixels_BHWC - 0.5) <= 4.5)  # false for NaN
+    _require(
+        fits,
+        "float images are taken as normalised already, and these hold NaN, or values that no pixel "
+        f"from 0 to 255 has with mean {preprocess.mean} and std {preprocess.std}: pass uint8 pixels, "
+        "or (pixels / 255 - mean) / std",
+    )
+
+
+def check_tokens(tokens_BL: jax.Array, vocab_size: int):
+    """Refuse ids outside of the embedding table, which an index would silently clamp or wrap."""
+    fits = jnp.all((tokens_BL >= 0) & (tokens_BL < vocab_size))
+    _require(
+        fits,
+        f"token ids must be from 0 to {vocab_size - 1}, the model's vocabulary: the texts were "
+        "tokenized with the tokenizer of another model",
+    )
+
+
+def _require(fits: jax.Array, message: str):
+    if isinstance(fits, jax.core.Tracer):
+        checkify.debug_check(fits, message)
+    elif not fits:
+        raise ValueError(message)
 
 
 def normalize_pixels(images_BHWC: jax.Array, preprocess: PreprocessConfig) -> jax.Array:

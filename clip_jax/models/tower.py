@@ -55,6 +55,11 @@ class Tower(Settings, abc.ABC):
     # Share of what JAX keeps for the backward pass that XLA does not compute again.
     kept_share: ClassVar[float] = 1.0
 
+    @property
+    def fixed_embed_dim(self) -> int | None:
+        """The only `embed_dim` that the tower can have; None: any."""
+        return None
+
     @abc.abstractmethod
     def module(self, embed_dim: int, compute: Compute) -> "nn.Module":
         """The Linen module; `module(inputs, train=...)` returns (embedding, tokens).
@@ -111,6 +116,11 @@ class TextTower(Tower):
     def reads_largest_id(self) -> bool:
         """Whether the embedding is read at the largest id, which must then be the end token's."""
         return False
+
+    def with_vocabulary(self, vocab_size: int, end_id: int) -> Self:
+        """The config for a tokenizer that closes every text with `end_id`."""
+        del end_id
+        return self.with_known(vocab_size=vocab_size)
 
 
 def name_of(tower: Tower) -> str:

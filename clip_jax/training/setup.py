@@ -264,17 +264,20 @@ def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -
             "that tokenizer's family"
         )
     kind = "huggingface" if tokenizer.kind == "clipa" else tokenizer.kind  # of the same file
+    if tokenizer.kind in ("transformers", "siglip-transformers"):  # of released weights
+        kind = config.tokenizer if config.tokenizer != "sentencepiece" else "huggingface"
+    vocab_size = config.text.vocab_size
     if cfg.model.vocab_size is not None:
         if cfg.model.vocab_size < tokenizer.vocab_size:
             raise ValueError(
                 f"model.vocab_size={cfg.model.vocab_size} is below the {tokenizer.vocab_size} ids "
                 "of the tokenizer: raise it, or leave it at None"
             )
-        return config
-    fits = config.tokenizer == kind and config.text.vocab_size >= tokenizer.vocab_size
-    if fits and kind != "sentencepiece":
-        return config
-    return model_config(config, vocab_size=tokenizer.vocab_size, tokenizer=kind)
+        kind = config.tokenizer
+    elif config.tokenizer != kind or vocab_size < tokenizer.vocab_size or kind == "sentencepiece":
+        vocab_size = tokenizer.vocab_size
+    text = config.text.with_vocabulary(vocab_size, tokenizer.end_id)
+    return dataclasses.replace(config, text=text, tokenizer=kind)
 
 
 def make_run_optimizer(cfg: TrainConfig, config: ModelConfig) -> optax.GradientTransformation:

@@ -99,7 +99,11 @@ def figures_of_file(shapes: Mapping[str, Shape]) -> Figures:
 
     names = list(shapes)
     text = "text." if "text.token_embedding.weight" in shapes else ""
-    embed_dim = size("text.text_projection.weight", 0) or size("text_projection", 1)
+    embed_dim = (
+        size(f"{text}text_projection.weight", 0)
+        or size(f"{text}text_projection", 1)
+        or size(f"{text}token_embedding.weight", 1)  # without a projection
+    )
     figures: Figures = {
         "embed_dim": embed_dim,
         "context_length": size(f"{text}positional_embedding", 0),

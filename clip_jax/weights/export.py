@@ -11,14 +11,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from clip_jax.config import ModelConfig
-from clip_jax.data.tokenizers.clip_bpe import vocabulary
 from clip_jax.data.tokenizers.registry import Tokenizer
 from clip_jax.weights import huggingface, huggingface_config, open_clip, open_clip_config
+from clip_jax.weights.huggingface_preprocess import write_preprocess
 from clip_jax.weights.mapping import export_tensors
 from clip_jax.weights.openai import batch_counters
+from clip_jax.weights.tokenizer_export import Files, open_clip_files, transformers_files
 
 Library = Literal["huggingface", "open_clip"]
-Files = dict[str, Any]  # content by name: bytes, or what JSON can hold
 
 
 def export(
@@ -74,58 +74,22 @@ def _open_clip_files(config: ModelConfig, tokenizer: Tokenizer | None) -> Files:
     content = open_clip_config.write_config(config)
     files: Files = {"open_clip_config.json": content}
     if tokenizer is not None and tokenizer.kind != "clip":
-        name, data = tokenizer.file()
-        files[name] = data
+        more, options = open_clip_files(tokenizer)
+        files |= more
         # open_clip then looks for the tokenizer's files beside its own.
         content["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "."
-        if tokenizer.kind == "siglip":
-            content["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = {"clean": "canonicalize"}
+        if options:
+            content["model_cfg"]["text_cfg"]["tokenizer_kwargs"] = options
     return files
 
 
 def _huggingface_files(config: ModelConfig, tokenizer: Tokenizer | None) -> Files:
-    end_id = None if tokenizer is None else tokenizer.end_id
+    ids = {} if tokenizer is None else {"end_id": tokenizer.end_id, "pad_id": tokenizer.pad_id}
     files: Files = {
-        "config.json": huggingface_config.write_config(config, end_id=end_id),
-        "preprocessor_config.json": huggingface_config.write_preprocess(config),
+        "config.json": huggingface_config.write_config(config, **ids),
+        "preprocessor_config.json": write_preprocess(config),
     }
-    if tokenizer is None:
-        return files
-    if tokenizer.kind == "clip":
-        return files | _clip_tokenizer_files(tokenizer.context_length)
-    name, data = tokenizer.file()
-    files[name] = data
-    if tokenizer.kind == "siglip":
-        files["tokenizer_config.json"] = {
-            "tokenizer_class": "SiglipTokenizer",
-            "model_max_length": tokenizer.context_length,
-            "do_lower_case": True,
-            "eos_token": "</s>",
-            "pad_token": "</s>",
-            "unk_token": "<unk>",
-        }
-    return files
-
-
-def _clip_tokenizer_files(context_length: int) -> Files:
-    """The files of transformers' CLIPTokenizer; it calls the two special tokens otherwise."""
-    ids, ranks = vocabulary()
-    names = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
-    start, end = names.values()
-    merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in ranks)])
-    specials = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
-    return {
-        "vocab.json": {names.get(piece, piece): i for piece, i in ids.items()},
-        "merges.txt": (merges + "\n").encode(),
-        "special_tokens_map.json": specials,
-        "tokenizer_config.json": {
-            "tokenizer_class": "CLIPTokenizer",
-            "model_max_length": context_length,
-            "do_lower_case": True,
-            "errors": "replace",
-            **specials,
-        },
-    }
+    return files if tokenizer is None else files | transformers_files(tokenizer)
 
 
 def _json(content: Any) -> bytes:

@@ -1,64 +1,181 @@
-"""Files of tensors: safetensors in one piece or sharded, NumPy's .npz, torch's .pt."""
+"""Files of tensors: safetensors, NumPy's .npz and torch's .pt, told apart by their content."""
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import safetensors
 
 from clip_jax.weights.mapping import Shape, Tensors
+from clip_jax.weights.state_dicts import unwrap
 from clip_jax.weights.torch_files import TorchFile
 
 
-def open_tensors(path: Path) -> Tensors:
-    """Open a file of tensors by its name's ending.
+class NamedTensors:
+    """A file's tensors under the names that they have in the model itself.
+
+    Attributes:
+      source: what errors call the file.
+      is_torchscript: the file is a TorchScript archive, as OpenAI released its models.
+      is_npz: the file is NumPy's.
+    """
+
+    def __init__(self, tensors: Tensors, source: str):
+        self.source = source
+        self.is_torchscript = getattr(tensors, "is_torchscript", False)
+        self.is_npz = isinstance(tensors, Npz)
+        self._tensors = tensors
+        shapes = tensors.shapes()
+        self._names = unwrap(shapes, source)
+        self._shapes = {name: tuple(shapes[theirs]) for name, theirs in self._names.items()}
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return self._shapes
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor, to be copied before the next one is read.
+
+        Raises:
+          ValueError: it is not of floating-point numbers, or one of them is not finite.
+        """
+        try:
+            tensor = self._tensors.read(self._names[name])
+        except (
+            TypeError,
+            AttributeError,
+            safetensors.SafetensorError,
+            zipfile.BadZipFile,
+        ) as error:
+            raise ValueError(f'{self.source}: tensor "{name}" cannot be read: {error}') from error
+        if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
+            raise ValueError(
+                f'{self.source}: tensor "{name}" holds {tensor.dtype}, not floating-point numbers: '
+                "quantised weights are not read"
+            )
+        if not np.isfinite(tensor).all():
+            wrong = int(np.size(tensor) - np.isfinite(tensor).sum())
+            raise ValueError(
+                f'{self.source}: tensor "{name}" has {wrong} of {tensor.size} values that are NaN or '
+                "infinite: the training that saved it diverged, or the file is damaged"
+            )
+        return tensor
+
+
+def open_tensors(path: Path) -> NamedTensors:
+    """Open a file of tensors; its content tells its format, whatever its name ends in.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is damaged, or of no known kind.
+      ValueError: the file is damaged, or of no known format; the message says what it is.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.suffix not in READERS:
-        raise ValueError(f"{path} ends in none of {', '.join(READERS)}")
-    return READERS[path.suffix](path)
+    return NamedTensors(_reader_of(path)(path), str(path))
+
+
+def _reader_of(path: Path) -> Callable[[Path], Tensors]:
+    with path.open("rb") as file:
+        start = file.read(512)
+    text = start.lstrip().lower()
+    if start.startswith(b"PK"):
+        if not zipfile.is_zipfile(path):
+            raise ValueError(f"{path} is damaged: the end of its zip archive is missing")
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        if any(name.endswith("/data.pkl") for name in names):
+            return TorchFile
+        if names and all(name.endswith(".npy") for name in names):
+            return Npz
+        raise ValueError(f"{path} is a zip archive of neither torch nor NumPy")
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
+        return Safetensors
+    if start.startswith(b"\x80"):
+        return TorchFile
+    if text.startswith((b"{", b"[")):
+        return Sharded
+    raise ValueError(f"{path} holds no weights: {_description(path, start, text)}")
+
+
+def _description(path: Path, start: bytes, text: bytes) -> str:
+    if not start:
+        return "the file is empty"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer; `git lfs pull` fetches the file that it stands for"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is an HTML or XML page, such as a server's error; download the file again"
+    for magic, name in MAGIC.items():
+        if start.startswith(magic):
+            return f"it is {name}, which is not read; known are .safetensors, .pt, .bin and .npz"
+    if start[257:262] == b"ustar":
+        return "it is a tar archive, torch's format before version 0.1.10; save it again with torch"
+    if path.suffix in (".safetensors", ".npz"):
+        return f"it is no whole {path.suffix} file; it starts with {start[:16]!r}"
+    return f"it is no .safetensors, .pt, .bin or .npz; it starts with {start[:16]!r}"
+
+
+MAGIC = {
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x28\xb5\x2f\xfd": "compressed with zstd",
+    b"\x08": "perhaps an ONNX or TensorFlow file",
+    b"\x81\xa6params": "a msgpack file of Flax",
+}
 
 
 class Safetensors:
-    """A .safetensors file, or all those that an index lists, read without torch."""
+    """A .safetensors file, read without torch."""
 
     def __init__(self, path: Path):
-        files = {path.name}
-        if path.suffix == ".json":
-            try:
-                files = set(json.loads(path.read_text())["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{path} is no index of safetensors files") from error
-        self._file_of: dict[str, Path] = {}
-        self._shapes: dict[str, Shape] = {}
-        for name in sorted(files):
-            self._list(path.parent / name, listed_in=path)
-
-    def _list(self, file: Path, *, listed_in: Path):
-        if not file.is_file():
-            raise FileNotFoundError(f"{listed_in} lists {file}, which is not there")
+        self._path = path
         try:
-            with safetensors.safe_open(file, framework="np") as opened:
-                for name in list(opened.keys()):
-                    self._file_of[name] = file
-                    self._shapes[name] = tuple(opened.get_slice(name).get_shape())
+            with safetensors.safe_open(path, framework="np") as opened:
+                names = list(opened.keys())
+                self._shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in names}
         except safetensors.SafetensorError as error:
-            raise ValueError(f"{file} is no whole safetensors file: {error}") from error
+            raise ValueError(f"{path} is no whole safetensors file: {error}") from error
 
     def shapes(self) -> Mapping[str, Shape]:
         return self._shapes
 
     def read(self, name: str) -> np.ndarray:
         # Opened again each time, so that what was read does not stay mapped.
-        with safetensors.safe_open(self._file_of[name], framework="np") as opened:
+        with safetensors.safe_open(self._path, framework="np") as opened:
             return opened.get_tensor(name)
+
+
+class Sharded:
+    """All the files that an index lists, safetensors or torch's."""
+
+    def __init__(self, path: Path):
+        try:
+            file_of = json.loads(path.read_text())["weight_map"]
+            names = sorted(set(file_of.values()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is no index of files of weights") from error
+        self._files: dict[str, Tensors] = {}
+        for name in names:
+            file = path.parent / name
+            if not file.is_file():
+                raise FileNotFoundError(f"{path} lists {file}, which is not there")
+            self._files[name] = _reader_of(file)(file)
+        self._file_of: dict[str, str] = {}
+        for name, file in self._files.items():
+            for tensor in file.shapes():
+                if tensor in self._file_of:
+                    raise ValueError(f'{path}: "{tensor}" lies in two of its files')
+                self._file_of[tensor] = name
+
+    def shapes(self) -> Mapping[str, Shape]:
+        return {name: self._files[file].shapes()[name] for name, file in self._file_of.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files[self._file_of[name]].read(name)
 
 
 class Npz:
@@ -95,13 +212,3 @@ def _npy_shape(archive: zipfile.ZipFile, name: str) -> Shape:
     if dtype.hasobject:
         raise ValueError(f'"{name}" is pickled')
     return shape
-
-
-READERS = {
-    ".safetensors": Safetensors,
-    ".json": Safetensors,
-    ".npz": Npz,
-    ".pt": TorchFile,
-    ".pth": TorchFile,
-    ".bin": TorchFile,
-}

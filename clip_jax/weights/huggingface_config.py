@@ -1,12 +1,12 @@
-"""Hugging Face's config files of CLIPModel and SiglipModel, read and written."""
+"""Hugging Face's config.json of CLIPModel, MetaClip2Model and SiglipModel, read and written."""
 
-import dataclasses
 import math
 from typing import Any
 
 from clip_jax.config import ModelConfig, PreprocessConfig
 from clip_jax.models.towers.text_transformer import TextConfig
 from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.config_values import Section
 from clip_jax.weights.huggingface import check_towers
 
 ACTIVATIONS = {
@@ -15,62 +15,79 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+# Kinds that look like these and are none; what a message says of them.
+RELATIVES = {
+    "clip_text_model": "a text tower alone",
+    "clip_vision_model": "an image tower alone",
+    "siglip_text_model": "a text tower alone",
+    "siglip_vision_model": "an image tower alone",
+    "siglip2": "SigLIP 2 of variable resolution (NaFlex)",
+}
 
 
 def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConfig:
     """The architecture that a config.json describes.
 
     Raises:
-      ValueError: it describes another kind of model, or a variant that this package has not.
+      ValueError: it describes another kind of model, or a variant that this package has not, or
+        is not well formed; the message names the key.
     """
-    kind = content.get("model_type")
-    if kind not in ("clip", "siglip"):
-        raise ValueError(f'{source} is of model_type "{kind}"; known are "clip" and "siglip"')
-    # Old files keep what differs from the defaults in *_config_dict.
-    vision = CLIP_VISION | content.get("vision_config", {})
-    text = CLIP_TEXT | content.get("text_config", {})
-    if kind == "siglip":
-        vision = SIGLIP_VISION | content.get("vision_config", {})
-        text = SIGLIP_TEXT | content.get("text_config", {})
-    else:
-        vision |= content.get("vision_config_dict") or {}
-        text |= content.get("text_config_dict") or {}
-    try:
-        if kind == "clip":
-            _check_end(text, source)
-            return _clip_config(content, vision, text, name)
-        return _siglip_config(vision, text, name)
-    except KeyError as error:
-        raise ValueError(f"{source} has a hidden_act that is not known: {error}") from error
-
-
-def _check_end(text: dict, source: str):
-    # 2 stands for the largest id, by an old mistake that transformers keeps alive.
-    end, last = text["eos_token_id"], text["vocab_size"] - 1
-    if end not in (2, last):
+    whole = Section(content, source)
+    kind = whole.get("model_type")
+    if kind not in DEFAULTS:
+        what = f", {RELATIVES[kind]}" if kind in RELATIVES else ""
         raise ValueError(
-            f"{source} reads its text at token {end}, and this package at the largest id, {last}"
+            f'{source} is of model_type "{kind}"{what}; supported are {", ".join(DEFAULTS)}, each '
+            "with both of its towers"
         )
+    # Old files keep what differs from the defaults in *_config_dict.
+    vision, text = (
+        Section(
+            defaults
+            | whole.section(f"{part}_config").content
+            | whole.section(f"{part}_config_dict").content,
+            f"{source}: {part}_config",
+        )
+        for part, defaults in zip(("vision", "text"), DEFAULTS[kind])
+    )
+    try:
+        if kind == "siglip":
+            return _siglip_config(vision, text, name)
+        return _clip_config(kind, whole, vision, text, name)
+    except ValueError as error:
+        raise (
+            error if str(error).startswith(source) else ValueError(f"{source}: {error}")
+        ) from error
 
 
-def _clip_config(content: dict, vision: dict, text: dict, name: str) -> ModelConfig:
+def _pool(kind: str, text: Section) -> dict:
+    """Where the text is read: in CLIP's files 2 means the largest id, by an old mistake."""
+    end, last = text.integer("eos_token_id"), text.integer("vocab_size") - 1
+    if kind == "clip" and end in (2, last):
+        return {"pool": "argmax"}
+    return {"pool": "eos", "end_id": end}
+
+
+def _clip_config(
+    kind: str, whole: Section, vision: Section, text: Section, name: str
+) -> ModelConfig:
+    is_openais = kind == "clip" and text.integer("vocab_size") == 49_408
     return ModelConfig(
         name=name,
-        embed_dim=content.get("projection_dim", 512),
+        embed_dim=whole.integer("projection_dim", 512),
         vision=VisionTransformerConfig(**_tower(vision), **_image_fields(vision)),
-        text=TextConfig(**_tower(text), **_text_fields(text)),
-        tokenizer="clip" if text["vocab_size"] == 49_408 else "huggingface",
-        init_logit_scale=content.get("logit_scale_init_value", math.log(1 / 0.07)),
+        text=TextConfig(**_tower(text), **_text_fields(text), **_pool(kind, text)),
+        tokenizer="clip" if is_openais else "huggingface",
+        init_logit_scale=whole.number("logit_scale_init_value", math.log(1 / 0.07)),
     )
 
 
-def _siglip_config(vision: dict, text: dict, name: str) -> ModelConfig:
-    if not vision.get("vision_use_head", True):
-        raise ValueError("a SigLIP without its attention pooling has no image embedding")
+def _siglip_config(vision: Section, text: Section, name: str) -> ModelConfig:
+    if not vision.flag("vision_use_head", True):
+        raise vision.error("vision_use_head", "true (the pooled vector is the image embedding)")
     return ModelConfig(
         name=name,
-        embed_dim=text.get("projection_size") or text["hidden_size"],
+        embed_dim=text.integer("projection_size", text.get("hidden_size")),
         vision=VisionTransformerConfig(
             **_tower(vision),
             **_image_fields(vision),
@@ -105,57 +122,60 @@ SIGLIP_TOWER = {
 }  # fmt: skip
 SIGLIP_VISION = SIGLIP_TOWER | {"image_size": 224, "patch_size": 16}
 SIGLIP_TEXT = SIGLIP_TOWER | {"max_position_embeddings": 64, "vocab_size": 32_000}
+DEFAULTS = {
+    "clip": (CLIP_VISION, CLIP_TEXT),
+    "metaclip_2": (CLIP_VISION, CLIP_TEXT),
+    "siglip": (SIGLIP_VISION, SIGLIP_TEXT),
+}
 
 
-def _tower(tower: dict) -> dict:
+def _tower(tower: Section) -> dict:
     return {
-        "width": tower["hidden_size"],
-        "depth": tower["num_hidden_layers"],
-        "heads": tower["num_attention_heads"],
-        "mlp_width": tower["intermediate_size"],
-        "activation": ACTIVATIONS[tower["hidden_act"]],
-        "norm_epsilon": tower["layer_norm_eps"],
+        "width": tower.integer("hidden_size"),
+        "depth": tower.integer("num_hidden_layers"),
+        "heads": tower.integer("num_attention_heads"),
+        "mlp_width": tower.integer("intermediate_size"),
+        "activation": tower.choice("hidden_act", None, ACTIVATIONS),
+        "norm_epsilon": tower.number("layer_norm_eps"),
     }
 
 
-def _image_fields(vision: dict) -> dict:
-    return {"image_size": vision["image_size"], "patch_size": vision["patch_size"]}
+def _image_fields(vision: Section) -> dict:
+    vision.choice("num_channels", 3, {3: 3})
+    return {"image_size": vision.square("image_size"), "patch_size": vision.square("patch_size")}
 
 
-def _text_fields(text: dict) -> dict:
-    return {"context_length": text["max_position_embeddings"], "vocab_size": text["vocab_size"]}
-
-
-def read_preprocess(content: dict[str, Any], default: PreprocessConfig) -> PreprocessConfig:
-    """What a preprocessor_config.json says; `default` for what it leaves open."""
-    size = content.get("size", {})
-    shortest = isinstance(size, int) or "shortest_edge" in size
-    return dataclasses.replace(
-        default,
-        mean=tuple(content.get("image_mean", default.mean)),
-        std=tuple(content.get("image_std", default.std)),
-        interpolation=FILTERS.get(content.get("resample"), default.interpolation),
-        resize_mode=("shortest" if shortest else "squash") if size else default.resize_mode,
-    )
+def _text_fields(text: Section) -> dict:
+    return {
+        "context_length": text.integer("max_position_embeddings"),
+        "vocab_size": text.integer("vocab_size"),
+    }
 
 
 # ------------------------------------------------------------------------------------ writing
 
 
-def write_config(config: ModelConfig, *, end_id: int | None = None) -> dict[str, Any]:
+def write_config(
+    config: ModelConfig, *, end_id: int | None = None, pad_id: int | None = None
+) -> dict[str, Any]:
     """The config.json of an architecture.
 
     Args:
       config: the architecture.
       end_id: the tokenizer's end token, at which CLIPModel reads its text tower; None: the last
         id of the vocabulary.
+      pad_id: the tokenizer's padding; None: that of the released models.
 
     Raises:
       ValueError: transformers has no such model; the message says what it lacks.
     """
     check_exportable(config)
     is_siglip = config.vision.pool == "map"
-    kind = "siglip" if is_siglip else "clip"
+    # CLIPModel takes the end token 2 for the largest id.
+    is_metaclip = config.text.pool == "eos" and config.text.end_id == 2
+    kind = "siglip" if is_siglip else "metaclip_2" if is_metaclip else "clip"
+    if config.text.pool == "eos":
+        end_id = config.text.end_id
     vision = _write_tower(config.vision) | {
         "image_size": config.vision.image_size,
         "patch_size": config.vision.patch_size,
@@ -164,22 +184,31 @@ def write_config(config: ModelConfig, *, end_id: int | None = None) -> dict[str,
     text = _write_tower(config.text) | {
         "max_position_embeddings": config.text.context_length,
         "vocab_size": config.text.vocab_size,
-        "eos_token_id": config.text.vocab_size - 1 if end_id is None else end_id,
+        "eos_token_id": (1 if is_siglip else config.text.vocab_size - 1)
+        if end_id is None
+        else end_id,
         "model_type": f"{kind}_text_model",
     }
     if is_siglip:
-        text |= {"projection_size": config.embed_dim, "pad_token_id": 1, "bos_token_id": None}
+        is_gemma = config.text.vocab_size == 256_000  # SigLIP 2's, which pads with 0
+        text |= {"projection_size": config.embed_dim, "pad_token_id": 0 if is_gemma else 1}
+        text |= {"bos_token_id": None}
     else:
         text |= {"bos_token_id": config.text.vocab_size - 2, "pad_token_id": 0}
         vision["projection_dim"] = text["projection_dim"] = config.embed_dim
+    if pad_id is not None:
+        text["pad_token_id"] = pad_id
     return {
-        "architectures": ["SiglipModel" if is_siglip else "CLIPModel"],
+        "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
         **({} if is_siglip else {"projection_dim": config.embed_dim}),
         **({} if is_siglip else {"logit_scale_init_value": config.init_logit_scale}),
         "vision_config": vision,
         "text_config": text,
     }
+
+
+ARCHITECTURES = {"siglip": "SiglipModel", "clip": "CLIPModel", "metaclip_2": "MetaClip2Model"}
 
 
 def check_exportable(config: ModelConfig):
@@ -194,44 +223,24 @@ def check_exportable(config: ModelConfig):
                     f"transformers has no {'SiglipModel' if is_siglip else 'CLIPModel'} with "
                     f"{key}={getattr(tower, key)!r}: export to open_clip instead"
                 )
+    if not is_siglip and config.text.pool == "last":
+        raise ValueError(
+            'transformers has no CLIPModel with pool="last": export to open_clip instead'
+        )
     if (config.init_logit_bias is not None) != is_siglip:
         raise ValueError("in transformers SiglipModel alone has a bias, and always has one")
-
-
-def write_preprocess(config: ModelConfig) -> dict[str, Any]:
-    """The preprocessor_config.json of an architecture."""
-    pre, size = config.preprocess, config.vision.image_size
-    if pre.resize_mode == "longest":
-        raise ValueError('transformers has no image processor with resize_mode="longest"')
-    shortest = pre.resize_mode == "shortest"
-    kind = "Siglip" if config.vision.pool == "map" else "CLIP"
-    return {
-        "image_processor_type": f"{kind}ImageProcessor",
-        "processor_class": f"{kind}Processor",
-        "do_resize": True,
-        "size": {"shortest_edge": size} if shortest else {"height": size, "width": size},
-        "resample": {name: number for number, name in FILTERS.items()}[pre.interpolation],
-        **({"do_center_crop": shortest} if kind == "CLIP" else {}),
-        **({"crop_size": {"height": size, "width": size}} if kind == "CLIP" else {}),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(pre.mean),
-        "image_std": list(pre.std),
-        "do_convert_rgb": True,
-    }
 
 
 CLIP_IMAGE = {
     "class_token": True, "pool": "class", "pre_norm": True, "patch_bias": False,
     "projection": True, "position": "learned",
 }  # fmt: skip
-CLIP_WORDS = {"causal": True, "pool": "argmax", "projection_bias": False}
+CLIP_WORDS = {"causal": True, "projection": True, "projection_bias": False}
 SIGLIP_IMAGE = {
     "class_token": False, "pre_norm": False, "patch_bias": True, "projection": False,
     "position": "learned",
 }  # fmt: skip
-SIGLIP_WORDS = {"causal": False, "pool": "last", "projection_bias": True}
+SIGLIP_WORDS = {"causal": False, "pool": "last", "projection": True, "projection_bias": True}
 
 
 def _write_tower(tower: VisionTransformerConfig | TextConfig) -> dict:

@@ -13,6 +13,12 @@ from clip_jax.models.tower import Tower, name_of
 
 Shape = tuple[int, ...]
 
+MAX_LOGIT_SCALE = 10  # SigLIP's are the largest that were released, at 4.8
+
+
+class MisfitError(ValueError):
+    """A file's tensors are not those of the architecture."""
+
 
 class Link(NamedTuple):
     """One of our arrays, or a part of one, and the tensor of another library that holds it."""
@@ -112,10 +118,28 @@ def import_variables(
         array = _aligned(wanted[path].shape)
         for link in parts:
             view = _part_of_ours(array, link)
-            tensor = _part_of_theirs(tensors.read(link.theirs), link)
+            tensor = tensors.read(link.theirs)
+            if tensor.size == 1:  # one number is one number, of whatever rank
+                tensor = tensor.reshape(_whole_shape(link, wanted[path].shape))
+            tensor = _part_of_theirs(tensor, link)
             view[...] = _form(link).to_ours(tensor, view.shape)
         variables[path] = array
+    check_scale(variables, source)
     return flax.traverse_util.unflatten_dict(variables, sep="/")
+
+
+def check_scale(variables: Mapping[str, np.ndarray], source: str):
+    """Refuse a temperature that no training reaches.
+
+    Raises:
+      ValueError: the scale is no natural logarithm of one; the message says what it would mean.
+    """
+    scale = float(variables["params/logit_scale"])
+    if abs(scale) > MAX_LOGIT_SCALE:
+        raise ValueError(
+            f"{source}: logit_scale is {scale:g}; the natural logarithm of the temperature's inverse "
+            f"is stored there, such as 4.6 for 100, and none beyond {MAX_LOGIT_SCALE} is plausible"
+        )
 
 
 def _aligned(shape: Shape) -> np.ndarray:
@@ -141,18 +165,18 @@ def check_names(
         for link in parts:
             used.add(link.theirs)
             if link.theirs not in shapes:
-                raise ValueError(f'{source} has no tensor "{link.theirs}", which {name} needs')
+                raise MisfitError(f'{source} has no tensor "{link.theirs}", which {name} needs')
             expected = _whole_shape(link, wanted[path].shape)
             found = tuple(shapes[link.theirs])
-            if found != expected:
-                raise ValueError(
+            if found != expected and not _size(found) == _size(expected) == 1:
+                raise MisfitError(
                     f'{source}: tensor "{link.theirs}" has shape {found}, '
                     f"but {name} needs {expected}"
                 )
     extra = sorted(key for key in shapes if key not in used and not ignored(key))
     if extra:
         more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
-        raise ValueError(
+        raise MisfitError(
             f"{source} has tensors that {name} has no place for: {', '.join(extra[:3])}{more}"
         )
 

@@ -7,9 +7,17 @@ from clip_jax.weights.mapping import Link, known_tower, stacked
 from clip_jax.weights.openai import linear, norm
 
 
-def links(config: ModelConfig) -> list[Link]:
-    """The table of names of a whole model."""
+def links(config: ModelConfig, *, custom_text: bool | None = None) -> list[Link]:
+    """The table of names of a whole model.
+
+    Args:
+      config: the architecture.
+      custom_text: whether the text tower's names start with "text.", as those of open_clip's
+        CustomTextCLIP do; None: as open_clip itself has it for the architecture.
+    """
     image, prefix = IMAGE_LINKS[known_tower("open_clip", IMAGE_LINKS, config.vision)](config.vision)
+    if custom_text is not None:
+        prefix = "text." if custom_text else ""
     found = [
         *image,
         *openai.text_links(config, prefix=prefix),

@@ -1,9 +1,7 @@
 """open_clip_config.json, read and written."""
 
-import dataclasses
 import logging
 import math
-import re
 from typing import Any
 
 from clip_jax.config import ModelConfig, PreprocessConfig
@@ -11,147 +9,199 @@ from clip_jax.models.tower import ImageTower
 from clip_jax.models.towers.resnet import ResNetConfig
 from clip_jax.models.towers.text_transformer import TextConfig
 from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
+from clip_jax.weights.config_values import Section
 from clip_jax.weights.mapping import known_tower
+from clip_jax.weights.timm_names import SIGLIP_IMAGE, TIMM_SIZES, activation_of, tower_of
 
 log = logging.getLogger(__name__)
 
-# timm's names of SigLIP's image towers, such as vit_base_patch16_siglip_224.
-TIMM_NAME = re.compile(r"vit_(\w+)_patch(\d+)_siglip_(\d+)")
-TIMM_SIZES = {
-    "base": {"width": 768, "depth": 12, "heads": 12, "mlp_width": 3072},
-    "large": {"width": 1024, "depth": 24, "heads": 16, "mlp_width": 4096},
-    "so400m": {"width": 1152, "depth": 27, "heads": 16, "mlp_width": 4304},
-    "giantopt": {"width": 1536, "depth": 40, "heads": 16, "mlp_width": 6144},
-}
-SIGLIP_IMAGE = {
-    "class_token": False, "pool": "map", "pre_norm": False, "patch_bias": True,
-    "projection": False, "norm_epsilon": 1e-6,
+# Keys of CLIPVisionCfg and CLIPTextCfg in open_clip 3.3.0 that change the arithmetic in ways that this
+# package has not: they must have these values, open_clip's defaults.
+CUSTOM_BLOCKS = {
+    "ls_init_value": None, "block_type": "default", "qk_norm": False, "scaled_cosine_attn": False,
+    "scale_heads": False, "scale_attn_inner": False, "scale_attn": False, "scale_fc": False,
+    "output_tokens": False,
 }  # fmt: skip
-
-# Settings of open_clip that change the arithmetic in ways that this package has not.
-UNKNOWN = {
-    "vision_cfg": (
-        "ls_init_value", "attentional_pool", "qk_norm", "scaled_cosine_attn", "scale_heads",
-        "scale_attn_inner", "scale_attn", "scale_fc", "output_tokens",
-    ),
-    "text_cfg": (
-        "ls_init_value", "hf_model_name", "embed_cls", "qk_norm", "scaled_cosine_attn",
-        "scale_heads", "scale_attn_inner", "scale_attn", "scale_fc",
-    ),
+VISION_OFF = CUSTOM_BLOCKS | {"attentional_pool": False}
+TEXT_OFF = CUSTOM_BLOCKS | {
+    "hf_model_name": None, "embed_cls": False, "final_ln_after_pool": False, "tokenizer_mode": None,
 }  # fmt: skip
+TIMM_OFF = {"timm_pool": "map", "timm_proj": "none", "timm_proj_bias": False, "timm_drop": 0.0,
+            "timm_drop_path": 0.0}  # fmt: skip
+# Keys without effect: on a model without attentional pooling, on one of timm's towers, ...
+VISION_IGNORED = {"attn_pooler_queries", "attn_pooler_heads", "timm_model_pretrained"}
+TRANSFORMER_KEYS = {"width", "layers", "head_width", "mlp_ratio", "patch_size", "no_ln_pre",
+                    "final_ln_after_pool", "pool_type", "pos_embed_type", "act_kwargs", "norm_kwargs"}  # fmt: skip
+TEXT_IGNORED = {"pad_id", "eos_id", "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
+                "tokenizer_kwargs"}  # fmt: skip
+MODEL_IGNORED = {"custom_text", "nonscalar_logit_scale", "cast_dtype", "output_dict"}
 
 
 def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConfig:
     """The architecture that an open_clip_config.json, or its model_cfg alone, describes.
 
     Raises:
-      ValueError: it describes a model that this package has not; the message names the setting.
+      ValueError: it describes a model that this package has not, or is not well formed; the
+        message names the key.
     """
-    model = content.get("model_cfg", content)
-    for part, unknown in UNKNOWN.items():
-        for key in unknown:
-            if model.get(part, {}).get(key):
-                raise ValueError(f'{source}: {part} sets "{key}", which this package has not')
-    try:
-        vision, text = _read_vision(model), _read_text(model)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{source} is no open_clip config that can be read: {error}") from error
-    is_siglip = "timm_model_name" in model["vision_cfg"]
-    tokenizer = "huggingface" if "hf_tokenizer_name" in model["text_cfg"] else "clip"
-    bias = model.get("init_logit_bias")
-    return ModelConfig(
+    whole = Section(content, source)
+    model = whole.section("model_cfg") if "model_cfg" in whole else whole
+    vision, text = _read_vision(model), _read_text(model)
+    is_siglip = "timm_model_name" in model.section("vision_cfg")
+    words = model.section("text_cfg")
+    tokenizer = "huggingface" if "hf_tokenizer_name" in words else "clip"
+    if is_siglip or words.section("tokenizer_kwargs").get("clean") == "canonicalize":
+        tokenizer = "siglip"
+    bias = model.number("init_logit_bias") if "init_logit_bias" in model else None
+    found = {
+        "embed_dim": model.integer("embed_dim"),
+        "init_logit_scale": model.number("init_logit_scale", math.log(10 if bias else 1 / 0.07)),
+        "preprocess": read_preprocess(whole.section("preprocess_cfg"), is_siglip=is_siglip),
+    }
+    model.refuse_others({}, MODEL_IGNORED | ({"preprocess_cfg"} if model is whole else set()))
+    return _checked(
+        model,
+        ModelConfig,
         name=name,
-        embed_dim=model["embed_dim"],
         vision=vision,
         text=text,
-        preprocess=read_preprocess(content.get("preprocess_cfg", {}), is_siglip=is_siglip),
-        tokenizer="siglip" if is_siglip else tokenizer,
-        init_logit_scale=model.get("init_logit_scale") or math.log(10 if bias else 1 / 0.07),
-        init_logit_bias=None if bias is None else float(bias),
+        tokenizer=tokenizer,
+        init_logit_bias=bias,
+        **found,
     )
 
 
-def read_preprocess(content: dict[str, Any], *, is_siglip: bool) -> PreprocessConfig:
+def _checked(section: Section, kind: type, **fields):
+    """An architecture's part, its own refusals with the place in the file."""
+    try:
+        return kind(**fields)
+    except ValueError as error:
+        raise ValueError(f"{section.where}: {error}") from error
+
+
+def read_preprocess(content: Section, *, is_siglip: bool) -> PreprocessConfig:
     """What a preprocess_cfg says of the pixels."""
-    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "resize_mode": "squash"}
-    known = {field.name for field in dataclasses.fields(PreprocessConfig)}
-    given = {key: value for key, value in content.items() if key in known and value is not None}
-    given |= {key: tuple(given[key]) for key in ("mean", "std") if key in given}
-    if "fill_color" in content:
-        given["fill"] = content["fill_color"]
-    return PreprocessConfig(**((half if is_siglip else {}) | given))
+    default = PreprocessConfig()
+    if is_siglip:
+        default = PreprocessConfig(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash")
+    modes = {"shortest": "shortest", "longest": "longest", "squash": "squash"}
+    found = _checked(
+        content,
+        PreprocessConfig,
+        mean=content.triple("mean", default.mean),
+        std=content.triple("std", default.std),
+        interpolation=content.choice("interpolation", default.interpolation, FILTERS),
+        resize_mode=content.choice("resize_mode", default.resize_mode, modes),
+        fill=content.choice("fill_color", 0, {level: level for level in range(256)}),
+    )
+    content.choice("mode", "RGB", {"RGB": "RGB"})
+    content.refuse_others({}, {"size"})  # open_clip takes the model's image size instead
+    return found
 
 
-def _read_vision(model: dict) -> ImageTower:
-    cfg = model["vision_cfg"]
-    size = cfg.get("image_size", 224)
+FILTERS = {"bicubic": "bicubic", "bilinear": "bilinear"}
+
+
+def _read_vision(model: Section) -> ImageTower:
+    cfg = model.section("vision_cfg")
+    size = cfg.square("image_size", 224)
     if "timm_model_name" in cfg:
-        return _read_timm(cfg["timm_model_name"], size)
-    width = cfg.get("width", 768)
-    if isinstance(cfg.get("layers"), list | tuple):
-        return ResNetConfig(
-            image_size=size, width=width, depths=tuple(cfg["layers"]), heads=width * 32 // 64
+        return _read_timm(cfg, size)
+    ignored = VISION_IGNORED | set(TIMM_OFF)
+    if isinstance(cfg.get("layers"), list):
+        return _read_resnet(cfg, size, ignored | TRANSFORMER_KEYS | {"patch_dropout"})
+    width, pool = cfg.integer("width", 768), cfg.choice("pool_type", "tok", VISION_POOLS)
+    # Fixed positions lie in the file like learned ones, and are read from there.
+    cfg.choice("pos_embed_type", "learnable", {"learnable": None, "sin_cos_2d": None})
+    after_pool = cfg.flag("final_ln_after_pool", False)
+    found = {
+        "image_size": size,
+        "patch_size": cfg.square("patch_size", 16),
+        "width": width,
+        "depth": cfg.integer("layers", 12),
+        "heads": width // cfg.integer("head_width", 64),
+        "mlp_width": int(width * cfg.number("mlp_ratio", 4.0)),
+        "activation": _read_activation(model, cfg),
+        "norm_epsilon": _read_epsilon(cfg),
+        "pool": pool,
+        "pool_before_norm": after_pool and pool == "mean",
+        "pre_norm": not cfg.flag("no_ln_pre", False),
+        "patch_dropout": cfg.number("patch_dropout", 0.0),
+    }
+    cfg.refuse_others(VISION_OFF, ignored)
+    return _checked(cfg, VisionTransformerConfig, **found)
+
+
+VISION_POOLS = {"tok": "class", "avg": "mean"}
+
+
+def _read_resnet(cfg: Section, size: int, ignored: set[str]) -> ResNetConfig:
+    depths, width = cfg.get("layers"), cfg.integer("width", 768)
+    if len(depths) != 4 or not all(isinstance(n, int) and n > 0 for n in depths):
+        raise cfg.error("layers", "a list of four whole numbers")
+    heads = width * 32 // cfg.integer("head_width", 64)
+    cfg.refuse_others(VISION_OFF, ignored)
+    return _checked(
+        cfg, ResNetConfig, image_size=size, width=width, depths=tuple(depths), heads=heads
+    )
+
+
+def _read_timm(cfg: Section, size: int) -> VisionTransformerConfig:
+    name = str(cfg.get("timm_model_name"))
+    tower = tower_of(name)
+    if not tower:
+        raise ValueError(
+            f'{cfg.where}: timm_model_name is "{name}"; of timm\'s towers only those of SigLIP '
+            "(vit_..._siglip_...) are supported"
         )
-    pool = {"tok": "class", "avg": "mean"}[cfg.get("pool_type", "tok")]
-    return VisionTransformerConfig(
-        image_size=size,
-        patch_size=cfg.get("patch_size", 16),
-        width=width,
-        depth=cfg.get("layers", 12),
-        heads=width // cfg.get("head_width", 64),
-        mlp_width=int(width * cfg.get("mlp_ratio", 4.0)),
-        activation=_read_activation(model, cfg),
-        norm_epsilon=(cfg.get("norm_kwargs") or {}).get("eps", 1e-5),
-        pool=pool,
-        pool_before_norm=cfg.get("final_ln_after_pool", False) and pool == "mean",
-        pre_norm=not cfg.get("no_ln_pre", False),
-        patch_dropout=cfg.get("patch_dropout", 0.0),
-    )
+    dropout = cfg.number("patch_dropout", 0.0)
+    for key in ("timm_pool", "timm_proj"):
+        cfg.choice(key, None, {TIMM_OFF[key]: None})
+    cfg.refuse_others(VISION_OFF | TIMM_OFF, VISION_IGNORED | TRANSFORMER_KEYS)
+    return _checked(cfg, VisionTransformerConfig, image_size=size, patch_dropout=dropout, **tower)
 
 
-def _read_timm(name: str, image_size: int) -> VisionTransformerConfig:
-    match = TIMM_NAME.fullmatch(name)
-    if match is None or match[1] not in TIMM_SIZES:
-        raise KeyError(f'the image tower "{name}" of timm is not known')
-    return VisionTransformerConfig(
-        image_size=image_size,
-        patch_size=int(match[2]),
-        activation=_timm_activation(name),
-        **TIMM_SIZES[match[1]],
-        **SIGLIP_IMAGE,
-    )
+def _read_text(model: Section) -> TextConfig:
+    cfg = model.section("text_cfg")
+    width = cfg.integer("width", 512)
+    projection = cfg.choice("proj_type", "linear", {"linear": True, "none": False})
+    pool = cfg.choice("pool_type", "argmax", {"argmax": "argmax", "last": "last", "eos": "eos"})
+    found = {
+        "context_length": cfg.integer("context_length", 77),
+        "vocab_size": cfg.integer("vocab_size", 49_408),
+        "width": width,
+        "depth": cfg.integer("layers", 12),
+        "heads": cfg.integer("heads", 8),
+        "mlp_width": int(width * cfg.number("mlp_ratio", 4.0)),
+        "activation": _read_activation(model, cfg),
+        "norm_epsilon": _read_epsilon(cfg),
+        "causal": not cfg.flag("no_causal_mask", False),
+        "pool": pool,
+        "end_id": cfg.integer("eos_id", 2) if pool == "eos" else None,
+        "projection": projection,
+        "projection_bias": cfg.flag("proj_bias", False) and projection,
+    }
+    cfg.get("hf_tokenizer_name")
+    cfg.refuse_others(TEXT_OFF, TEXT_IGNORED)
+    return _checked(cfg, TextConfig, **found)
 
 
-def _timm_activation(name: str) -> str:
-    """timm has the exact GELU in some towers and its tanh form, with which all were trained."""
-    kind, patch, size = TIMM_NAME.fullmatch(name).groups()
-    tanh = (kind, patch) in {("base", "32"), ("so400m", "16"), ("giantopt", "16")}
-    return "gelu_tanh" if tanh or (kind, size) == ("large", "512") else "gelu"
+def _read_activation(model: Section, cfg: Section) -> str:
+    more = cfg.section("act_kwargs")
+    tanh = more.choice("approximate", "none", {"none": False, "tanh": True})
+    more.refuse_others({}, false_is_off=False)
+    if not model.flag("quick_gelu", False):
+        return "gelu_tanh" if tanh else "gelu"
+    if tanh:
+        raise cfg.error("act_kwargs", "no tanh form beside quick_gelu, which has none,")
+    return "quick_gelu"
 
 
-def _read_text(model: dict) -> TextConfig:
-    cfg = model["text_cfg"]
-    width = cfg.get("width", 512)
-    return TextConfig(
-        context_length=cfg.get("context_length", 77),
-        vocab_size=cfg.get("vocab_size", 49_408),
-        width=width,
-        depth=cfg.get("layers", 12),
-        heads=cfg.get("heads", 8),
-        mlp_width=int(width * cfg.get("mlp_ratio", 4.0)),
-        activation=_read_activation(model, cfg),
-        norm_epsilon=(cfg.get("norm_kwargs") or {}).get("eps", 1e-5),
-        causal=not cfg.get("no_causal_mask", False),
-        pool={"argmax": "argmax", "last": "last"}[cfg.get("pool_type", "argmax")],
-        projection_bias=cfg.get("proj_bias", False),
-    )
-
-
-def _read_activation(model: dict, cfg: dict) -> str:
-    if model.get("quick_gelu"):
-        return "quick_gelu"
-    tanh = (cfg.get("act_kwargs") or {}).get("approximate") == "tanh"
-    return "gelu_tanh" if tanh else "gelu"
+def _read_epsilon(cfg: Section) -> float:
+    more = cfg.section("norm_kwargs")
+    epsilon = more.number("eps", 1e-5)
+    more.refuse_others({}, false_is_off=False)
+    return epsilon
 
 
 # ------------------------------------------------------------------------------------ writing
@@ -175,11 +225,19 @@ def write_config(config: ModelConfig) -> dict[str, Any]:
         "vision_cfg": vision_cfg,
         "text_cfg": _write_text(text),
     }
+    if pre.resize_size not in (None, vision.image_size):
+        raise ValueError(
+            f"open_clip has no preprocessing with resize_size={pre.resize_size} beside an image size "
+            f"of {vision.image_size}"
+        )
+    if pre.interpolation not in FILTERS:
+        raise ValueError(f'open_clip has no preprocessing with interpolation="{pre.interpolation}"')
     preprocess = {
         "mean": list(pre.mean),
         "std": list(pre.std),
         "interpolation": pre.interpolation,
         "resize_mode": pre.resize_mode,
+        **({"fill_color": pre.fill} if pre.fill else {}),
     }
     return {"model_cfg": model, "preprocess_cfg": preprocess}
 
@@ -203,6 +261,7 @@ def _write_resnet(vision: ResNetConfig, quick: bool) -> dict:
         "image_size": vision.image_size,
         "layers": list(vision.depths),
         "width": vision.width,
+        "head_width": vision.width * 32 // vision.heads,
         "patch_size": None,
     }
 
@@ -237,10 +296,10 @@ def _write_timm(vision: VisionTransformerConfig) -> dict:
     if not kinds or form != SIGLIP_IMAGE:
         raise ValueError(f"timm has no SigLIP image tower of {sizes}")
     name = f"vit_{kinds[0]}_patch{vision.patch_size}_siglip_{vision.image_size}"
-    if _timm_activation(name) != vision.activation:
+    if activation_of(name) != vision.activation:
         log.warning(
             "open_clip computes %s with %s, and this model has %s: embeddings differ by about 1e-3",
-            *(name, _timm_activation(name), vision.activation),
+            *(name, activation_of(name), vision.activation),
         )
     return {
         "image_size": vision.image_size,
@@ -265,8 +324,12 @@ def _write_text(text: TextConfig) -> dict:
         cfg["no_causal_mask"] = True
     if text.pool == "last":
         cfg["pool_type"] = "last"
+    if text.pool == "eos":
+        cfg |= {"pool_type": "eos", "eos_id": text.end_id}
     if text.projection_bias:
         cfg["proj_bias"] = True
+    if not text.projection:
+        cfg["proj_type"] = "none"
     return cfg
 
 

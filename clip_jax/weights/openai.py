@@ -10,7 +10,7 @@ from clip_jax.weights.mapping import Link, known_tower, stacked
 
 def is_no_weight(name: str) -> bool:
     """Numbers that OpenAI's archives hold beside the weights, and torch's batch counters."""
-    beside = ("input_resolution", "context_length", "vocab_size", "attn_mask")
+    beside = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
     return name in beside or name.endswith("num_batches_tracked")
 
 
@@ -40,6 +40,8 @@ def text_links(config: ModelConfig, prefix: str = "") -> list[Link]:
         *block_links("params/text/transformer", f"{prefix}transformer.resblocks", text.depth),
         *norm("params/text/post_norm", f"{prefix}ln_final"),
     ]
+    if not text.projection:
+        return found
     if text.projection_bias:
         return found + linear("params/text/projection", f"{prefix}text_projection")
     return [*found, Link("params/text/projection/kernel", f"{prefix}text_projection")]

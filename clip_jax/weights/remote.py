@@ -60,6 +60,10 @@ def _wanted(url: str, weights: tuple[str, ...], shown: str) -> tuple[list[str], 
     chosen = path.rpartition("/")[2] if one else next((n for n in weights if n in files), None)
     if chosen is None:
         has = f"holds none of {', '.join(weights)}" if files else "is not there"
+        if "modules.json" in files:
+            has += (
+                "; it is of sentence-transformers: load the folder of its CLIP model (0_CLIPModel)"
+            )
         raise FileNotFoundError(f"{shown} {has}")
     sharded = chosen.endswith(".index.json")
     names = [

@@ -1,7 +1,5 @@
-"""torch's .pt files, state dicts and TorchScript archives alike, read without running them."""
+"""torch's .pt files, state dicts and TorchScript archives alike, read without torch."""
 
-import collections
-import io
 import mmap
 import pickle
 import zipfile
@@ -9,184 +7,146 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-STORAGES = {
-    "FloatStorage": np.float32,
-    "DoubleStorage": np.float64,
-    "HalfStorage": np.float16,
-    "BFloat16Storage": ml_dtypes.bfloat16,
-    "LongStorage": np.int64,
-    "IntStorage": np.int32,
-    "ShortStorage": np.int16,
-    "CharStorage": np.int8,
-    "ByteStorage": np.uint8,
-    "BoolStorage": np.bool_,
-}
+from clip_jax.weights.state_dicts import find_state_dict
+from clip_jax.weights.torch_pickles import Module, Reader, Storage
 
 # What zipfile, pickle and NumPy raise for bytes that are not what they seem.
 DAMAGE = (zipfile.BadZipFile, KeyError, EOFError, IndexError, TypeError, ValueError, AttributeError,
-          OverflowError)  # fmt: skip
+          OverflowError, MemoryError, RecursionError, NotImplementedError)  # fmt: skip
+MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before torch 1.6
 
 
 class TorchFile:
-    """The state dict that a .pt file holds, its tensors mapped from the file.
-
-    Archives are unpickled by a reader that builds tensors and containers and nothing else: a
-    pickle that names any other function or class is refused before it is called. A file of the
-    form before torch 1.6 is left to `torch.load(weights_only=True)`.
+    """The state dict that a .pt file holds. Tensors are read one at a time, from the mapped file.
 
     Attributes:
       is_torchscript: the file is a TorchScript archive, as OpenAI released its models.
 
     Raises:
-      ValueError: the file is damaged, wants to run code, or holds no state dict.
+      ValueError: the file is damaged, names code to run, or holds no state dict.
     """
 
     def __init__(self, path: Path):
-        self.is_torchscript = False
-        self._mapped: mmap.mmap | None = None
-        if not zipfile.is_zipfile(path):
-            self._arrays = _state_dict(_read_old(path), path)
-            return
         try:
-            with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            with path.open("rb") as file:
                 self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                content = _unpickle(archive, self._mapped)
+            is_zip = zipfile.is_zipfile(path)
+            self._storages = (_Archive if is_zip else _Stream)(path, self._mapped)
+            content = self._storages.content
+            self.is_torchscript = isinstance(content, Module)
+            self._tensors = _checked(find_state_dict, content, str(path))
+            for tensor in self._tensors.values():
+                tensor.check(self._storages.count(tensor.storage))
         except pickle.UnpicklingError as error:
             raise ValueError(f"{path} was not read: {error}") from error
         except DAMAGE as error:
+            if isinstance(error, _NoStateDict):
+                raise ValueError(str(error)) from error
             raise ValueError(f"{path} is damaged: {error}") from error
-        self.is_torchscript = isinstance(content, _Module)
-        self._arrays = _state_dict(content, path)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        return {name: array.shape for name, array in self._arrays.items()}
+        return {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def read(self, name: str) -> np.ndarray:
         """A tensor, to be copied before the next one is read."""
-        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        if hasattr(mmap, "MADV_DONTNEED"):
             # What was read before need not stay in memory.
             self._mapped.madvise(mmap.MADV_DONTNEED)
-        return self._arrays[name]
+        tensor = self._tensors[name]
+        return tensor.read(self._storages.read(tensor.storage))
 
 
-def _unpickle(archive: zipfile.ZipFile, mapped: mmap.mmap) -> Any:
-    (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-    return _Reader(archive, mapped, name.removesuffix("data.pkl")).load()
+class _NoStateDict(ValueError):
+    """A whole file without weights, unlike a damaged one."""
 
 
-class _Module(dict):
-    """What stands for an object of TorchScript: its attributes, by their names."""
+def _checked(find, content: Any, source: str):
+    try:
+        return find(content, source)
+    except ValueError as error:
+        raise _NoStateDict(str(error)) from error
 
-    def __setstate__(self, state: dict):
-        self.update(state)
 
+class _Archive:
+    """The storages of a zip archive, torch's format since 1.6."""
 
-class _Reader(pickle.Unpickler):
-    """Builds tensors and containers. Whatever else a pickle asks for is an error."""
+    def __init__(self, path: Path, mapped: mmap.mmap):
+        self._path, self._mapped = path, mapped
+        with zipfile.ZipFile(path) as archive:
+            self._infos = {info.filename: info for info in archive.infolist()}
+            (pickled,) = (name for name in self._infos if name.endswith("/data.pkl"))
+            self._folder = pickled.removesuffix("data.pkl")
+            order = f"{self._folder}byteorder"
+            if order in self._infos and archive.read(order) != b"little":
+                raise pickle.UnpicklingError("its numbers are big-endian")
+            with archive.open(pickled) as file:
+                self.content = Reader(file).load()
 
-    def __init__(self, archive: zipfile.ZipFile, mapped: mmap.mmap, folder: str):
-        super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
-        self._archive = archive
-        self._mapped = mapped
-        self._folder = folder
+    def count(self, storage: Storage) -> int:
+        """How many numbers the file really has of a storage."""
+        info = self._infos[f"{self._folder}data/{storage.key}"]
+        end = 0 if info.compress_type else self._start(info) + info.file_size
+        if end > len(self._mapped):
+            raise EOFError(f"storage {storage.key} ends after the file does")
+        return info.file_size // storage.dtype.itemsize
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if module.startswith("__torch__"):
-            return _Module
-        if (module, name) in ALLOWED:
-            return ALLOWED[module, name]
-        raise pickle.UnpicklingError(
-            f"its pickle asks for {module}.{name}, which is no tensor; a file that would run code "
-            "is refused (save the state dict alone, or as safetensors)"
-        )
-
-    def persistent_load(self, pid: tuple) -> np.ndarray:
-        kind, dtype, key, *_ = pid
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"unknown storage {kind!r}")
-        info = self._archive.getinfo(f"{self._folder}data/{key}")
+    def read(self, storage: Storage) -> np.ndarray:
+        info = self._infos[f"{self._folder}data/{storage.key}"]
         if info.compress_type != zipfile.ZIP_STORED:
-            return np.frombuffer(self._archive.read(info), dtype)
+            with zipfile.ZipFile(self._path) as archive:
+                return np.frombuffer(archive.read(info), storage.dtype)
+        count = info.file_size // storage.dtype.itemsize
+        return np.frombuffer(self._mapped, storage.dtype, count, self._start(info))
+
+    def _start(self, info: zipfile.ZipInfo) -> int:
         # The member's bytes follow its local header, of which only the lengths of two fields vary.
         header = self._mapped[info.header_offset : info.header_offset + 30]
         names = int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
-        start = info.header_offset + 30 + names
-        if start + info.file_size > len(self._mapped):
-            raise EOFError(f"storage {key} ends after the file does")
-        count = info.file_size // np.dtype(dtype).itemsize
-        return np.frombuffer(self._mapped, dtype, count, start)
+        return info.header_offset + 30 + names
 
 
-def _tensor(storage: np.ndarray, offset: int, shape: tuple, strides: tuple, *_) -> np.ndarray:
-    size = storage.itemsize
-    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides)) if shape else offset
-    if offset < 0 or any(stride < 0 for stride in strides) or last >= max(len(storage), 1):
-        raise pickle.UnpicklingError("a tensor reaches beyond its storage")
-    strides = [stride * size for stride in strides]
-    return np.lib.stride_tricks.as_strided(storage[offset:], shape, strides, writeable=False)
+class _Stream:
+    """The storages of a file from before torch 1.6: five pickles, then the numbers."""
+
+    def __init__(self, path: Path, mapped: mmap.mmap):
+        self._mapped = mapped
+        if Reader(mapped).load() != MAGIC:
+            raise pickle.UnpicklingError("it is a pickle, but not one that torch wrote")
+        _version, system = Reader(mapped).load(), Reader(mapped).load()
+        if not system["little_endian"]:
+            raise pickle.UnpicklingError("its numbers are big-endian")
+        reader = _Remembering(mapped)
+        self.content = reader.load()
+        self._places: dict[str, tuple[int, int]] = {}  # first byte and count
+        for key in Reader(mapped).load():
+            count = int.from_bytes(mapped.read(8), "little")
+            self._places[str(key)] = mapped.tell(), count
+            size = count * reader.dtypes[str(key)].itemsize
+            if mapped.tell() + size > len(mapped):
+                raise EOFError(f"storage {key} ends after the file does")
+            mapped.seek(size, 1)
+
+    def count(self, storage: Storage) -> int:
+        """How many numbers the file really has of a storage."""
+        return self._places[storage.key][1]
+
+    def read(self, storage: Storage) -> np.ndarray:
+        start, count = self._places[storage.key]
+        return np.frombuffer(self._mapped, storage.dtype, count, start)
 
 
-ALLOWED = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-    ("torch.jit._pickle", "build_intlist"): list,
-    ("torch.jit._pickle", "build_doublelist"): list,
-    ("torch.jit._pickle", "build_boollist"): list,
-    ("torch.jit._pickle", "build_tensorlist"): list,
-    ("torch.jit._pickle", "restore_type_tag"): lambda value, tag: value,
-}
+class _Remembering(Reader):
+    """Keeps the types of all storages, which tell how long each is."""
 
+    def __init__(self, file: mmap.mmap):
+        super().__init__(file)
+        self.dtypes: dict[str, np.dtype] = {}
 
-def _state_dict(content: Any, path: Path) -> dict[str, np.ndarray]:
-    """Find the tensors by their names, as torch's own state_dict() gives them."""
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]  # of a training checkpoint
-    if isinstance(content, _Module):
-        content = dict(_parameters(content, ""))
-    tensors = {
-        name: value
-        for name, value in (content.items() if isinstance(content, dict) else ())
-        if isinstance(value, np.ndarray)
-    }
-    if not tensors:
-        raise ValueError(f"{path} holds no state dict")
-    for prefix in ("module.", "_orig_mod."):  # of DistributedDataParallel and torch.compile
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
-    return tensors
-
-
-def _parameters(module: _Module, prefix: str):
-    for name, value in module.items():
-        if isinstance(value, _Module):
-            yield from _parameters(value, f"{prefix}{name}.")
-        elif isinstance(value, np.ndarray):
-            yield prefix + name, value
-
-
-def _read_old(path: Path) -> Any:
-    try:
-        # Only this rare form needs torch, which is large and not always there.
-        import torch
-    except ImportError as error:
-        raise ValueError(
-            f"{path} is no zip archive: it is damaged, or older than torch 1.6 and needs torch"
-        ) from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, all of which mean that it is unreadable
-        raise ValueError(f"{path} is damaged or was refused: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict):
-        return content
-    return {
-        name: value.float().numpy() if isinstance(value, torch.Tensor) else value
-        for name, value in content.items()
-    }
+    def persistent_load(self, pid: tuple) -> Storage:
+        if len(pid) > 5 and pid[5] is not None:
+            raise pickle.UnpicklingError("views of storages, a form of torch 0.1")
+        storage = super().persistent_load(pid)
+        self.dtypes[storage.key] = storage.dtype
+        return storage

@@ -179,9 +179,12 @@ Image.new("RGB", (1, 1)).save(PIXEL, "PNG")
 
 
 def tokenizer_of(kind: str, vocab_size: int):
-    ends_at_largest_id = kind not in ("siglip", "clipa")
+    ends_at_largest_id = kind not in ("siglip", "siglip-transformers", "clipa")
     return types.SimpleNamespace(
-        kind=kind, vocab_size=vocab_size, ends_at_largest_id=ends_at_largest_id
+        kind=kind,
+        vocab_size=vocab_size,
+        end_id=vocab_size - 1 if ends_at_largest_id else 1,
+        ends_at_largest_id=ends_at_largest_id,
     )
 
 
@@ -281,3 +284,22 @@ def test_released_clipa_keeps_its_vocabulary_which_is_larger_than_its_tokenizers
     tokenizer = tokenizer_of("clipa", 30_522)
     config = resolve_model(cfg, named_model(cfg), tokenizer)
     assert (config.text.vocab_size, config.tokenizer) == (32_000, "huggingface")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "rows"),
+    [("ViT-B-32", "transformers", 49_408), ("ViT-B-16-SigLIP", "siglip-transformers", 32_000)],
+)
+def test_a_released_models_own_tokenizer_leaves_its_architecture_as_it_is(name, kind, rows):
+    cfg = changed(model=ModelSettings(name=name))
+    tokenizer = tokenizer_of(kind, rows)
+    config = resolve_model(cfg, named_model(cfg), tokenizer)
+    assert (config.text, config.tokenizer) == (named_model(cfg).text, named_model(cfg).tokenizer)
+
+
+@pytest.mark.parametrize("rows", [None, 901_630])
+def test_a_text_tower_that_reads_at_an_end_token_reads_at_the_runs_own(rows):
+    cfg = changed(model=ModelSettings(name="ViT-H-14-worldwide", vocab_size=rows))
+    tokenizer = tokenizer_of("huggingface", 300)
+    text = resolve_model(cfg, named_model(cfg), tokenizer).text
+    assert (text.pool, text.end_id, text.vocab_size) == ("eos", 299, rows or 901_629)

@@ -27,6 +27,12 @@ def test_an_architecture_is_known_by_its_shapes(name):
     assert find_architecture(figures_of_file(shapes_of(name)), source="a file") == name
 
 
+@pytest.mark.parametrize("name", [*NAMES, "ViT-SO400M-16-SigLIP-i18n-256", "ViT-L-14-worldwide"])
+def test_an_architecture_is_known_with_its_text_tower_under_its_own_name(name):
+    shapes = shapes_of(name, lambda config: open_clip.links(config, custom_text=True))
+    assert find_architecture(figures_of_file(shapes), source="a file") == name
+
+
 def test_big_visions_files_are_known_too():
     shapes = shapes_of("ViT-B-16-SigLIP", lambda config: big_vision.links(config, {}))
     assert find_architecture(figures_of_npz(shapes), source="a file") == "ViT-B-16-SigLIP"

@@ -68,6 +68,6 @@ def test_a_damaged_file_is_named(name, tmp_path):
 def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         open_tensors(tmp_path / "nowhere.pt")
-    (tmp_path / "a.gguf").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"\.safetensors"):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF\3\0\0\0")
+    with pytest.raises(ValueError, match=r"a GGUF file.*\.safetensors"):
         open_tensors(tmp_path / "a.gguf")

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from clip_jax.data.tokenizers.registry import ClipTokenizer
 from clip_jax.models.architectures import model_config
 from clip_jax.weights import big_vision
 from clip_jax.weights.export import export
@@ -108,7 +107,7 @@ def test_preprocess_reads_files_and_bytes(released, tmp_path):
 
 
 def test_the_tokenizer_comes_along_where_its_file_does(released, configs, variables, tmp_path):
-    assert isinstance(load_released(released).tokenizer, ClipTokenizer)
+    assert load_released(released).tokenizer is None  # 50 tokens are not OpenAI's vocabulary
     export(tmp_path / "siglip", configs["siglip"], variables["siglip"])
     assert load_released(tmp_path / "siglip").tokenizer is None
 

@@ -43,13 +43,16 @@ def test_open_clips_own_config_is_read():
 
 
 def test_timms_activation_is_part_of_its_name():
-    def activation(name):
+    def activation(name, width):
         content = write_config(model_config("ViT-B-16-SigLIP"))
-        content["model_cfg"]["vision_cfg"] = {"timm_model_name": name, "image_size": 224}
+        content["model_cfg"]["embed_dim"] = width
+        content["model_cfg"]["vision_cfg"] = {
+            "timm_model_name": name, "image_size": 224, "timm_pool": "map", "timm_proj": "none",
+        }  # fmt: skip
         return read_config(content, source="a file", name="x").vision.activation
 
-    assert activation("vit_base_patch16_siglip_224") == "gelu"
-    assert activation("vit_so400m_patch16_siglip_256") == "gelu_tanh"
+    assert activation("vit_base_patch16_siglip_224", 768) == "gelu"
+    assert activation("vit_so400m_patch16_siglip_256", 1152) == "gelu_tanh"
 
 
 def test_another_activation_than_timms_is_said(caplog):
@@ -66,7 +69,7 @@ def test_another_activation_than_timms_is_said(caplog):
         ("vision_cfg", {"ls_init_value": 1e-4}, "ls_init_value"),
         ("text_cfg", {"hf_model_name": "roberta-base"}, "hf_model_name"),
         ("vision_cfg", {"timm_model_name": "convnext_base"}, "convnext_base"),
-        ("text_cfg", {"pool_type": "eos"}, "eos"),
+        ("text_cfg", {"pool_type": "first"}, "pool_type is 'first'"),
     ],
 )
 def test_what_this_package_has_not_is_named(part, changes, word):
@@ -84,3 +87,11 @@ def test_what_open_clip_has_not_is_named(changes):
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, **changes))
     with pytest.raises(ValueError, match="open_clip has no"):
         write_config(config)
+
+
+@pytest.mark.parametrize("changes", [{"interpolation": "nearest"}, {"resize_size": 256}])
+def test_preprocessing_that_open_clip_has_not_is_named(changes):
+    config = model_config("ViT-B-32")
+    changed = dataclasses.replace(config.preprocess, **changes)
+    with pytest.raises(ValueError, match=f"open_clip has no.*{next(iter(changes))}"):
+        write_config(dataclasses.replace(config, preprocess=changed))

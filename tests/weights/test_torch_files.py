@@ -1,8 +1,13 @@
 """Tests of reading .pt files without torch: the files are made here, byte by byte."""
 
+import argparse
+import collections
+import datetime
+import enum
 import io
 import pickle
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections import OrderedDict
@@ -10,7 +15,12 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from clip_jax.weights.torch_files import TorchFile
+from clip_jax.weights.files import open_tensors
+from clip_jax.weights.torch_files import MAGIC, TorchFile
+
+
+class Colour(enum.Enum):
+    RED = 1
 
 
 class Storage:
@@ -39,7 +49,7 @@ def torch_names(monkeypatch):
     return torch
 
 
-def save(path, content, torch, compression=zipfile.ZIP_STORED):
+def save(path, content, torch, compression=zipfile.ZIP_STORED, *, old=False):
     storages = []
 
     class Tensor:
@@ -59,13 +69,24 @@ def save(path, content, torch, compression=zipfile.ZIP_STORED):
                 return None
             storages.append(obj.array)
             key = str(len(storages) - 1)
-            return ("storage", obj.kind, key, "cpu", obj.array.size)
+            return ("storage", obj.kind, key, "cpu", obj.array.size, *([None] if old else []))
 
         def reducer_override(self, obj):
             return Tensor(obj).__reduce__() if isinstance(obj, np.ndarray) else NotImplemented
 
     file = io.BytesIO()
     Pickler(file, protocol=2).dump(content)
+    if old:  # the form before torch 1.6
+        system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
+        keys = [str(key) for key in range(len(storages))]
+        first, last = [MAGIC, 1001, system], [keys]
+        with path.open("wb") as stream:
+            stream.write(b"".join(pickle.dumps(part, protocol=2) for part in first))
+            stream.write(file.getvalue())
+            stream.write(b"".join(pickle.dumps(part, protocol=2) for part in last))
+            for array in storages:
+                stream.write(array.size.to_bytes(8, "little") + array.tobytes())
+        return
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("archive/data.pkl", file.getvalue())
         for key, array in enumerate(storages):
@@ -92,10 +113,36 @@ def test_a_state_dict_is_read(compression, torch_names, tmp_path):
     check(TorchFile(tmp_path / "a.pt"))
 
 
+def test_a_file_from_before_torch_1_6_is_read_without_torch(torch_names, tmp_path):
+    save(tmp_path / "a.pt", {"state_dict": TENSORS}, torch_names, old=True)
+    check(TorchFile(tmp_path / "a.pt"))
+    data = (tmp_path / "a.pt").read_bytes()
+    for share in (0.02, 0.5, 0.95):
+        (tmp_path / "b.pt").write_bytes(data[: int(share * len(data))])
+        with pytest.raises(ValueError, match=r"b\.pt"):
+            TorchFile(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    ("compression", "old"),
+    [(zipfile.ZIP_STORED, False), (zipfile.ZIP_STORED, True), (zipfile.ZIP_DEFLATED, False)],
+)
+def test_tensors_are_read_one_at_a_time(compression, old, torch_names, tmp_path):
+    tensors = {f"t{i}": np.full((256, 1024), i, np.float32) for i in range(8)}
+    save(tmp_path / "a.pt", {"state_dict": tensors}, torch_names, compression, old=old)
+    tracemalloc.start()
+    file = open_tensors(tmp_path / "a.pt")
+    for name, expected in tensors.items():
+        assert (file.read(name) == expected).all()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 3.5 * tensors["t0"].nbytes  # of which the comparison takes one and a half
+
+
 def test_a_training_checkpoint_gives_its_state_dict(torch_names, tmp_path):
     inner = {f"module.{name}": tensor for name, tensor in TENSORS.items()}
     save(tmp_path / "a.pt", {"epoch": 3, "name": "run", "state_dict": inner}, torch_names)
-    check(TorchFile(tmp_path / "a.pt"))
+    check(open_tensors(tmp_path / "a.pt"))
 
 
 class Malice:
@@ -109,10 +156,56 @@ def test_a_pickle_that_would_run_code_is_refused_before_it_runs(torch_names, tmp
         TorchFile(tmp_path / "a.pt")
 
 
-def test_an_unknown_class_is_refused(torch_names, tmp_path):
-    save(tmp_path / "a.pt", {"state_dict": TENSORS, "where": tmp_path}, torch_names)
-    with pytest.raises(ValueError, match="pathlib"):
+def test_harmless_objects_beside_the_weights_are_skipped(torch_names, tmp_path):
+    beside = {
+        "args": argparse.Namespace(lr=1e-3, path=tmp_path),
+        "best": np.float64(0.7),
+        "seen": {1, 2},
+        "when": datetime.datetime(2026, 11, 29),
+        "counts": collections.Counter("abc"),
+        "kind": Colour.RED,
+        "steps": range(3),
+    }
+    save(tmp_path / "a.pt", {"state_dict": TENSORS, **beside}, torch_names)
+    check(TorchFile(tmp_path / "a.pt"))
+
+
+def test_numbers_that_are_no_tensor_are_named(torch_names, tmp_path):
+    save(tmp_path / "a.pt", TENSORS | {"logit_scale": np.float32(4.6)}, torch_names)
+    with pytest.raises(ValueError, match=r'"logit_scale" was saved as numpy.*scalar'):
         TorchFile(tmp_path / "a.pt")
+
+
+def test_a_whole_model_is_no_state_dict(torch_names, tmp_path):
+    save(tmp_path / "a.pt", argparse.Namespace(weight=TENSORS["a"]), torch_names)
+    with pytest.raises(ValueError, match=r"class argparse\.Namespace.*save model\.state_dict"):
+        TorchFile(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("key", ["model", "model_state_dict", "module", "net", "anything"])
+def test_the_weights_are_found_one_level_down(key, torch_names, tmp_path):
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.1}]}
+    save(tmp_path / "a.pt", {key: TENSORS, "epoch": 3, "optimizer": optimizer}, torch_names)
+    check(TorchFile(tmp_path / "a.pt"))
+
+
+def test_the_keys_are_named_where_the_weights_are_not_found(torch_names, tmp_path):
+    content = {"generator": TENSORS, "critic": TENSORS, "epoch": 3}
+    save(tmp_path / "a.pt", content, torch_names)
+    with pytest.raises(ValueError, match="no state dict: its keys are generator, critic, epoch"):
+        TorchFile(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("average", ["state_dict_ema", "model_ema"])
+def test_which_of_two_sets_of_weights_was_read_is_said(average, torch_names, tmp_path, caplog):
+    other = {name: tensor + 1 for name, tensor in TENSORS.items()}
+    save(tmp_path / "a.pt", {average: other, "state_dict": TENSORS}, torch_names)
+    check(TorchFile(tmp_path / "a.pt"))
+    assert f'averaged weights "{average}": read "state_dict"' in caplog.text
+    caplog.clear()
+    save(tmp_path / "a.pt", {average: TENSORS}, torch_names)
+    check(TorchFile(tmp_path / "a.pt"))
+    assert f'read the averaged weights "{average}"' in caplog.text
 
 
 def test_a_tensor_beyond_its_storage_is_refused(torch_names, tmp_path):

@@ -103,8 +103,9 @@ def eval_image(
         `image_size` would make it larger than `max_pixels`.
     """
     picture = open_picture(data, max_pixels, exif_rotation=preprocess.exif_rotation)
-    width, height = size = eval_size(picture.size, preprocess.resize_mode, image_size)
-    if width * height > max(max_pixels, image_size**2):
+    resize_size = preprocess.resize_size or image_size
+    width, height = size = eval_size(picture.size, preprocess.resize_mode, resize_size)
+    if width * height > max(max_pixels, resize_size**2):
         found = f"{picture.size[0]}x{picture.size[1]} pixels"
         raise ImageError("too-elongated", f"{found} would become {width}x{height}")
     pixels_HWC = picture.resized((0, 0, *picture.size), size, preprocess.interpolation)

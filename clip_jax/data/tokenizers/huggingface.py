@@ -21,7 +21,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._description = description
         self._tokenizer = load_tokenizer_json(description)
         self.vocab_size = 1 + max(self._tokenizer.get_vocab().values())
-        start, end = _specials(self._tokenizer)
+        start, end = special_ids(self._tokenizer)
         self.start_ids = start
         if end and end[-1] == self.vocab_size - 1:
             self.end_id = end[-1]
@@ -49,7 +49,7 @@ class ClipaTokenizer(HuggingFaceTokenizer):
         self.end_id = self.pad_id
 
 
-def _specials(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def special_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The special tokens that the library puts before and after a text."""
     one = tokenizer.encode("a")
     first = next((i for i, special in enumerate(one.special_tokens_mask) if not special), len(one))

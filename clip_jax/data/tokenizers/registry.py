@@ -10,12 +10,13 @@ from etils import epath
 
 from clip_jax import registry
 from clip_jax.config import TokenizerConfig
-from clip_jax.data.tokenizers import clip_bpe, huggingface, sentencepiece, siglip
+from clip_jax.data.tokenizers import clip_bpe, huggingface, sentencepiece, siglip, transformers
 from clip_jax.data.tokenizers.base import DESCRIPTION, TextMask, Tokenizer, TokenizerFormat
 from clip_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from clip_jax.data.tokenizers.huggingface import ClipaTokenizer, HuggingFaceTokenizer
 from clip_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
-from clip_jax.data.tokenizers.siglip import SiglipTokenizer
+from clip_jax.data.tokenizers.siglip import SiglipTokenizer, SiglipTransformersTokenizer
+from clip_jax.data.tokenizers.transformers import TransformersTokenizer
 
 __all__ = [
     "KINDS",
@@ -24,8 +25,10 @@ __all__ = [
     "HuggingFaceTokenizer",
     "SentencePieceTokenizer",
     "SiglipTokenizer",
+    "SiglipTransformersTokenizer",
     "TextMask",
     "Tokenizer",
+    "TransformersTokenizer",
     "load_tokenizer",
     "make_tokenizer",
     "train_sentencepiece",
@@ -35,8 +38,10 @@ KINDS = {
     "clip": clip_bpe.FORMAT,
     "sentencepiece": sentencepiece.FORMAT,
     "siglip": siglip.FORMAT,
+    "siglip-transformers": siglip.TRANSFORMERS,
     "huggingface": huggingface.FORMAT,
     "clipa": huggingface.CLIPA,
+    "transformers": transformers.FORMAT,
 }
 
 

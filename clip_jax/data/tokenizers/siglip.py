@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from clip_jax.data.tokenizers.base import Tokenizer, TokenizerFormat
-from clip_jax.data.tokenizers.clip_bpe import canonicalize
+from clip_jax.data.tokenizers.clip_bpe import WITHOUT_PUNCTUATION, canonicalize
 from clip_jax.data.tokenizers.huggingface import load_tokenizer_json, plain_ids
 from clip_jax.data.tokenizers.sentencepiece import load_sentencepiece
 
@@ -42,11 +42,24 @@ class SiglipTokenizer(Tokenizer):
         self._check_context()
 
     def encode(self, texts: Sequence[str]) -> list[Sequence[int]]:
-        texts = [canonicalize(text) for text in texts]
+        texts = [self.clean(text) for text in texts]
         return plain_ids(self._pieces, texts) if self._is_json else self._pieces.encode(texts)
+
+    def clean(self, text: str) -> str:
+        return canonicalize(text)
 
     def file(self) -> tuple[str, bytes]:
         return ("tokenizer.json" if self._is_json else "spiece.model"), self._model
 
 
+class SiglipTransformersTokenizer(SiglipTokenizer):
+    """transformers' SiglipTokenizer: it drops punctuation too, but leaves HTML entities and mojibake."""
+
+    kind = "siglip-transformers"
+
+    def clean(self, text: str) -> str:
+        return " ".join(text.lower().translate(WITHOUT_PUNCTUATION).split())
+
+
 FORMAT = TokenizerFormat(SiglipTokenizer, "SentencePiece model")
+TRANSFORMERS = TokenizerFormat(SiglipTransformersTokenizer, "SentencePiece model")

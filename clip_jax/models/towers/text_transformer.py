@@ -14,7 +14,7 @@ from clip_jax.models.layers import LayerNorm, Transformer, identity
 from clip_jax.models.linear import Dense
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
 from clip_jax.models.tower import Compute, TextTower
-from clip_jax.registry import Count, Positive
+from clip_jax.registry import Count, Positive, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,9 @@ class TextConfig(TextTower, group="text."):
     activation: Activation = "gelu"
     norm_epsilon: Positive = 1e-5
     causal: bool = True
-    pool: Literal["argmax", "last"] = "argmax"  # argmax: at the largest id, the end token
+    pool: Literal["argmax", "last", "eos"] = "argmax"  # argmax: at the largest id; eos: at end_id
+    end_id: Whole | None = None  # of the token at whose first occurrence pool="eos" reads
+    projection: bool = True  # False: the text is read as it is, so width is embed_dim
     projection_bias: bool = False
 
     above_blocks = ("post_norm", "projection")
@@ -44,10 +46,26 @@ class TextConfig(TextTower, group="text."):
     def __post_init__(self):
         super().__post_init__()
         self.require_multiple("width", "heads")
+        if self.pool == "eos":
+            fits, most = (
+                self.end_id is not None and self.end_id < self.vocab_size,
+                self.vocab_size - 1,
+            )
+            self.require(fits, "end_id", f'must be from 0 to {most}, as pool="eos" reads there')
+        self.refuse_ignored(self.pool != "eos", "end_id", f'pool="{self.pool}" reads elsewhere')
+        self.refuse_ignored(not self.projection, "projection_bias", "projection=False")
 
     @property
     def reads_largest_id(self) -> bool:
         return self.pool == "argmax"
+
+    @property
+    def fixed_embed_dim(self) -> int | None:
+        return None if self.projection else self.width
+
+    def with_vocabulary(self, vocab_size: int, end_id: int) -> "TextConfig":
+        end = {"end_id": end_id} if self.pool == "eos" else {}
+        return dataclasses.replace(self, vocab_size=vocab_size, **end)
 
     def module(self, embed_dim: int, compute: Compute) -> "TextTransformer":
         return TextTransformer(self, embed_dim, **vars(compute))
@@ -56,12 +74,13 @@ class TextConfig(TextTower, group="text."):
         """Every position counts."""
         del train
         blocks = block_flops(self, self.context_length) * self.depth
-        return blocks + 2 * self.width * embed_dim
+        return blocks + (2 * self.width * embed_dim if self.projection else 0)
 
     def parameter_count(self, embed_dim: int) -> int:
         tokens = (self.vocab_size + self.context_length) * self.width
-        head = 2 * self.width + (self.width + self.projection_bias) * embed_dim
-        return tokens + block_parameters(self) * self.depth + head
+        count = tokens + block_parameters(self) * self.depth + 2 * self.width
+        projection = (self.width + self.projection_bias) * embed_dim
+        return count + (projection if self.projection else 0)
 
     def resize(self, params: dict, old: "TextConfig") -> dict:
         if self.context_length == old.context_length:
@@ -119,10 +138,14 @@ class TextTransformer(nn.Module):
         if cfg.pool == "argmax":
             # The end token has the largest id, so argmax finds its position.
             last_B = tokens_BL.argmax(axis=-1)
+        elif cfg.pool == "eos":
+            last_B = (tokens_BL == cfg.end_id).argmax(axis=-1)
         else:
             last_B = jnp.full(tokens_BL.shape[0], L - 1)
         x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
         x_BD = LayerNorm(cfg.norm_epsilon, self.dtype, name="post_norm")(x_BD)
+        if not cfg.projection:
+            return x_BD, x_BLD
         x_BE = Dense(
             self.embed_dim, D**-0.5, self.dtype, use_bias=cfg.projection_bias, name="projection"
         )(x_BD)

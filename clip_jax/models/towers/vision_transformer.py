@@ -65,6 +65,10 @@ class VisionTransformerConfig(ImageTower, group="vision."):
         self.require(pooled, "pool", "needs class_token=True")
 
     @property
+    def fixed_embed_dim(self) -> int | None:
+        return None if self.projection else self.width
+
+    @property
     def grid(self) -> int:
         """Patches on each side. What is left of a last one is cropped (SigLIP's 384 by 14)."""
         return self.image_size // self.patch_size

@@ -16,6 +16,8 @@ from clip_jax.data.tokenizers.registry import (
     ClipTokenizer,
     HuggingFaceTokenizer,
     SiglipTokenizer,
+    SiglipTransformersTokenizer,
+    TransformersTokenizer,
     load_tokenizer,
     make_tokenizer,
     train_sentencepiece,
@@ -66,6 +68,8 @@ def tokenizers():
         "siglip": SiglipTokenizer(sentencepiece_model(), 12),
         "huggingface": HuggingFaceTokenizer(word_tokenizer(with_end=True), 12),
         "clipa": ClipaTokenizer(word_tokenizer(with_end=False), 12),
+        "siglip-transformers": SiglipTransformersTokenizer(sentencepiece_model(), 12),
+        "transformers": TransformersTokenizer.of(word_tokenizer(with_end=True), 12, pad_id=0),
     }
 
 
@@ -81,7 +85,7 @@ def test_every_row_ends_with_the_end_token_and_then_padding(tokenizers, kind, ma
         (last, *_) = np.flatnonzero(row == tokenizer.end_id)
         assert (row[last + 1 :] == tokenizer.pad_id).all()
     assert tokens.max() < tokenizer.vocab_size
-    if kind not in ("siglip", "clipa"):
+    if kind not in ("siglip", "siglip-transformers", "clipa"):
         assert (tokens.max(axis=1) == tokenizer.end_id).all()
 
 

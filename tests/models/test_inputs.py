@@ -1,0 +1,77 @@
+"""Inputs that cannot be meant are refused, where their values are there and under checkify."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import checkify
+
+from clip_jax.models.architectures import model_config
+from clip_jax.models.clip import CLIP, check_images, check_tokens
+
+CONFIG = model_config("ViT-test")
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+NORMALIZED = (PIXELS / 255 - CONFIG.preprocess.mean) / CONFIG.preprocess.std
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (PIXELS.astype(np.int32), "int32"),
+        (PIXELS.astype(np.int8), "int8"),
+        (PIXELS > 7, "bool"),
+        (PIXELS.astype(np.float32), "normalised already"),
+        (np.where(PIXELS > 250, np.nan, 0).astype(np.float32), "NaN"),
+        (np.full((1, 16, 16, 3), np.inf, np.float32), "NaN"),
+        (np.full((1, 16, 16, 3), -300.0, np.float32), "normalised already"),
+    ],
+)
+def test_images_that_cannot_be_meant_are_refused(images, words):
+    with pytest.raises(ValueError, match=words):
+        check_images(jnp.asarray(images), CONFIG.preprocess)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_normalised_images_and_noise_on_them_pass(dtype):
+    noise = np.random.default_rng(0).normal(size=NORMALIZED.shape)
+    for images in (NORMALIZED, NORMALIZED + noise, noise):
+        check_images(jnp.asarray(images, dtype), CONFIG.preprocess)
+    check_images(jnp.asarray(PIXELS), CONFIG.preprocess)
+
+
+@pytest.mark.parametrize("token", [64, 49_407, -1])
+def test_a_token_outside_the_vocabulary_is_refused(token):
+    tokens_BL = jnp.asarray([[0, 5, 63], [1, token, 2]])
+    with pytest.raises(ValueError, match="from 0 to 63"):
+        check_tokens(tokens_BL, CONFIG.text.vocab_size)
+    check_tokens(tokens_BL[:1], CONFIG.text.vocab_size)
+
+
+def test_traced_inputs_are_checked_under_checkify_alone():
+    def encode(images, tokens):
+        check_images(images, CONFIG.preprocess)
+        check_tokens(tokens, CONFIG.text.vocab_size)
+        return images.sum() + tokens.sum()
+
+    wrong = (PIXELS.astype(np.float32), np.full((2, 3), 99))
+    right = (NORMALIZED.astype(np.float32), np.zeros((2, 3), int))
+    jax.jit(encode)(*wrong)
+    checked = jax.jit(checkify.checkify(encode))
+    assert checked(*right)[0].get() is None
+    assert "normalised already" in checked(*wrong)[0].get()
+    assert "vocabulary" in checked(right[0], wrong[1])[0].get()
+    # The checks stand in no one's way.
+    jax.grad(encode)(right[0], right[1])
+    jax.vmap(encode)(right[0][:, None], right[1][:, None])
+    jax.jit(jax.checkpoint(encode))(*right)
+    jax.export.export(jax.jit(encode))(*right)
+
+
+def test_a_model_refuses_them_too():
+    model = CLIP(CONFIG)
+    variables = jax.jit(model.init)(jax.random.key(0), PIXELS, np.zeros((2, 8), np.int32))
+    with pytest.raises(ValueError, match="int32"):
+        model.apply(variables, PIXELS.astype(np.int32), method="encode_image")
+    with pytest.raises(ValueError, match="vocabulary"):
+        model.apply(variables, np.full((2, 8), 64), method="encode_text")
+    model.apply(variables, NORMALIZED.astype(np.float32), method="encode_image")
