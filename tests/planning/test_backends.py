@@ -69,7 +69,8 @@ def test_one_gpu_needs_no_partitioning():
         ("h100:8", "auto", "bfloat16", "fused"),
         ("h100:8", "auto", "float32", "plain"),
         ("h100:8", "plain", "bfloat16", "plain"),
-        ("v5e:2x2", "auto", "bfloat16", "padded"),
+        ("v5e:2x2", "auto", "bfloat16", "fused"),
+        ("v5e:2x2", "plain", "bfloat16", "padded"),
     ],
 )
 def test_attention_is_as_the_backend_has_it(topology, attention, dtype, form):
