@@ -42,7 +42,10 @@ def test_several_topologies_make_a_table_and_a_file(capsys, tmp_path):
     [
         ((), "--topology v5e:16x16, v5p-1024, h100:8"),
         (("--topology", "v5x:4x4"), "there is no chip 'v5x'; nearest"),
-        (("--topology", "h100:8", "--images-per-core", "0"), "images_per_core=0.0 must be a number above 0"),
+        (
+            ("--topology", "h100:8", "--images-per-core", "0"),
+            "images_per_core=0.0 must be a number above 0",
+        ),
         (("--topology", "h100:8", "--mesh.fsdp", "3"), "mesh.fsdp=3 does not make the 8 devices"),
         (("--topology", "v5e:2x2*2", "--mesh.slices", "4"), "leave mesh.slices at 1"),
         (("--topology", "h100:8", "--data.batch-size", "60"), "data.batch_size=60 does not divide"),

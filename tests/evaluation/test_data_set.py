@@ -81,6 +81,27 @@ def test_the_loss_is_of_batches_as_large_as_in_training(parts):
     assert values[0] < values[1] < values[2]
 
 
+def test_the_loss_does_not_depend_on_what_lies_side_by_side_in_a_data_set(
+    apply, model, variables, mesh, memory_source, tokenizer
+):
+    """Neighbours are often alike: batches of neighbours would be harder than those of training."""
+    source, cfg = memory_source(24), EvaluationConfig(batch_size=8)
+    data = DataConfig(threads=1, batch_size=8)
+    found = evaluate(model, variables, mesh, source, tokenizer, cfg=cfg, data=data)
+    z_image_NE, z_text_NE = encoded(apply, model, variables, source, tokenizer)
+    scale = jnp.exp(variables["params"]["logit_scale"])
+
+    def mean_loss(order_N):
+        rows = order_N.reshape(-1, 8)
+        return np.mean(
+            [losses.replicated_softmax_loss(z_image_NE[r], z_text_NE[r], scale) for r in rows]
+        )
+
+    shuffled = mean_loss(np.random.default_rng(0).permutation(24))
+    assert found.metrics["eval/loss"] == pytest.approx(float(shuffled), abs=1e-5)
+    assert abs(float(mean_loss(np.arange(24))) - float(shuffled)) > 1e-4
+
+
 def test_a_model_is_measured_by_the_loss_that_it_was_trained_with(
     apply, mesh, memory_source, tokenizer, variables
 ):

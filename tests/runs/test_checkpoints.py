@@ -165,6 +165,22 @@ def test_damage_is_named_and_set_aside_and_the_checkpoint_before_is_used(tmp_pat
     assert restored_step(tmp_path) == 3
 
 
+def test_damage_that_another_process_found_counts_in_this_one_too(tmp_path, monkeypatch, caplog):
+    save_steps(tmp_path, 1, 2)
+    exchange, asked = checkpoints_lib._exchange, []
+
+    def with_another(values):
+        """Of two processes the other one finds its share of the newest step damaged."""
+        own = exchange(values)
+        asked.append(values)
+        return np.concatenate([own, [[len(asked) == 1]]]) if values == [False] else own
+
+    monkeypatch.setattr(checkpoints_lib, "_exchange", with_another)
+    with caplog.at_level(logging.WARNING):
+        assert restored_step(tmp_path) == 1
+    assert "STEP 2 IS DAMAGED: another process found damage in it" in caplog.text
+
+
 def test_a_step_that_was_damaged_twice_keeps_both_remains(tmp_path):
     save_steps(tmp_path, 1)
     for _ in range(2):
