@@ -28,7 +28,11 @@ def test_product_and_gradients_are_those_of_an_einsum(dtype, error, with_bias):
     assert [g.dtype for g in found[1]] == [a.dtype for a in given]
     with jax.enable_x64(True):
         exact = [jnp.asarray(np.asarray(a, np.float64), jnp.float64) for a in given]
-        plain = lambda x, k, b=0.0: jnp.einsum("bld,dk->blk", x, k) + b  # noqa: E731
+
+        def plain(x_BLD, kernel, bias=0.0):
+            y_BLK = jnp.einsum("bld,dk->blk", x_BLD, kernel)
+            return y_BLK + jnp.broadcast_to(bias, y_BLK.shape)
+
         expected = jax.device_get(jax.value_and_grad(loss(plain), argnums)(*exact))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         distance = np.linalg.norm(np.asarray(a, np.float64) - b)

@@ -18,7 +18,8 @@ def plain(x_BLD, scale_D, bias_D, *, epsilon, dtype):
     x_BLD = x_BLD.astype(jnp.promote_types(dtype, jnp.float32))
     x_BLD = x_BLD - x_BLD.mean(axis=-1, keepdims=True)
     variance_BL1 = jnp.square(x_BLD).mean(axis=-1, keepdims=True)
-    return (x_BLD * jax.lax.rsqrt(variance_BL1 + epsilon) * scale_D + bias_D).astype(dtype)
+    z_BLD = x_BLD * jax.lax.rsqrt(variance_BL1 + epsilon)
+    return (z_BLD * scale_D[None, None] + bias_D[None, None]).astype(dtype)
 
 
 def arrays(dtype, offset: float = 1.0):
