@@ -236,7 +236,8 @@ def test_asked_to_leave_in_a_step(place, reference, run, number, code):
         command.wait_for("pausing")
         command.signal(number)
         assert command.end() == code
-        assert "Preempted (SIGTERM): saving a checkpoint at step 3" in command.text
+        why = "Preempted (SIGTERM)" if number == signal.SIGTERM else "Interrupted (SIGINT)"
+        assert f"{why}: saving a checkpoint at step 3" in command.text
     assert max(steps_in(run)) == 3
     assert "Resuming from step 3" in finish(place, run)
     assert_same_end(run, reference)
@@ -293,7 +294,7 @@ def test_one_of_two_processes_is_asked_to_leave(place, run):
         first.wait_for("pausing")
         second.signal(signal.SIGTERM)
         assert (first.end(), second.end()) == (RETRY, RETRY), first.text + second.text
-        left = [re.search(r"saving step (\d+)", command.text)[1] for command in (first, second)]
+        left = [re.search(r"saving a checkpoint at step (\d+)", command.text)[1] for command in (first, second)]
     assert left[0] == left[1] == str(max(steps_in(run)))
     with start_pair(place, run) as (first, second):
         assert (first.end(), second.end()) == (0, 0), first.text + second.text

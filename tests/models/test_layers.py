@@ -141,7 +141,7 @@ def test_the_gradient_of_a_layer_norm_is_that_of_its_formula(dtype, error):
     def formula(x_BLD, scale_D, bias_D):
         centred_BLD = x_BLD - x_BLD.mean(-1, keepdims=True)
         inverse_BL1 = 1 / jnp.sqrt(jnp.square(centred_BLD).mean(-1, keepdims=True) + 1e-5)
-        return centred_BLD * inverse_BL1 * scale_D + bias_D
+        return centred_BLD * inverse_BL1 * scale_D[None, None] + bias_D[None, None]
 
     def gradients(form, x_BLD):
         arguments = x_BLD, jnp.float32(scale_D), jnp.float32(bias_D)
