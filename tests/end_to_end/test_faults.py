@@ -294,7 +294,10 @@ def test_one_of_two_processes_is_asked_to_leave(place, run):
         first.wait_for("pausing")
         second.signal(signal.SIGTERM)
         assert (first.end(), second.end()) == (RETRY, RETRY), first.text + second.text
-        left = [re.search(r"saving a checkpoint at step (\d+)", command.text)[1] for command in (first, second)]
+        left = [
+            re.search(r"saving a checkpoint at step (\d+)", command.text)[1]
+            for command in (first, second)
+        ]
     assert left[0] == left[1] == str(max(steps_in(run)))
     with start_pair(place, run) as (first, second):
         assert (first.end(), second.end()) == (0, 0), first.text + second.text
