@@ -81,6 +81,9 @@ def draw():
             if name.endswith(("scale", "var")):
                 return np.ones(leaf.shape, np.float32)
             fan_in = leaf.shape[-2] if leaf.ndim > 1 else 400
+            # As wide as before attention's kernels were flat: the axis of heads, and of a head.
+            for ending, count in (("qkv/kernel", 2), ("attention/out/kernel", 16)):
+                fan_in = count if name.endswith(ending) else fan_in
             return (rng.normal(size=leaf.shape) * fan_in**-0.5).astype(np.float32)
 
         return jax.tree_util.tree_map_with_path(values, shapes)

@@ -156,7 +156,7 @@ def test_every_mesh_trains_along_the_same_curve(name, meshes, mesh, compiled, fr
             state, metrics = run.step(state, batch(on, step % 4))
             losses.append(float(metrics["loss"]))
         curves.append(losses)
-    assert curves[0][-1] < 0.9 * curves[0][0]
+    assert curves[0][-1] < 0.8 * curves[0][0]
     for curve in curves[1:]:
         np.testing.assert_allclose(curve, curves[0], rtol=1e-4)
 
