@@ -26,6 +26,8 @@ SMALL = [
     "--logging.no-progress",
     "--checkpoint.every-steps",
     "4",
+    "--checkpoint.keep-last",
+    "3",
 ]
 
 
