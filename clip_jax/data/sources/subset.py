@@ -39,6 +39,7 @@ class SubsetSource:
         both = f"{source.fingerprint} {about.xxh3}"
         self.fingerprint = xxhash.xxh3_64_hexdigest(both.encode())
         self.classes, self.templates = source.classes, source.templates
+        self.captioned = getattr(source, "captioned", True)
         kept = f"data.subset={shown} keeps {len(subset):_} of {len(source):_} samples"
         self.notes = (*source.notes, kept)
 
