@@ -1,5 +1,6 @@
 """Tar shards as img2dataset and webdataset write them, read at random through an index."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.block_order import Blocks
+from clip_jax.data.block_reader import Span
 from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
@@ -59,16 +62,41 @@ class TarSource:
     def __len__(self) -> int:
         return len(self._index)
 
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """Runs of samples that are read in one piece."""
+        return self._index.blocks()
+
+    @property
+    def remote(self) -> bool:
+        """Whether each request takes long, so that blocks pay."""
+        return storage.is_url(self._index.paths[0])
+
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._read(index, training=self._training)
 
+    def span(self, start: int, end: int) -> Span:
+        """Where samples `start` to `end` are, which lie in one shard."""
+        shard, first, _ = self._index.locate(start)
+        info = storage.FileInfo(self._index.shards[shard].size, self._index.shards[shard].version)
+        return Span(self._index.paths[shard], first, self._index.locate(end - 1)[2], info)
+
+    def unpack(self, start: int, end: int, data: bytes) -> "TarRun":
+        """The samples of these bytes, which are those of their span."""
+        return TarRun(self, self.span(start, end).start, memoryview(data))
+
     def _read(self, index: int, *, training: bool) -> Sample:
-        shard, start, end = self._index.locate(index)
-        path = self._index.paths[shard]
-        shard_name = os.path.basename(path)
-        data = storage.read_range(path, start, end)
+        span = self.span(index, index + 1)
+        data = storage.read_range(span.path, span.start, span.end)
+        return self.parse(index, data, training=training)
+
+    def parse(self, index: int, data: bytes, *, training: bool | None = None) -> Sample:
+        """A sample of its bytes."""
+        training = self._training if training is None else training
+        shard, start, _ = self._index.locate(index)
+        shard_name = os.path.basename(self._index.paths[shard])
         key, parts, damaged = _take_apart(data)
         key = f"{shard_name}/{key or start}"
         try:
@@ -177,6 +205,18 @@ class TarSource:
                 f"last was {bad}. {NAMED_BY[missing]}"
             )
         return samples
+
+
+class TarRun:
+    """Samples of one piece of a shard."""
+
+    def __init__(self, source: TarSource, start: int, data: memoryview):
+        self._source, self._start, self._data = source, start, data
+
+    def __getitem__(self, index: int) -> Sample:
+        span = self._source.span(index, index + 1)
+        data = self._data[span.start - self._start : span.end - self._start]
+        return self._source.parse(index, bytes(data))
 
 
 def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
