@@ -112,8 +112,7 @@ class TrainDataset:
     def close(self):
         """Stop reading ahead."""
         if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+            self._reader.close()  # rows that wait for a block of it fail now
 
     def _sample(self, step: int, source: int, index: int, window: tuple[int, ...]) -> Sample:
         if not isinstance(self._order, BlockOrder):

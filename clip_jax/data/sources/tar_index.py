@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,12 @@ import numpy as np
 
 from clip_jax import storage
 from clip_jax.data.block_order import Blocks, block_bytes
+from clip_jax.data.sources import tar_parts
 from clip_jax.data.sources.tar_members import BLOCK
-from clip_jax.data.sources.tar_scan import Shard, scan_all
+from clip_jax.data.sources.tar_scan import Shard, merged, scan_all, scan_here
 
 MAGIC = b"cjtarix2"
+THREADS = 32  # parts of the index of a bucket that are scanned at once
 OLD_MAGIC = b"cjtarix1"  # of an index that does not say what is wrong with a shard
 
 
@@ -40,6 +42,18 @@ class TarIndex:
 
     def __len__(self) -> int:
         return int(self.first_S[-1])
+
+    whole = False  # samples are read alone
+
+    def span(self, start: int, end: int) -> tuple[int, int, int]:
+        """Shard of a run of samples, and the bytes of it between which they lie."""
+        shard, first, _ = self.locate(start)
+        return shard, first, self.locate(end - 1)[2]
+
+    def borders(self, start: int, end: int, data: bytes) -> np.ndarray:
+        """The byte of the span's `data` at which each sample begins, and at which the last one ends."""
+        starts = self.starts_N[start:end].astype(np.int64) * BLOCK
+        return np.append(starts - starts[0], len(data))
 
     def locate(self, number: int) -> tuple[int, int, int]:
         """Shard of a sample, and the bytes of it between which the sample lies."""
@@ -87,18 +101,37 @@ class TarIndex:
 
 
 def places(paths: Sequence[str], cache: Path) -> list[Path]:
-    """Where the index of these shards may lie: beside them, or in the cache folder."""
-    # By where they lie from the first one on, so that the folder can be moved.
-    first = os.path.dirname(paths[0])
-    names = [
-        path if storage.is_url(path) else os.path.relpath(path, first or ".") for path in paths
-    ]
-    digest = hashlib.sha256(json.dumps([*names, len(names)]).encode()).hexdigest()[:12]
+    """Where the index of these shards may lie on this host: beside them, or in the cache folder."""
     whole = hashlib.sha256(json.dumps(list(paths)).encode()).hexdigest()[:12]
     found = [cache.expanduser() / "indexes" / f"{whole}.tarindex"]
     if not storage.is_url(paths[0]):
-        found.insert(0, Path(paths[0]).parent / f".clip_jax_{digest}.tarindex")
+        found.insert(0, Path(_beside(paths)))
     return found
+
+
+def _beside(paths: Sequence[str]) -> str:
+    """The place of the index beside the shards."""
+    # By where they lie from the first one on, so that the folder can be moved.
+    first = os.path.dirname(paths[0])
+    names = [os.path.relpath(path, first or ".") for path in paths]
+    # Versions of files behind a URL are others than those of the same files on a disk.
+    kind = ["url"] * storage.is_url(paths[0])
+    digest = hashlib.sha256(json.dumps([*names, len(names), *kind]).encode()).hexdigest()[:12]
+    return os.path.join(first, f".clip_jax_{digest}.tarindex")
+
+
+def find_index(paths: Sequence[str], cache: Path) -> Path | None:
+    """An index that is there; one beside shards behind a URL is fetched."""
+    found = next((path for path in places(paths, cache) if path.exists()), None)
+    return found or (_fetch(paths, cache) if storage.is_url(paths[0]) else None)
+
+
+def _fetch(paths: Sequence[str], cache: Path) -> Path | None:
+    url, path = _beside(paths), places(paths, cache)[-1]
+    if not storage.is_file(url):
+        return None
+    storage.atomic_write(path, storage.read_whole(url))
+    return path
 
 
 def open_index(paths: Sequence[str], cache: Path) -> TarIndex:
@@ -107,13 +140,12 @@ def open_index(paths: Sequence[str], cache: Path) -> TarIndex:
     Raises:
       ValueError: shards have changed since it was built, so that the order would be another.
     """
-    found = [path for path in places(paths, cache) if path.exists()]
-    if not found:
+    if find_index(paths, cache) is None:
         return build_index(paths, cache)
-    infos, problems = storage.stat(paths), []
-    for path in found:
+    infos, problems = _infos(paths), []
+    for place in [path for path in places(paths, cache) if path.exists()]:
         try:
-            index = _load(path, tuple(paths))
+            index = _load(place, tuple(paths))
             _check_fresh(index, infos)
             return index
         except _Old:
@@ -125,32 +157,67 @@ def open_index(paths: Sequence[str], cache: Path) -> TarIndex:
     raise problems[0]
 
 
+def _infos(paths: Sequence[str]) -> list[storage.FileInfo]:
+    """Of a web server, which cannot list, the first one alone: others are compared when they are read."""
+    return storage.stat(paths[:1] if storage.is_web(paths[0]) else paths)
+
+
 def build_index(
     paths: Sequence[str], cache: Path, *, workers: int | None = None, again: bool = False
 ) -> TarIndex:
     """Read the headers of all shards, in parallel, and keep what was found.
 
-    With `again`, what is there is replaced; shards that have not changed are not read again.
+    With `again`, what is there is replaced; shards that have not changed are not read again. Behind
+    a URL all hosts of a job do it together, and the index is kept there for others if it can be.
     """
     beside, *rest = found = places(paths, cache)
     path = beside if not rest or storage.writable(beside.parent) else rest[0]
+    remote = storage.is_url(paths[0])
     with storage.exclusive(path.with_suffix(".lock")):
         if path.exists() and not again:
             with contextlib.suppress(_Old):
                 return _load(path, tuple(paths))
+        if remote and again:
+            _fetch(paths, cache)
         known = {pair: old for place in found for pair, old in _known(place, tuple(paths)).items()}
         infos = storage.stat(paths)
         print(f"Indexing {len(paths)} tar shards into {path} ...", file=sys.stderr, flush=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        shards = []
-        with partial.open("wb") as file:
-            for shard, starts in scan_all(paths, infos, known, workers):
-                shards.append(shard)
-                file.write(starts.tobytes())
-            footer = json.dumps({"shards": shards}).encode()
-            file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)
-        partial.replace(path)
+        if not remote:
+            _write(path, scan_all(paths, infos, known, workers))
+        elif not tar_parts.can_write(os.path.dirname(paths[0])):
+            folder = str(path.with_suffix(".parts"))
+            _write(path, _scan_parts(paths, infos, known, workers, folder, (0, 1)))
+            tar_parts.forget(folder)
+        else:
+            url = _beside(paths)
+            folder, host = url.removesuffix(".tarindex") + ".parts", tar_parts.hosts()
+            try:
+                _write(path, _scan_parts(paths, infos, known, workers, folder, host))
+            except FileNotFoundError:  # the first host has put them together and removed them
+                if _fetch(paths, cache) is None:
+                    raise
+            if host[0] == 0:
+                tar_parts.put(url, path.read_bytes())
+                tar_parts.forget(folder)
     return _load(path, tuple(paths))
+
+
+def _scan_parts(paths, infos, known, workers, folder, host) -> Iterator[tuple[Shard, np.ndarray]]:
+    todo = [pair for pair in zip(paths, infos) if pair not in known]
+    threads = workers or THREADS
+    found = tar_parts.scan_together(todo, folder, scan_here, threads=threads, host=host)
+    return merged(paths, infos, known, found)
+
+
+def _write(path: Path, found: Iterable[tuple[Shard, np.ndarray]]):
+    partial, shards = path.with_suffix(f".{os.getpid()}.partial"), []
+    with partial.open("wb") as file:
+        for shard, starts in found:
+            shards.append(shard)
+            file.write(starts.tobytes())
+        footer = json.dumps({"shards": shards}).encode()
+        file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)
+    partial.replace(path)
 
 
 def _known(path: Path, paths: tuple[str, ...]) -> dict:

@@ -5,7 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,9 +41,11 @@ class Shard(NamedTuple):
     damage: tuple[int, ...]  # bytes at which headers are damaged
 
 
-def scan(path: str, info: storage.FileInfo) -> tuple[Shard, np.ndarray]:
-    """The starts of the samples in one shard."""
-    read = _reader(path, info.size)
+def scan(
+    path: str, info: storage.FileInfo, read: Callable[[int, int], bytes] | None = None
+) -> tuple[Shard, np.ndarray]:
+    """The starts of the samples in one shard, of which `read` gives bytes."""
+    read = read or _reader(path, info.size)
     damage: list[int] = []
     samples: list[tuple[int, set[str]]] = []
     key, run, runs, end = None, [], {}, 0
@@ -108,23 +110,21 @@ def _reader(path: str, size: int):
 
 
 def scan_all(paths, infos, known, workers) -> Iterator[tuple[Shard, np.ndarray]]:
-    """Scan what is not known, in order; processes for disks, as parsing headers holds the GIL."""
-    todo = [place for place, pair in enumerate(zip(paths, infos)) if pair not in known]
-    arguments = [paths[place] for place in todo], [infos[place] for place in todo]
-    remote = storage.is_url(paths[0])
-    workers = workers or (32 if remote else min(os.cpu_count() or 1, 64))
-    small = sum(infos[place].size for place in todo) < PARALLEL_FROM
-    if workers == 1 or (small and not remote):
-        yield from _merged(paths, infos, known, map(scan, *arguments))
+    """Scan shards on a disk that are not known, in order; in processes, as parsing holds the GIL."""
+    todo = [pair for pair in zip(paths, infos) if pair not in known]
+    workers = workers or min(os.cpu_count() or 1, 64)
+    if workers == 1 or sum(info.size for _, info in todo) < PARALLEL_FROM:
+        yield from merged(paths, infos, known, iter(scan_here(todo)))
         return
-    size = 1 if remote else -(-len(todo) // (workers * 2)) or 1
-    chunks = [list(zip(*arguments))[place : place + size] for place in range(0, len(todo), size)]
+    size = -(-len(todo) // (workers * 2)) or 1
+    chunks = [todo[place : place + size] for place in range(0, len(todo), size)]
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        found = pool.map(_scan_here if remote else _scan_in_process, chunks)
-        yield from _merged(paths, infos, known, (one for chunk in found for one in chunk))
+        found = pool.map(_scan_in_process, chunks)
+        yield from merged(paths, infos, known, (one for chunk in found for one in chunk))
 
 
-def _scan_here(chunk: list[tuple[str, storage.FileInfo]]) -> list[tuple[Shard, np.ndarray]]:
+def scan_here(chunk: Sequence[tuple[str, storage.FileInfo]]) -> list[tuple[Shard, np.ndarray]]:
+    """The starts of the samples in some shards."""
     return [scan(path, info) for path, info in chunk]
 
 
@@ -144,7 +144,8 @@ def _scan_in_process(chunk: list[tuple[str, storage.FileInfo]]) -> list[tuple[Sh
     return [(Shard(*shard), starts) for shard, starts in found]
 
 
-def _merged(paths, infos, known, found) -> Iterator[tuple[Shard, np.ndarray]]:
+def merged(paths, infos, known, found) -> Iterator[tuple[Shard, np.ndarray]]:
+    """What is known and what is found, in the order of the shards."""
     for pair in zip(paths, infos):
         yield known[pair] if pair in known else next(found)
 
@@ -153,7 +154,7 @@ def _main():
     """Scan the shards that are pickled on standard input; a process of `scan_all`."""
     try:
         found = [
-            (tuple(shard), starts) for shard, starts in _scan_here(pickle.load(sys.stdin.buffer))
+            (tuple(shard), starts) for shard, starts in scan_here(pickle.load(sys.stdin.buffer))
         ]
     except OSError as error:  # a shard that cannot be read, which the caller is to name
         found = error
