@@ -4,18 +4,26 @@ import contextlib
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import xxhash
 from absl import logging
 
-if TYPE_CHECKING:
-    from clip_jax.data.block_reader import Span
+from clip_jax import storage
 
 SUFFIX = ".block"
 DIGEST = 8  # bytes at the end of a file
 STEP = 0.05  # of the limit that is written until the folder is looked at again
 FULL = 0.8  # of the limit from which on files are removed, as other processes write meanwhile
+
+
+class Span(NamedTuple):
+    """The bytes in which a run of samples lies."""
+
+    path: str
+    start: int
+    end: int
+    info: storage.FileInfo  # of the whole file
 
 
 class BlockCache:
@@ -30,7 +38,7 @@ class BlockCache:
         self._lock, self._left = threading.Lock(), 0  # bytes until it is looked at
         self._broken = False
 
-    def get(self, span: "Span") -> bytes | None:
+    def get(self, span: Span) -> bytes | None:
         """The bytes of a span, or None."""
         path = self._path(span)
         try:
@@ -44,7 +52,7 @@ class BlockCache:
         path.unlink(missing_ok=True)
         return None
 
-    def put(self, span: "Span", data: bytes):
+    def put(self, span: Span, data: bytes):
         """Keep the bytes of a span; what was not used for longest makes room."""
         if self._broken or len(data) > self._limit:
             return
@@ -86,6 +94,6 @@ class BlockCache:
                 os.unlink(path)
             total -= kept
 
-    def _path(self, span: "Span") -> Path:
+    def _path(self, span: Span) -> Path:
         what = repr((span.path, tuple(span.info), span.start, span.end)).encode()
         return self._folder / f"{xxhash.xxh3_128_hexdigest(what)}{SUFFIX}"

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from absl import logging
 
 from clip_jax import storage
-from clip_jax.data.block_cache import BlockCache
+from clip_jax.data.block_cache import BlockCache, Span
 from clip_jax.data.block_order import BlockOrder, Piece, Window
 from clip_jax.data.samples import Sample
 
@@ -18,15 +18,6 @@ CONNECTIONS = (
 SPARE = 256_000_000  # bytes ahead of the windows in use, beyond a share of them
 MOST_STEPS = 64  # that are read ahead: of small data this would be epochs
 AHEAD = 1.0  # share of the windows in use that is read ahead
-
-
-class Span(NamedTuple):
-    """The bytes in which a run of samples lies."""
-
-    path: str
-    start: int
-    end: int
-    info: storage.FileInfo  # of the whole file
 
 
 class Run(Protocol):

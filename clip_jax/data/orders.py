@@ -39,11 +39,9 @@ def make_order(
     Raises:
       ValueError: it is to be in blocks, and a source cannot be read in blocks.
     """
-    blocks = (
-        [getattr(source, "blocks", None) for source in sources] if _in_blocks(sources, cfg) else []
-    )
-    if not blocks:
+    if not _in_blocks(sources, cfg):
         return GlobalOrder([len(source) for source in sources], cfg.weights, seed=seed)
+    blocks = [getattr(source, "blocks", None) for source in sources]
     without = [source.name for source, one in zip(sources, blocks) if one is None]
     if without:
         raise ValueError(
@@ -57,6 +55,11 @@ def make_order(
         window=cfg.shuffle_window_mb * 1e6,
         seed=seed,
     )
+
+
+def describe(sources: Sequence[Source], cfg: DataConfig) -> str:
+    """The order in words, equal for equal orders of the same data and settings."""
+    return str(make_order(sources, cfg, seed=0)) if _in_blocks(sources, cfg) else GLOBAL
 
 
 def _in_blocks(sources: Sequence[Source], cfg: DataConfig) -> bool:

@@ -117,5 +117,5 @@ def fingerprint(setup: Setup) -> str:
 
 def data_record(setup: Setup) -> dict[str, str]:
     """What is trained on and in which order, which may not change when a run resumes."""
-    order = orders.make_order(setup.sources, setup.cfg.data, seed=setup.cfg.seed)
-    return {"fingerprint": fingerprint(setup), "shuffle_order": str(order)}
+    order = orders.describe(setup.sources, setup.cfg.data)
+    return {"fingerprint": fingerprint(setup), "shuffle_order": order}

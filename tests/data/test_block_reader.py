@@ -9,9 +9,9 @@ import pytest
 
 from clip_jax import storage
 from clip_jax.data import block_order
-from clip_jax.data.block_cache import BlockCache
+from clip_jax.data.block_cache import BlockCache, Span
 from clip_jax.data.block_order import BlockOrder
-from clip_jax.data.block_reader import BlockReader, Span
+from clip_jax.data.block_reader import BlockReader
 from clip_jax.data.loader import train_batches
 from clip_jax.data.sources.registry import open_source
 

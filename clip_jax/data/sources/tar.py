@@ -9,8 +9,8 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.block_cache import Span
 from clip_jax.data.block_order import Blocks
-from clip_jax.data.block_reader import Span
 from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
