@@ -49,8 +49,8 @@ parity: .venv-parity/installed  ## compare with open_clip and transformers (need
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,plan-gpu]'
 	@touch $@
 
-gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on any x86-64 Linux machine (5 GB)
-	.venv-gpu/bin/python -m pytest tests/gpu_compile -n 2 --dist worksteal --max-worker-restart 0
+gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on any x86-64 Linux machine (5 GB); ONLY=SigLIP: of such
+	.venv-gpu/bin/python -m pytest tests/gpu_compile $(if $(ONLY),-k '$(ONLY)') -n 2 --dist worksteal --max-worker-restart 0
 
 slurm: $(VENV)/installed-test  ## preempt a run on a real Slurm of this one machine (Debian or Ubuntu, as root)
 	tests/launch/slurm_cluster.sh
