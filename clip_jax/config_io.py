@@ -47,6 +47,8 @@ FREE = (
     "data.eval_subset",
     "data.eval_also",
     "data.data_dir",
+    "data.read_ahead_mb",
+    "data.cache_mb",
     "data.threads",
     "data.workers",
     "data.prefetch",
