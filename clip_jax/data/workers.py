@@ -50,10 +50,10 @@ class WorkerBatches(Batches):
         *,
         workers: int,
         threads: int,
-        ledger: BadSamples,
+        bad_samples: BadSamples,
         check: Callable[[BadSamples], None],
     ):
-        super().__init__(step, ledger, check)
+        super().__init__(step, bad_samples, check)
         self._dataset, self._first, self._threads = dataset, step, threads
         self._count, self._workers = workers, []
 

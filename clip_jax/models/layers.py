@@ -139,7 +139,7 @@ class Attention(nn.Module):
     out_std: float
     dtype: jnp.dtype
     length: int | None = None  # positions from there on are padding
-    mesh: Mesh | None = None  # what the batch is split over, as far as the model was told
+    mesh: Mesh | None = None  # what the batch is split over, as far as the model knows
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:

@@ -172,7 +172,7 @@ class RunDirectory:
     # ----------------------------------------------------------------------------- metrics
 
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl. A last one that was cut off by a kill is left out."""
+        """The lines of metrics.jsonl. A last line that a kill cut off is skipped."""
         lines = self._lines
         if self.is_local or not lines:
             path = self.path / "metrics.jsonl"

@@ -103,11 +103,11 @@ class Progress:
     def report(self, path: str):
         """The report was written."""
         self._loggers.report(path)
-        self.say(f"Report: {path}")
+        self.print(f"Report: {path}")
 
-    def say(self, text: str):
+    def print(self, text: str):
         """A line for the person who watches."""
-        self._console.say(text)
+        self._console.print(text)
 
 
 def utilisation(images_per_second: float, flops: float) -> dict[str, float]:

@@ -119,7 +119,7 @@ def save_snapshot(run_directory: str | os.PathLike, step: int, similarity_NN: np
 
 
 def load_snapshots(run_directory: str | os.PathLike) -> dict[int, np.ndarray]:
-    """Snapshots by step, rising. A damaged file is left out: a report does not hang on it."""
+    """Snapshots by step, rising. Damaged files are skipped: a report does not depend on them."""
     folder = epath.Path(run_directory) / SNAPSHOTS
     snapshots = {}
     for file in sorted(folder.iterdir()) if folder.exists() else ():
@@ -153,7 +153,7 @@ def load_evaluation(run_directory: str | os.PathLike) -> tuple[int, Evaluation] 
 def read_metrics(run_directory: str | os.PathLike) -> dict[int, dict[str, float]]:
     """metrics.jsonl as finite numbers by step, rising.
 
-    Torn lines are left out. Where a run that went on wrote a step again, the later line wins.
+    Incomplete lines are skipped. Where a resumed run wrote a step again, the later line counts.
     """
     file = epath.Path(run_directory) / "metrics.jsonl"
     steps: dict[int, dict[str, float]] = {}

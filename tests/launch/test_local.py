@@ -77,9 +77,9 @@ def test_several_processes_train_the_same_as_one(train, alone):
     np.testing.assert_allclose(losses(workdir), alone, rtol=2e-5)
     logs = sorted(path.name for path in (workdir / "logs").iterdir())
     assert logs == [f"process-{number:02}.log" for number in range(processes)]
-    # Only process 0 writes what they share; the others' accounts have their number.
-    accounts = sorted(path.name for path in workdir.glob("bad_samples*"))
-    assert accounts == [
+    # Only process 0 writes what they share; the others' files have their number.
+    files = sorted(path.name for path in workdir.glob("bad_samples*"))
+    assert files == [
         *(f"bad_samples.{number}.json" for number in range(1, processes)),
         "bad_samples.json",
     ]

@@ -112,12 +112,12 @@ class Compiled:
     """A train step and what it starts from; `state()` gives a new copy, as a step uses it up."""
 
     step: Callable
-    places: Any
+    shardings: Any
     first: Any
 
     def state(self, **changes):
         return jax.device_put(
-            jax.tree.map(np.array, self.first.replace(**changes)), self.places, may_alias=False
+            jax.tree.map(np.array, self.first.replace(**changes)), self.shardings, may_alias=False
         )
 
 
@@ -145,7 +145,7 @@ def compiled(draw):
         lowered = step.lower(abstract, abstract_batch(mesh, model, B))
         return Compiled(
             step=lowered.compile(compiler_options=QUICKLY),
-            places=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
             first=jax.device_get(new_state(jax.random.key(0), variables=draw(model), **parts)),
         )
 

@@ -40,7 +40,7 @@ class VisionTransformerConfig(ImageTower, group="vision."):
     patch_bias: bool = False
     projection: bool = True  # SigLIP has none: its pooled vector is the embedding
     position: Literal["learned", "sincos2d"] = "learned"
-    patch_dropout: BelowOne = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
+    patch_dropout: BelowOne = 0.0  # share of patches dropped in training (FLIP, arXiv:2212.00794)
 
     above_blocks = ("post_norm", "pool", "projection")
     free_fields = ("image_size", "patch_dropout")
