@@ -36,6 +36,18 @@ class Compiled:
     code_bytes: int
     program: Program
 
+    @classmethod
+    def of(cls, compiled: jax.stages.Compiled, program: Program) -> "Compiled":
+        """From a compiled program and what was read from its text."""
+        memory = compiled.memory_analysis()
+        return cls(
+            peak_bytes=memory.peak_memory_in_bytes,
+            argument_bytes=memory.argument_size_in_bytes,
+            temporary_bytes=memory.temp_size_in_bytes,
+            code_bytes=memory.generated_code_size_in_bytes,
+            program=program,
+        )
+
 
 def require_libtpu():
     """Find libtpu and let it start without a TPU, in silence.
@@ -71,14 +83,7 @@ def compile_lowered(lowered: jax.stages.Lowered) -> Compiled | Refused:
         if refused is None:
             raise
         return refused
-    memory = compiled.memory_analysis()
-    return Compiled(
-        peak_bytes=memory.peak_memory_in_bytes,
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
-        program=program,
-    )
+    return Compiled.of(compiled, program)
 
 
 def read_refusal(message: str) -> Refused | None:

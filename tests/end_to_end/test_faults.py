@@ -15,7 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 import pytest
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from command import Command, save_for_ever
@@ -30,17 +29,9 @@ TIMES = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, write_pairs) -> Path:
     """A folder with 48 images and their captions."""
-    place = tmp_path_factory.mktemp("faults")
-    rng = np.random.default_rng(0)
-    lines = ["image,caption"]
-    for number in range(48):
-        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{number}.png")
-        lines.append(f"{number}.png,thing number {number} of {number % 5}")
-    (place / "captions.csv").write_text("\n".join(lines))
-    return place
+    return write_pairs(tmp_path_factory.mktemp("faults"), 48).parent
 
 
 def arguments(place: Path, run: Path, *more: str) -> list[str]:

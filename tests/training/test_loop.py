@@ -210,7 +210,7 @@ def test_an_evaluation_that_fails_ends_no_training_and_the_run_says_so_at_its_en
     sound.parts.evaluate.check()
 
 
-def test_a_saved_step_was_logged_and_its_samples_are_countsed_for(made):
+def test_a_saved_step_was_logged_and_its_samples_are_counted(made):
     story = Story()
     run = made(story)
     run.fit()
@@ -316,7 +316,7 @@ def test_hooks_are_named_by_their_modules():
         make_hooks(("nowhere.at_all:f",))
 
 
-def test_the_counts_of_bad_samples_is_left_in_the_run(made):
+def test_the_counts_of_bad_samples_are_written_to_the_run(made):
     run = made(Story())
     counts = {**BadSamples().to_json(), "seen": 48}
     loop.report(run.parts, run.run, counts)
