@@ -2,7 +2,6 @@
 
 import faulthandler
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -14,7 +13,6 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 # Processes that tests start would each compile all of our modules to bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 # Eight devices on two cores that others use too may come to a collective very late: XLA's own limit
 # of 40 s then ends the process.
 os.environ["XLA_FLAGS"] = " ".join(

@@ -66,6 +66,7 @@ MISTAKES = {
     "a batch over devices": (train("--data.batch-size", "12"), "data.batch_size=12"),
     "micro-batches": (train("--data.accumulation", "2"), "2 micro-batches"),
     "a mesh": (train("--mesh.fsdp", "3"), "mesh.fsdp=3"),
+    "a mesh of other devices": (train("--mesh.data", "3"), "8 devices"),
     "a warm-up": (train("--optimizer.warmup-steps", "9"), "optimizer.warmup_steps=9"),
     "a frozen random tower": (train("--model.freeze", "image"), "model.init_from"),
     "no weights": (train("--model.init-from", "nowhere.pt"), "nowhere.pt"),

@@ -1,4 +1,4 @@
-"""The vision transformer: patches, heads, and patches left out in training."""
+"""The vision transformer: patches, heads, and patches dropped in training."""
 
 import dataclasses
 import functools
