@@ -13,7 +13,6 @@ import tyro
 
 from clip_jax.cli import environment
 from clip_jax.cli.arguments import parse, run_config, take_config
-from clip_jax.cli.data import data
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
 from clip_jax.cli.settings import settings
@@ -152,6 +151,13 @@ def export_command(args: list[str]) -> int:
     return tyro.cli(export, args=args, prog="clip-jax export")
 
 
+def data_command(args: list[str]) -> int:
+    """Look at data before training on it: index, stats, preview, bench, convert."""
+    from clip_jax.cli.data import data  # it imports TensorFlow Datasets, which takes half a second
+
+    return data(args)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "eval": evaluate,
@@ -160,7 +166,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "settings": settings,
     "convert": convert_command,
     "export": export_command,
-    "data": data,
+    "data": data_command,
     "plan": plan,
 }
 

@@ -33,7 +33,6 @@ class Compiled:
     peak_bytes: int  # most memory in use at once
     argument_bytes: int  # state and batch
     temporary_bytes: int
-    code_bytes: int
     program: Program
 
     @classmethod
@@ -44,7 +43,6 @@ class Compiled:
             peak_bytes=memory.peak_memory_in_bytes,
             argument_bytes=memory.argument_size_in_bytes,
             temporary_bytes=memory.temp_size_in_bytes,
-            code_bytes=memory.generated_code_size_in_bytes,
             program=program,
         )
 

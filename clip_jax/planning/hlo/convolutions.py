@@ -88,16 +88,6 @@ def convolution_product(instruction: Instruction, computation: Computation) -> P
     return Product(flops, rows, columns, depth)
 
 
-def dot_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for every multiplication and addition."""
-    return dot_product(instruction, computation).flops
-
-
-def convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for every multiplication and addition with a number that is there."""
-    return convolution_product(instruction, computation).flops
-
-
 def _valid_products(
     *, size: int, kernel: int, out: int, stride: int, low: int, lhs_dilate: int, rhs_dilate: int
 ) -> int:
