@@ -11,6 +11,9 @@ import xxhash
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.block_cache import Span
+from clip_jax.data.block_order import Blocks
+from clip_jax.data.block_reader import Run
 from clip_jax.data.samples import BadSample, Sample, Source
 from clip_jax.data.subset_file import SUFFIX, SubsetFile, write_subset
 from clip_jax.redaction import redact
@@ -50,6 +53,41 @@ class SubsetSource:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self.source[int(self.subset.numbers_N[index])]
+
+    @property
+    def remote(self) -> bool:
+        return getattr(self.source, "remote", False)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Those of the source in which a sample is kept."""
+        blocks = getattr(self.source, "blocks", None)
+        if blocks is None:
+            return None
+        first_K = np.unique(np.searchsorted(self.subset.numbers_N, blocks.first_K))
+        return blocks._replace(first_K=first_K.astype(np.int64))
+
+    def span(self, start: int, end: int) -> Span:
+        """Where samples `start` to `end` are, with those between them that are not kept."""
+        return self.source.span(*self._run(start, end))
+
+    def unpack(self, start: int, end: int, data: bytes) -> "_KeptRun":
+        """These samples, of the bytes of their span."""
+        return _KeptRun(self.source.unpack(*self._run(start, end), data), self.subset)
+
+    def _run(self, start: int, end: int) -> tuple[int, int]:
+        numbers_N = self.subset.numbers_N
+        return int(numbers_N[start]), int(numbers_N[end - 1]) + 1
+
+
+class _KeptRun:
+    """A run of the whole source, by the numbers of the subset."""
+
+    def __init__(self, run: Run, subset: SubsetFile):
+        self._run, self._subset = run, subset
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._run[int(self._subset.numbers_N[index])]
 
 
 def take_subset(source: Source, name: str, cfg: DataConfig) -> Source:

@@ -87,11 +87,11 @@ def test_every_source_is_read_as_its_part(kind, spec_of, settings, write):
     assert (len(entire), entire.fingerprint) == (len(whole), whole.fingerprint)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "shuffle"), [(0, "global"), (1, "global"), (0, "block")])
 def test_batches_are_functions_of_seed_and_step_and_hold_the_subset_alone(
-    workers, shards, settings, write, reading
+    workers, shuffle, shards, settings, write, reading
 ):
-    cfg = settings(source=(f"tar:{shards}/*.tar",), workers=workers)
+    cfg = settings(source=(f"tar:{shards}/*.tar",), workers=workers, shuffle=shuffle)
     kept = [0, 4, 5, 9, 15, 16, 21, 29]
     path = write(open_source(cfg.source[0], "train", cfg), kept)
     (part,) = open_sources(replace(cfg, subset=(path,)))
