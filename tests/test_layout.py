@@ -19,9 +19,7 @@ LAYERS = (
     (
         "config",
         "hardware",
-        "literal_globs",
         "numerics",
-        "open_files",
         "registry",
         "redaction",
         "storage",

@@ -18,8 +18,8 @@ import fsspec
 from absl import logging
 from etils import epath
 
-from clip_jax import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
-from clip_jax.open_files import OpenFiles, pread
+from clip_jax.storage import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
+from clip_jax.storage.open_files import OpenFiles, pread
 
 T = TypeVar("T")
 
