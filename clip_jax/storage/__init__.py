@@ -287,7 +287,7 @@ _files = OpenFiles()
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: of several processes one goes on and the others wait."""
+    """Hold the lock file `path`: one of several processes proceeds, the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when the process ends
