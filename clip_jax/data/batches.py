@@ -35,6 +35,7 @@ class Batches(abc.ABC):
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
         """The arrays and the bad samples of a batch; StopIteration after the last one."""
 
+    @abc.abstractmethod
     def _stop(self):
         """Stop threads or processes, which may not have been started."""
 
