@@ -13,7 +13,6 @@ shards in a bucket, which lists a thousand in a request, with sizes.json and wit
 import argparse
 import io
 import json
-import resource
 import subprocess
 import sys
 import tarfile
@@ -21,6 +20,7 @@ import tempfile
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -29,6 +29,7 @@ from data_speed import SHARDS, make_shards
 
 from clip_jax import storage
 from clip_jax.config import AugmentConfig, DataConfig, PreprocessConfig
+from clip_jax.data.dataset import TrainDataset
 from clip_jax.data.loader import train_batches
 from clip_jax.data.sources.registry import open_source
 from clip_jax.data.tokenizers.registry import ClipTokenizer
@@ -91,27 +92,33 @@ def compare(folder: str, seconds: float, rounds: int, latency: float, bandwidth:
         server.wait()
 
 
-def count_an_epoch(url: str, shards: str, folder: str):
-    """Requests and bytes of one epoch, which is read from its first batch to its last."""
-    cfg = settings(folder, index="always", augment=AugmentConfig())
+def count_an_epoch(url: str, shards: str, folder: str, epochs: int = 10):
+    """Requests and bytes of an epoch, once what is read ahead stays the same."""
+    cfg = settings(folder, index="always", threads=16)
     source = open_source(f"tar:{url}/{shards}", "train", cfg)
     data = sum((Path(folder) / f"{shard:05d}.tar").stat().st_size for shard in range(SHARDS))
-    before = counts(url)
-    with train_batches(source, ClipTokenizer(), cfg, **READING) as batches:
-        next(batches)
-        reader = batches._dataset._reader
-        for _ in range(3 * len(source) // BATCH - 1):
-            next(batches)
-        held = reader.most_used
-    after = counts(url)
-    requests, size = (after[name] - before[name] for name in ("requests", "bytes"))
-    # What was read ahead at the end belongs to a fourth epoch.
-    epochs = 3 + min(1.0, max(0.0, size / data - 3))
+    dataset = undecoded(source, cfg)
+    per_epoch, found = len(source) // BATCH, []
+    for step in range((epochs + 4) * per_epoch):
+        if step in (4 * per_epoch, (epochs + 4) * per_epoch - 1):
+            found.append(counts(url))
+        list(map(dataset.__getitem__, range(step * BATCH, (step + 1) * BATCH)))
+        dataset.release(step)
+    requests, size = (found[1][name] - found[0][name] for name in ("requests", "bytes"))
+    held = dataset._reader.most_used
+    dataset.close()
     print(
-        f"{requests} requests and {size / data:.2f} times the data's bytes in 3 epochs and what was read "
-        f"ahead: {len(source) * epochs / requests:.0f} samples a request; {held / 1e6:.0f} MB held at most; "
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB resident"
+        f"an epoch of {data / 1e6:.0f} MB: {size / data / epochs:.2f} times its bytes, "
+        f"{len(source) * epochs / requests:.0f} samples a request; {held / 1e6:.0f} MB held at most"
     )
+
+
+def undecoded(source, cfg: DataConfig):
+    """A dataset whose samples are read and not decoded, so that reading is what limits."""
+    options = {**READING, "process_index": 0, "process_count": 1}
+    dataset = TrainDataset([source], ClipTokenizer(), cfg, **options)
+    dataset._load = lambda sample, rng: (0, 0)
+    return dataset
 
 
 def counts(url: str) -> dict:
@@ -137,12 +144,10 @@ def slow_disk(folder: str, reads: int, seconds: float):
     rates = {}
     for shuffle in ("global", "block", "global", "block"):
         cfg = settings(folder, shuffle=shuffle, threads=16)
-        reading = Reading(f"tar:{folder}/*.tar", cfg)
-        reading.source.parse = lambda index, start, data, training=None: len(data)
-        reading.batches.close()
+        source = open_source(f"tar:{folder}/*.tar", "train", cfg)
         with lock:
             free[0] = time.monotonic()
-        rates.setdefault(shuffle, []).append(read_alone(reading.source, cfg, seconds))
+        rates.setdefault(shuffle, []).append(read_alone(source, cfg, seconds))
     storage.read_range = plain
     rate = {name: np.median(found) for name, found in rates.items()}
     print(f"{reads} random reads a second: " + ", ".join(f"{n} {r:.0f} samples/s" for n, r in rate.items()) + f", {rate['block'] / rate['global']:.1f} times")  # fmt: skip
@@ -150,13 +155,7 @@ def slow_disk(folder: str, reads: int, seconds: float):
 
 def read_alone(source, cfg: DataConfig, seconds: float) -> float:
     """Samples a second that are read and not decoded, so that reading is what limits."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    from clip_jax.data.dataset import TrainDataset
-
-    options = {**READING, "process_index": 0, "process_count": 1}
-    dataset = TrainDataset([source], ClipTokenizer(), cfg, **options)
-    dataset._load = lambda sample, rng: (0, 0)
+    dataset = undecoded(source, cfg)
     start, step, count = time.perf_counter(), 0, 0
     with ThreadPoolExecutor(cfg.threads) as pool:
         while time.perf_counter() - start < seconds:
