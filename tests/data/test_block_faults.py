@@ -84,7 +84,7 @@ def read(url, reading, settings, steps=4, **changes):
     source = open_source(f"tar:{url}", "train", cfg)
     with train_batches(source, cfg=cfg, seed=0, **reading) as batches:
         found = [next(batches) for _ in range(steps)]
-        assert batches.ledger.bad == 0
+        assert batches.bad_samples.bad == 0
     return [hashlib.sha256(b["image"].tobytes() + b["tokens"].tobytes()).hexdigest() for b in found]
 
 
