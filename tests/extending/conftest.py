@@ -1,7 +1,6 @@
 """The package `outside` on the path, and a small run by the real command on eight devices."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -41,18 +40,5 @@ def train(captions):
         for line in lines:
             found.setdefault(line["step"], {}).update(line)
         return found
-
-    return run
-
-
-@pytest.fixture
-def train_and_resume(train, tmp_path):
-    """The lines of a run of 4 steps, and of a copy of it that resumes from step 2."""
-
-    def run(*settings: str) -> tuple[dict[int, dict], dict[int, dict]]:
-        whole = train(tmp_path / "whole", 4, *settings)
-        shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-        shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "4")
-        return whole, train(tmp_path / "resumed", 4, *settings)
 
     return run
