@@ -1,6 +1,7 @@
 """Tar shards as img2dataset and webdataset write them, read at random through an index."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import logging
@@ -11,10 +12,22 @@ from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.members import make_members
-from clip_jax.data.sources.patterns import expand
-from clip_jax.data.sources.tar_index import TarIndex, build_index, open_index
+from clip_jax.data.sources.patterns import expand_folder
+from clip_jax.data.sources.tar_index import Shard, TarIndex, build_index, open_index
 from clip_jax.data.sources.tar_members import members, split_name
 
+# Compressed shards are named as unusable and counted, rather than left out of a folder.
+ENDINGS = (
+    ".tar",
+    ".tar.gz",
+    ".tgz",
+    ".tar.bz2",
+    ".tbz2",
+    ".tar.xz",
+    ".txz",
+    ".tar.zst",
+    ".tar.lz4",
+)
 DATASET_TYPE = "dataset_type.txt"  # beside or above the shards of CLIP_benchmark's sets
 PROBED = 200  # samples of which a caption must be text
 ENOUGH = 20  # usable ones among them
@@ -104,9 +117,7 @@ class TarSource:
             raise ValueError(
                 f"{self.name}: no tar shard has a sample in it: {'; '.join(unusable[:5])}"
             )
-        # As many as the others hold in the mean are taken for lost with each of them.
-        filled = sum(shard.samples > 0 for _, shard in shards)
-        self.lost = round(len(self) / filled * len(unusable))
+        self.lost = _lost(self._index.shards)
         if unusable:
             said = f"{len(unusable)} of {len(shards)} tar shards cannot be used: " + "; ".join(
                 unusable[:20]
@@ -116,12 +127,11 @@ class TarSource:
         self._refuse_scattered(shards)
         damaged = [f"{path} at byte {shard.damage[0]}" for path, shard in shards if shard.damage]
         if damaged:
-            logging.warning(
-                "%d of %d tar shards are damaged: %s",
-                len(damaged),
-                len(shards),
-                "; ".join(damaged[:5]),
+            said = f"{len(damaged)} of {len(shards)} tar shards are damaged: " + "; ".join(
+                damaged[:5]
             )
+            self.notes += (said,)
+            logging.warning("%s: %s", self.name, said)
         if set(self._images) <= set(EXTENSIONS):  # others the index has not counted
             self._refuse_shards_without("images")
         samples = self._probe()
@@ -182,11 +192,12 @@ class TarSource:
 def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
     """The shards that the pattern `location` names, or all of a folder."""
     name = f"tar:{location}"
-    paths, left_out = splits.choose(_expand(location), split, name=name)
+    paths, others = expand_folder(location, ENDINGS)
+    paths, left_out = splits.choose(paths, split, name=name)
     lines, why = cfg.caption_lines, "data.caption_lines"
     if lines is None:
         lines, why = _is_retrieval(os.path.dirname(paths[0])), f"{DATASET_TYPE} says retrieval"
-    notes = [left_out] if left_out else []
+    notes = [note for note in (left_out, others) if note]
     if lines:
         notes.append(f"each line of a member with text is a caption ({why})")
     return TarSource(
@@ -199,11 +210,6 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
         training=split == "train",
         notes=tuple(notes),
     )
-
-
-def _expand(location: str) -> list[str]:
-    folder = storage.is_folder(location)
-    return expand(f"{location.rstrip('/')}/*.tar" if folder else location)
 
 
 def _is_retrieval(folder: str) -> bool:
@@ -221,7 +227,7 @@ def _is_retrieval(folder: str) -> bool:
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
     """Whether the names of the shards tell training from test."""
-    return splits.has_test(_expand(location))
+    return splits.has_test(expand_folder(location, ENDINGS)[0])
 
 
 def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarIndex:
@@ -229,8 +235,24 @@ def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarI
 
     Shards that have not changed are not read again. `str()` of the result is for a terminal.
     """
-    paths, _ = splits.choose(_expand(location), "train", name=f"tar:{location}")
+    paths, _ = splits.choose(expand_folder(location, ENDINGS)[0], "train", name=f"tar:{location}")
     return build_index(paths, Path(cfg.data_dir), workers=workers, again=True)
+
+
+def _lost(shards: Sequence[Shard]) -> int:
+    """Samples that are missing from shards that are damaged or cannot be used.
+
+    Each is expected to hold as many as a whole one in the mean, and a damaged one lacks one at
+    least.
+    """
+    whole = [s.samples for s in shards if s.samples and not s.damage]
+    found = whole or [s.samples for s in shards if s.samples]
+    mean = sum(found) / len(found)
+    lost = 0.0
+    for shard in shards:
+        if shard.damage or not shard.samples:
+            lost += max(mean - shard.samples, bool(shard.damage))
+    return round(lost)
 
 
 def _take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
