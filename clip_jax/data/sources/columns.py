@@ -18,6 +18,8 @@ CAPTION_NAMES = (
 )  # fmt: skip
 NUMBERED = re.compile(r"(caption|text|sentence|comment|description)_?\d+")
 LABEL_NAMES = ("label", "cls", "class", "class_id")
+# What programs write where a table has no value, as far as pandas reads it so.
+MISSING = {"NaN", "nan", "None", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "#N/A"}
 CHECKED = 1000  # captions that are looked at before a column is called numeric
 
 
@@ -168,6 +170,8 @@ def texts_of(value) -> list[str]:
     """
     if isinstance(value, str):
         text = " ".join(value.split())
+        if text in MISSING:
+            return []
         if text[:1] == "[" and (written := _written_list(value)) is not None:
             return [one for part in written for one in texts_of(part)]
         return [text] if text else []

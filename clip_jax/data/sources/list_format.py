@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from clip_jax.config import DataConfig
 from clip_jax.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, NUMBERED
+from clip_jax.data.sources.tar_members import what_it_is
 
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 DELIMITED = {".csv": ",", ".tsv": "\t", ".txt": ","}  # what is tried first
@@ -145,7 +146,10 @@ def read_format(path: str, shown: str, cfg: DataConfig) -> ListFormat:
         if not json_lines and b"\r" in (head := file.read(1 << 16)) and b"\n" not in head:
             raise ValueError(f"{shown} ends its lines with a carriage return alone; save it again")
         file.seek(3 if start == codecs.BOM_UTF8 else 0)
-        if b"\0" in file.read(64):
+        head = file.read(512)
+        if (kind := what_it_is(head)) is not None:
+            raise ValueError(f"{shown} {kind}")
+        if b"\0" in head[:64]:
             raise ValueError(
                 f"{shown} has bytes of zero in its header, as UTF-16 without a byte order mark has: "
                 "set data.encoding, such as utf-16-le"

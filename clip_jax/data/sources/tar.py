@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from absl import logging
 
@@ -31,6 +32,9 @@ ENDINGS = (
 DATASET_TYPE = "dataset_type.txt"  # beside or above the shards of CLIP_benchmark's sets
 PROBED = 200  # samples of which a caption must be text
 ENOUGH = 20  # usable ones among them
+MANY_LINES = (
+    "texts of several lines are one caption each; data.caption_lines=True makes each line a caption"
+)
 NAMED_BY = {
     "image": "data.image_column names the extension of the members with images",
     "caption": "data.caption_column names a field of the .json members, or the extension of members "
@@ -75,15 +79,17 @@ class TarSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self._read(index, training=self._training)
+        return self._sample(self._parts(index), training=self._training)
 
-    def _read(self, index: int, *, training: bool) -> Sample:
+    def _parts(self, index: int) -> "_Parts":
         shard, start, end = self._index.locate(index)
         path = self._index.paths[shard]
         shard_name = os.path.basename(path)
-        data = storage.read_range(path, start, end)
-        key, parts, damaged = _take_apart(data)
-        key = f"{shard_name}/{key or start}"
+        key, parts, damaged = _take_apart(storage.read_range(path, start, end))
+        return _Parts(f"{shard_name}/{key or start}", shard_name, parts, damaged)
+
+    def _sample(self, found: "_Parts", *, training: bool) -> Sample:
+        key, shard_name, parts, damaged = found
         try:
             captions, probs, label = self._members.read(parts)
         except UnicodeDecodeError as error:
@@ -92,8 +98,8 @@ class TarSource:
             raise BadSample("caption-not-text", key=key, shard=shard_name) from error
         captions = captions or labels.stand_in(label, self.classes, training=training)
         image = self._image(parts)
-        if image is None or not captions:
-            reason = "missing-caption" if image is not None else "missing-image"
+        if not image or not captions:
+            reason = "missing-caption" if image else "missing-image"
             raise BadSample(damaged or reason, key=key, shard=shard_name)
         return Sample(
             image=image,
@@ -112,7 +118,11 @@ class TarSource:
 
     def _refuse_what_cannot_be_trained_on(self, caption_column: str | None):
         shards = list(zip(self._index.paths, self._index.shards))
-        unusable = [f"{path} {shard.problem}" for path, shard in shards if not shard.samples]
+        unusable = [
+            f"{path} {shard.problem or 'is a tar of nothing'}"
+            for path, shard in shards
+            if not shard.samples
+        ]
         if not len(self):
             raise ValueError(
                 f"{self.name}: no tar shard has a sample in it: {'; '.join(unusable[:5])}"
@@ -170,14 +180,18 @@ class TarSource:
 
     def _probe(self) -> list[Sample]:
         """Some samples that can be used, or with a label alone."""
-        samples, bad = [], None
+        samples, bad, lines = [], None, False
         for place in range(0, len(self), max(1, len(self) // PROBED)):
             try:
-                samples.append(self._read(place, training=False))
+                found = self._parts(place)
+                lines |= self._members.has_lines(found.parts)
+                samples.append(self._sample(found, training=False))
             except BadSample as error:
                 bad = error
             if len(samples) >= ENOUGH:
                 break
+        if lines and not self._members.lines:
+            self.notes += (MANY_LINES,)
         if not samples and bad is not None and isinstance(bad.__cause__, columns.NotText):
             raise ValueError(bad.__cause__.message(self._caption_name, where=self._index.paths[0]))
         missing = bad.reason.removeprefix("missing-") if bad is not None else None
@@ -187,6 +201,15 @@ class TarSource:
                 f"last was {bad}. {NAMED_BY[missing]}"
             )
         return samples
+
+
+class _Parts(NamedTuple):
+    """What lies in a tar of one sample."""
+
+    key: str
+    shard: str
+    parts: dict[str, bytes]  # contents by extension
+    damaged: str | None
 
 
 def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:

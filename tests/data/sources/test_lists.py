@@ -1,5 +1,6 @@
 """Lists as people and programs write them: every pair right, or the line that is wrong is named."""
 
+import gzip
 import json
 
 import numpy as np
@@ -359,3 +360,31 @@ IMAGES = [{"id": 1, "file_name": "00.png"}, {"id": 2, "file_name": "01.png"}]
 def test_layouts_with_odd_entries_are_refused_by_the_file(read, content, message):
     with pytest.raises(ValueError, match=rf"l\.json.*{message}"):
         read("l.json", json.dumps(content))
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "N/A"])
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
+def test_words_that_stand_for_no_value_are_missing_captions(read, word, name):
+    text = f"image,caption\n{rows(count=3)}03.png,{word}\n04.png,{word} of it\n"
+    if name == "l.jsonl":
+        lines = [dict(zip(("image", "caption"), row.split(","))) for row in text.splitlines()[1:]]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+    source = read(name, text)
+    with pytest.raises(BadSample, match=r"03\.png: missing-caption"):
+        source[3]
+    assert source[4].captions == (f"{word} of it",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(b"image,caption\n"), "compressed with gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        (b"<!DOCTYPE html><html></html>\n", "a web page"),
+        (b"PK\x03\x04" + bytes(50), "a zip archive"),
+    ],
+)
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
+def test_another_file_in_place_of_a_list_is_called_what_it_is(read, data, message, name):
+    with pytest.raises(ValueError, match=rf"{name} is .*{message}|{name} is {message}"):
+        read(name, data)

@@ -152,7 +152,8 @@ LINES = b"one view\n\nanother view\r\n"
 
 def test_lines_are_captions_where_the_layout_or_a_setting_says_so(read, tmp_path, picture):
     data = tar([("a.png", picture(0)), ("a.txt", LINES)])
-    assert read(data)[0].captions == ("one view another view",) and read(data).notes == ()
+    assert read(data)[0].captions == ("one view another view",)
+    assert "one caption each" in read(data).notes[0]
     source = read(data, caption_lines=True)
     assert source[0].captions == ("one view", "another view")
     (tmp_path / "set").mkdir()
@@ -242,3 +243,41 @@ def test_compressed_shards_of_a_folder_are_lost_and_other_files_named(tmp_path, 
     assert len(source) == source.lost == 3
     assert any("1.tar.gz is compressed with gzip" in note for note in source.notes)
     assert any("1 files are left out (1 .json)" in note for note in source.notes)
+
+
+def test_samples_of_links_are_bad_and_not_lost(read, picture):
+    """tar writes the second of two names of one file as a link, which has no bytes of its own."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as out:
+        for name, data in (("0.png", picture(0)), ("0.txt", b"text 0")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+        for name, kind in (("1.png", tarfile.LNKTYPE), ("1.txt", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, f"0.{name[2:]}"
+            out.addfile(info)
+    source = read(file.getvalue())
+    assert len(source) == 2 and source[0].captions == ("text 0",)
+    with pytest.raises(BadSample, match="1: missing-image"):
+        source[1]
+
+
+def test_texts_of_several_lines_are_said_to_be_one_caption(read, picture):
+    files = [
+        ("0.png", picture(0)),
+        ("0.txt", b"one\ntwo\n"),
+        ("1.png", picture(1)),
+        ("1.txt", b"three\n"),
+    ]
+    assert any("data.caption_lines=True" in note for note in read(tar(files)).notes)
+    assert not read(tar(files), caption_lines=False, image_column="png")[0].captions[1:]
+    assert not any("one caption each" in note for note in read(tar(files[2:])).notes)
+    assert not any(
+        "one caption each" in note for note in read(tar(files), caption_lines=True).notes
+    )
+
+
+def test_a_tar_of_nothing_is_said_to_be_one(read):
+    with pytest.raises(ValueError, match=r"s\.tar is a tar of nothing"):
+        read(bytes(10240))
