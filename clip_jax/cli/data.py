@@ -18,7 +18,7 @@ DEFAULT = DataConfig()
 
 
 def data(args: list[str]) -> int:
-    """Look at data before training on it: index, stats, preview, bench, convert."""
+    """The commands by their names."""
     commands = {
         "index": index,
         "stats": stats,

@@ -18,15 +18,15 @@ from clip_jax.runs.directory import RunDirectory
 
 EVAL_HELP = """Measure a trained model: zero-shot accuracy and retrieval.
 
-What is left out of --data and --evaluation is as the run has it, such as:
+Settings of --data and --evaluation default to those of the run, such as:
 clip-jax eval runs/mine --source folder:/imagenet/val --evaluation.templates templates.txt"""
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     model: Annotated[str, tyro.conf.Positional]  # a run directory, or released weights
-    source: str | None = None  # what to measure it on; left out, the test data of the run
-    step: Step = None  # which checkpoint of a run, its number or "best"; left out, the newest
+    source: str | None = None  # what to measure it on; default: the test data of the run
+    step: Step = None  # which checkpoint of a run, its number or "best"; default: the newest
     json_out: Path | None = None  # a file that gets the figures too
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -143,7 +143,7 @@ def _parse(spec: str) -> tuple[SourceFormat, str]:
 
 
 def _complete(source: Source, spec: str) -> Source:
-    """Fill in what a class from outside the tree may leave out."""
+    """Fill in the attributes that a class from outside the tree may omit."""
     digest = xxhash.xxh3_64(f"{spec} {len(source)}".encode("utf-8", "surrogateescape"))
     defaults = {
         "name": spec,
