@@ -154,7 +154,7 @@ class Evaluations:
             # Of a fault in the data its own words say all; of any other the stack is needed.
             known = isinstance(error, ValueError | OSError)
             log.error(
-                "The %s of step %d failed; the training goes on: %s", what, step, error,
+                "The %s of step %d failed; the training continues: %s", what, step, error,
                 exc_info=not known,
             )  # fmt: skip
         finally:
