@@ -19,6 +19,7 @@ Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 ResizeMode = Literal["shortest", "longest", "squash"]
+Rounding = Literal["round", "floor"]
 Remat = Literal["none", "dots", "attention", "full"]
 AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
@@ -32,6 +33,9 @@ class PreprocessConfig(Settings, group="preprocess."):
     interpolation: Interpolation = "bicubic"
     resize_mode: ResizeMode = "shortest"
     resize_size: Count | None = None  # pixels before the centre crop; None: the image size
+    # Of a centre crop's offset that is half a pixel: torchvision and open_clip round it to the even
+    # number, transformers rounds it down.
+    crop_offset: Rounding = "round"
     fill: Grey = 0  # grey level of the padding that `longest` adds
     exif_rotation: bool = False  # images are turned as their EXIF says
 

@@ -151,7 +151,12 @@ class Evaluations:
             if jax.process_count() > 1:
                 raise
             self._failed[step] = error
-            log.exception("The %s of step %d failed; the training continues", what, step)
+            # Of a fault in the data its own words say all; of any other the stack is needed.
+            known = isinstance(error, ValueError | OSError)
+            log.error(
+                "The %s of step %d failed; the training continues: %s", what, step, error,
+                exc_info=not known,
+            )  # fmt: skip
         finally:
             self._progress.restart_clock()
 
