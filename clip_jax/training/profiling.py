@@ -32,13 +32,13 @@ class Profile:
         self._stop()
 
     def before(self, step: int):
-        """Call it before each step. A run that goes on in the middle of the steps traces the rest."""
+        """Call it before each step. A run that resumes in the middle of these steps traces the others."""
         if self._first <= step <= self._last and not self._is_on:
             jax.profiler.start_trace(self._directory)
             self._is_on = True
 
     def after(self, step: int, result: object):
-        """Call it with what the devices were told to compute."""
+        """Call it with the step's results, which the devices may still compute."""
         if self._is_on and step >= self._last:
             jax.block_until_ready(result)
             self._stop()

@@ -107,7 +107,7 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     check_devices(cfg, mesh)
     opened = registry.open_sources(cfg.data, "train")
     eval_source = _open_eval_source(cfg)
-    # A run that goes on has its own weights by now; one that was killed in its first save has not.
+    # A run that resumes has its own weights by now; one that was killed in its first save has not.
     saved = any(path.name.isdigit() for path in run.checkpoints.glob("[0-9]*"))
     started = run.holds_run and saved
     settings = cfg.model
@@ -301,9 +301,9 @@ def _tokenizer(
     context_length = config.text.context_length
     if (run.tokenizer / DESCRIPTION).exists():
         return load_tokenizer(run.tokenizer, context_length=context_length)
-    told = cfg.tokenizer.path is not None or cfg.tokenizer.kind != "auto"
+    chosen = cfg.tokenizer.path is not None or cfg.tokenizer.kind != "auto"
     takes_text = cfg.model.init_towers in ("both", "text")
-    if initial is not None and initial.tokenizer is not None and takes_text and not told:
+    if initial is not None and initial.tokenizer is not None and takes_text and not chosen:
         tokenizer = copy.copy(initial.tokenizer)
         tokenizer.context_length = context_length
         return tokenizer

@@ -1,4 +1,4 @@
-"""Faults put into the real command: what is lost, what is said, and that the end is the same bits."""
+"""Faults put into the real command: what is lost, what is said, and that the end is bit-identical."""
 
 import contextlib
 import json
@@ -15,7 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 import pytest
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from command import Command, save_for_ever
@@ -30,17 +29,9 @@ TIMES = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, write_pairs) -> Path:
     """A folder with 48 images and their captions."""
-    place = tmp_path_factory.mktemp("faults")
-    rng = np.random.default_rng(0)
-    lines = ["image,caption"]
-    for number in range(48):
-        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{number}.png")
-        lines.append(f"{number}.png,thing number {number} of {number % 5}")
-    (place / "captions.csv").write_text("\n".join(lines))
-    return place
+    return write_pairs(tmp_path_factory.mktemp("faults"), 48).parent
 
 
 def arguments(place: Path, run: Path, *more: str) -> list[str]:
@@ -143,7 +134,7 @@ def assert_same_end(run: Path, reference: Path, *, compare_metrics: bool = True)
 
 @pytest.fixture(scope="module")
 def reference(place) -> Path:
-    """A run that nothing happened to."""
+    """An uninterrupted run."""
     run = place / "reference"
     finish(place, run)
     assert steps_in(run) == [STEPS - SAVE_EVERY, STEPS]
@@ -186,7 +177,7 @@ def test_killed_in_a_step(place, reference, run):
     assert_same_end(run, reference)
 
 
-@pytest.mark.parametrize("milliseconds", [0, 5, 12, 30])
+@pytest.mark.parametrize("milliseconds", [0, 12])
 def test_killed_in_an_asynchronous_save(place, reference, run, milliseconds):
     with start(place, run, fault=f"kill_in_save={milliseconds}") as command:
         assert command.end() == -signal.SIGKILL
@@ -203,12 +194,12 @@ def test_killed_between_a_checkpoint_and_the_next_batch(place, reference, run):
     assert_same_end(run, reference)
 
 
-def test_killed_at_twenty_moments_of_saving(tmp_path):
+def test_killed_at_random_moments_of_saving(tmp_path):
     from clip_jax.config import CheckpointConfig
     from clip_jax.runs.checkpoints import Checkpoints
 
     rng, newest = np.random.default_rng(0), 0
-    for _ in range(20):
+    for _ in range(8):
         process = save_for_ever(str(tmp_path))
         wait_for(lambda known=newest: known < max(steps_in(tmp_path, "."), default=0))
         time.sleep(rng.uniform(0, 0.1))
@@ -273,11 +264,11 @@ def test_asked_to_leave_in_an_evaluation(place, run, at):
 
 @pytest.mark.parametrize("at", [4, STEPS])
 def test_an_evaluation_fails(place, reference, run, at):
-    """The training goes on and its end is saved; the run says at its end that a result is missing."""
+    """The training continues and its end is saved; the run says at its end that a result is missing."""
     more = ("--data.eval-source", f"pairs:{place}/captions.csv", "--evaluation.every-steps", "4")
     with start(place, run, *more, fault=f"fail_in_evaluation={at}") as command:
         assert command.end() == 1
-        assert f"The evaluation of step {at} failed; the training goes on" in command.text
+        assert f"The evaluation of step {at} failed; the training continues" in command.text
         assert f"clip-jax: the evaluation of step {at} failed: 30 of 48 samples" in command.text
     assert_same_end(run, reference, compare_metrics=False)
     assert sum("eval/loss" in line for line in metrics(run)) == 1
@@ -360,7 +351,7 @@ def test_the_disk_stays_full(place, reference, run):
         (run / "go").touch()
         assert command.end() == 1
         assert "No checkpoint could be written" in command.text
-        assert "it goes on from step 2" in command.text
+        assert "it resumes from step 2" in command.text
         assert "Traceback" not in command.text
     assert steps_in(run) == [2]
     finish(place, run)
@@ -410,7 +401,7 @@ def test_a_data_worker_is_killed(place, reference, run):
 
 
 def test_a_batch_is_not_finite(place, reference, run):
-    """Its step is left out, and a kill later on changes nothing of that."""
+    """Its step is skipped, and a kill later on changes nothing of that."""
     undisturbed = run.with_name("undisturbed")
     text = finish(place, undisturbed, fault="nan_in_batch=4")
     assert "Skipped step 4: loss nan" in text
@@ -454,8 +445,8 @@ def test_the_clock_is_set_back(place, reference, run):
         assert command.end() == 0, command.text
         assert "the clock was set back" in command.text
     assert steps_in(run)[-1] == STEPS and len(steps_in(run)) == 2
-    account = json.loads((run / "goodput.json").read_text())
-    assert all(0 <= seconds < 600 for seconds in account["seconds"].values())
+    goodput = json.loads((run / "goodput.json").read_text())
+    assert all(0 <= seconds < 600 for seconds in goodput["seconds"].values())
     assert_same_end(run, reference)
 
 

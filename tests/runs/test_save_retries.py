@@ -69,7 +69,7 @@ def test_training_does_not_wait_for_a_storage_that_does_not_answer(tmp_path, clo
     retries = SaveRetries(epath.Path(tmp_path / "gone"), 600)
     retries.failed("step 3", FULL)
     clock.now += 6
-    assert not ask(retries)  # it failed beside the training, and the pause begins anew
+    assert not ask(retries)  # it failed beside the training, and the pause begins again
     assert "the storage does not answer: FileNotFoundError" in caplog.text
     clock.now += 6
     assert not ask(retries)
@@ -88,7 +88,7 @@ def test_a_run_that_cannot_save_stops_after_the_given_time_and_no_earlier(tmp_pa
     clock.now += 1
     assert retries.hopeless(None)
     assert "(step 5: another process failed)" in str(retries.last_words(2))
-    assert "goes on from step 2" in str(retries.last_words(2))
+    assert "resumes from step 2" in str(retries.last_words(2))
     retries.succeeded(7)
     assert not retries.hopeless(None)
 
