@@ -69,7 +69,7 @@ class TarSource:
         path = self._index.paths[shard]
         shard_name = os.path.basename(path)
         data = storage.read_range(path, start, end)
-        key, parts, damaged = _take_apart(data)
+        key, parts, damaged = take_apart(data)
         key = f"{shard_name}/{key or start}"
         try:
             captions, probs, label = self._members.read(parts)
@@ -233,7 +233,7 @@ def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarI
     return build_index(paths, Path(cfg.data_dir), workers=workers, again=True)
 
 
-def _take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
+def take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
     """Key, contents by extension, and what is wrong with the shard here, if anything."""
     damage: list[int] = []
     key, parts, damaged = None, {}, None
