@@ -260,13 +260,19 @@ def named_evaluators(cfg: EvaluationConfig) -> dict[str, Evaluator]:
     """The records that `evaluation.metrics` names.
 
     Raises:
-      ValueError: there is none of that name, or what is named is no `Evaluator`.
+      ValueError: there is none of that name, what is named is no `Evaluator`, or a probe has no
+        training set.
     """
     named = {name: resolve("evaluation.metrics", name, EVALUATORS) for name in cfg.metrics}
     for name, evaluator in named.items():
         if not isinstance(evaluator, Evaluator):
             kind = type(evaluator).__name__
             raise ValueError(f"evaluation.metrics={name!r} is {kind}, and must be an Evaluator")
+        if "train" in evaluator.needs and cfg.probe_source is None:
+            raise ValueError(
+                f"evaluation.metrics={name!r} needs a training set: name one with "
+                "evaluation.probe_source"
+            )
     return named
 
 

@@ -69,6 +69,8 @@ def run(
                     cfg=bench.cfg,
                     data=bench.data,
                     save_every=bench.save_every,
+                    train=_open_train(task, bench),
+                    probes=bench.probes,
                 )
             except Missing as missing:
                 report.missing[task.name] = str(missing)

@@ -39,14 +39,15 @@ def test_every_task_of_datacomp_opens_in_its_layout(datacomp_root, opened):
         Image.open(io.BytesIO(source[0].image)).verify()
         if task.kind == "classification":
             assert len(source.classes) == task.classes, task.name
-            assert {0, 1} <= set(labels(source)), task.name
+            assert len(set(labels(source))) > 1, task.name
             assert source.templates
         elif task.kind == "retrieval":
             assert len(source[0].captions) == 5 and source.classes is None
 
 
 def test_labels_are_derived_from_objects_as_vtab_does(datacomp_root, opened):
-    assert labels(opened("vtab/kitti_closest_vehicle_distance", datacomp_root)) == [0, 1, 2, 3]
+    kitti = opened("vtab/kitti_closest_vehicle_distance", datacomp_root)
+    assert sorted(labels(kitti)) == [0, 1, 2, 3]
     counts = labels(opened("vtab/clevr_count_all", datacomp_root))
     assert sorted(counts) == [0, 0, 1, 1, 2, 2]
     # 7, 8, 9 and 10 away: the bounds are 8, 8.5, 9, 9.5 and 10, which belong to the nearer class.

@@ -8,7 +8,7 @@ from clip_jax import sharding
 from clip_jax.config import DataConfig, EvaluationConfig, LossConfig, MeshConfig
 from clip_jax.evaluation.evaluators import few_shot, linear_probe
 from clip_jax.evaluation.evaluators.knn import knn_votes
-from clip_jax.evaluation.suite import Evaluators, best_direction
+from clip_jax.evaluation.suite import Evaluators, best_direction, named_evaluators
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +122,8 @@ def test_probes_are_evaluators_that_may_choose_the_best_checkpoint(
     assert "eval/also/knn_top1" not in found  # which has no training set
     assert "eval/few_shot_25_top1" not in found  # 14 images a class
     assert measure.facts()["probe data"] == "00"
+
+
+def test_a_probe_without_a_training_set_is_refused():
+    with pytest.raises(ValueError, match=r"'knn' needs a training set: .* evaluation\.probe_source"):
+        named_evaluators(EvaluationConfig(metrics=("knn",)))
