@@ -19,9 +19,12 @@ LAYERS = (
     (
         "config",
         "hardware",
+        "literal_globs",
         "numerics",
+        "open_files",
         "registry",
         "redaction",
+        "refusals",
         "storage",
         "distributed.multihost",
         "models.tower",

@@ -129,7 +129,7 @@ def _captions_found(annotation: Annotation, score_M: np.ndarray, captions: Seque
 def pictures(
     source: Source, indices: Sequence[int], max_pixels: int, *, side: int = THUMBNAIL
 ) -> dict[int, str]:
-    """Small copies of images as data URIs; one that cannot be read is left out."""
+    """Small copies of images as data URIs; unreadable ones are skipped."""
     found = {}
     for index in indices:
         try:

@@ -11,8 +11,8 @@ from clip_jax import storage
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.data.sources.columns import decode
 from clip_jax.data.sources.labels import parse_label
-from clip_jax.data.sources.tar import take_apart
 from clip_jax.data.sources.tar_index import open_index
+from clip_jax.data.sources.tar_run import take_apart
 from clip_jax.evaluation.bench.tasks import Task
 from clip_jax.evaluation.prompts import has_place
 

@@ -125,5 +125,7 @@ def test_probes_are_evaluators_that_may_choose_the_best_checkpoint(
 
 
 def test_a_probe_without_a_training_set_is_refused():
-    with pytest.raises(ValueError, match=r"'knn' needs a training set: .* evaluation\.probe_source"):
+    with pytest.raises(
+        ValueError, match=r"'knn' needs a training set: .* evaluation\.probe_source"
+    ):
         named_evaluators(EvaluationConfig(metrics=("knn",)))
