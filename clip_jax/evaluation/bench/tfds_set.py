@@ -132,7 +132,7 @@ def _crop(image: bytes, box: np.ndarray) -> bytes:
 def _names(builder, task: Task, directory: Path) -> tuple[str, ...] | None:
     """The names of the classes as TensorFlow Datasets has them, in the order of the labels."""
     features = builder.info.features
-    kind = features["label"] if "label" in features else None
+    kind = dict(features.items()).get("label")
     if task.derive in ("voc_objects", "voc_labels"):
         kind = features["labels"].feature
     if task.derive in DERIVED or not isinstance(kind, tfds.features.ClassLabel):
