@@ -186,7 +186,7 @@ def embed_images(
 
 def _part(subject: Subject, source: Named, rows: Sequence[int], cfg, data: DataConfig) -> Part:
     """Embed some samples. All processes do, each its share; none stops alone at a bad sample."""
-    part, ledger = _Rows(source, rows), BadSamples()
+    part, bad_samples = _Rows(source, rows), BadSamples()
     batches = eval_batches(
         part,
         subject.tokenizer,
@@ -196,13 +196,13 @@ def _part(subject: Subject, source: Named, rows: Sequence[int], cfg, data: DataC
         preprocess=subject.model.config.preprocess,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        ledger=ledger,
+        bad_samples=bad_samples,
     )
     with batches:
         z_NE, index_N = subject.encoder.encode_images(batches)
     found = read_annotations(part, index_N.tolist()) if len(index_N) else []
     annotations = [each._replace(index=int(rows[each.index])) for each in found]
-    bad = [tuple(entry) for each in allgather_json(ledger.first) for entry in each]
+    bad = [tuple(entry) for each in allgather_json(bad_samples.first) for entry in each]
     return Part(z_NE, annotations, bad)
 
 
