@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from clip_jax.cli.main import main
+from clip_jax.data.tokenizers.clip_bpe import ClipTokenizer
 from clip_jax.load import load_to_host
 from clip_jax.models.clip import create_model
+from clip_jax.runs.trained_variables import read_variables
 from clip_jax.weights.average import average, greedy_soup, write_run
 
 
@@ -58,8 +60,6 @@ def test_what_is_written_is_a_run_that_is_read_again(model, variables, tmp_path)
     damaged = tmp_path / "run/checkpoints/0"
     with pytest.raises(ValueError, match="holds a run: name a new directory"):
         write_run(tmp_path / "run", model.config, variables[0], tokenizer=None)
-    from clip_jax.runs.trained_variables import read_variables
-
     read, step = read_variables(damaged.parent)
     assert step == 0
     assert_equal(read, variables[0])
@@ -76,8 +76,6 @@ def runs(model, variables, tmp_path, tokenizer_of_run):
 
 @pytest.fixture(scope="module")
 def tokenizer_of_run():
-    from clip_jax.data.tokenizers.clip_bpe import ClipTokenizer
-
     return ClipTokenizer(context_length=8)
 
 

@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from clip_jax import sharding
-from clip_jax.config import DataConfig, EvaluationConfig, LossConfig, MeshConfig
+from clip_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    MeshConfig,
+    TrainConfig,
+)
+from clip_jax.data.sources import registry
 from clip_jax.evaluation.evaluators import few_shot, linear_probe
 from clip_jax.evaluation.evaluators.knn import knn_votes
 from clip_jax.evaluation.suite import Evaluators, best_direction, named_evaluators
@@ -98,9 +106,7 @@ def test_a_fifth_of_every_class_is_held_out():
 def test_probes_are_evaluators_that_may_choose_the_best_checkpoint(
     memory_source, model, variables, mesh, tokenizer, monkeypatch
 ):
-    from clip_jax.config import CheckpointConfig, TrainConfig
-    from clip_jax.data.sources import registry
-
+    monkeypatch.setattr(linear_probe, "STEPS", 10)
     monkeypatch.setattr(registry, "open_source", lambda spec, split, cfg: memory_source(45))
     cfg = EvaluationConfig(
         batch_size=8,
