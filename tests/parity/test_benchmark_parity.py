@@ -21,6 +21,8 @@ from clip_jax.evaluation.evaluators.retrieval import retrieval
 from clip_jax.evaluation.evaluators.zero_shot import zero_shot
 from clip_jax.evaluation.ranking import rank
 
+# Its loader pins memory, which PyTorch warns of without a GPU.
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory'")
 N, S, E = 400, 12, 16
 
 

@@ -33,7 +33,7 @@ def test_an_average_is_the_weighted_sum_of_every_leaf(variables):
     first, second = variables
     mixed = average([first, second], (0.25, 0.75))
     expected = jax.tree.map(
-        lambda a, b: (0.25 * a.astype(np.float64) + 0.75 * b).astype(np.float32), first, second
+        lambda a, b: (0.25 * np.float64(a) + 0.75 * np.float64(b)).astype(np.float32), first, second
     )
     assert_equal(mixed, expected)
     assert_equal(average([first, first, first], (1 / 3,) * 3), first)  # rounded once
