@@ -16,6 +16,7 @@ WEIGHTS = [
 # timm and torchvision come without their dependencies: see benchmarks/install_peers.py.
 PARITY = [
     "pandas>=2.3",
+    "scikit-learn>=1.6",  # whose metrics CLIP_benchmark takes
     "torch==2.13.0",
     "transformers>=5.0",
     "webdataset>=0.2.5,<=0.2.86",
@@ -46,7 +47,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax.runs.report": ["*.jinja"], "clip_jax.data.tokenizers": ["*.xz"]},
+    package_data={
+        "clip_jax.data.tokenizers": ["*.xz"],
+        "clip_jax.evaluation.bench": ["*.jinja", "suites/*.toml", "prompts/*"],
+        "clip_jax.runs.report": ["*.jinja"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "array_record>=0.8.1",

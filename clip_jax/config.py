@@ -258,10 +258,15 @@ class EvaluationConfig(Settings, group="evaluation."):
     every_steps: Whole | None = None  # in training; None: at the end alone; 0: never
     batch_size: Count = 256  # pairs, over all devices
     max_samples: Count | None = None  # None: the whole split
-    # loss, retrieval, zero_shot, or package.module:NAME; each where the data have what it needs
+    probe_source: str | None = None  # a training set with labels, for knn, few_shot, linear_probe
+    probe_samples: Count | None = None  # of it at most, at even distances; None: all
+    # zero_shot, retrieval, macro_f1, ... (docs/evaluate.md) or package.module:NAME; each where the
+    # data have what it needs
     metrics: tuple[str, ...] = ("loss", "retrieval", "zero_shot")
-    classes: str | None = None  # a text file of class names, one a line; None: the source's
-    templates: str | None = None  # a text file of prompts with {}; None: the source's
+    classes: str | None = None  # a file of class names, one a line, or imagenet; None: the source's
+    templates: str | None = (
+        None  # a file of prompts with {} or {c}, or imagenet; None: the source's
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,8 @@ import tyro
 
 from clip_jax.cli import environment
 from clip_jax.cli.arguments import parse, run_config, take_config
+from clip_jax.cli.average import average_command
+from clip_jax.cli.bench import bench
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
 from clip_jax.cli.settings import settings
@@ -161,6 +163,8 @@ def data_command(args: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "eval": evaluate,
+    "bench": bench,
+    "average": average_command,
     "report": report_command,
     "models": models_command,
     "settings": settings,
