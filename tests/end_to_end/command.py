@@ -245,6 +245,13 @@ def hang_in_step(step: int):
     _at_step(step, wait_for_other_hosts)
 
 
+def kill_while_preparing(_: int):
+    """After the processes have met, before anything is trained."""
+    from clip_jax.training import loop
+
+    loop.prepare = lambda cfg, run: kill()
+
+
 def in_folder(number: int):
     """The command was started in a folder of its own, as on another host."""
     os.chdir(Path(sys.argv[sys.argv.index("--workdir") + 1]).parent / str(number))
@@ -380,6 +387,7 @@ FAULTS = {
         kill_in_save,
         kill_between_save_and_data,
         hang_in_step,
+        kill_while_preparing,
         in_folder,
         short_patience,
         pause_in_step,
