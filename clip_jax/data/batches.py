@@ -76,7 +76,7 @@ class ThreadBatches(Batches):
         check: Callable[[BadSamples], None],
     ):
         super().__init__(step, ledger, check)
-        self._dataset, self._end, self._threads = dataset, end, threads
+        self.dataset, self.end, self._threads = dataset, end, threads
         # Handing over a row costs as much as a tenth of a picture's decoding: several at once.
         self._rows = max(1, min(MOST_ROWS, dataset.rows // threads))
         self._next, self._pool = step, None
@@ -85,7 +85,7 @@ class ThreadBatches(Batches):
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="data")
-        while self._next < min(step + 1 + AHEAD, self._end):
+        while self._next < min(step + 1 + AHEAD, self.end):
             self._ask(self._next)
             self._next += 1
         if not self._asked:
@@ -94,11 +94,11 @@ class ThreadBatches(Batches):
         return arrays, [error for part in parts for error in part.result()]
 
     def _ask(self, step: int):
-        rows = self._dataset.rows
-        spec = self._dataset.spec
+        rows = self.dataset.rows
+        spec = self.dataset.spec
         arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
         parts = [
-            self._pool.submit(fill, arrays, self._dataset, step, range(rows)[first : first + self._rows])
+            self._pool.submit(fill, arrays, self.dataset, step, range(rows)[first : first + self._rows])
             for first in range(0, rows, self._rows)
         ]  # fmt: skip
         self._asked.append((arrays, parts))
@@ -107,3 +107,35 @@ class ThreadBatches(Batches):
         self._asked.clear()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+class EqualBatches:
+    """As many batches in every process, even where one of them cannot read its own.
+
+    The processes compute each batch together, so one that stopped at a failure would leave the
+    others waiting. Its batches are empty from then on, and `error` says why. One that is `alone`
+    raises at once.
+    """
+
+    def __init__(self, batches: ThreadBatches, *, alone: bool):
+        self.error: Exception | None = None
+        self._batches, self._alone = batches, alone
+
+    def __enter__(self) -> "EqualBatches":
+        return self
+
+    def __exit__(self, *exc):
+        self._batches.close()
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for _ in range(self._batches.step, self._batches.end):
+            if self.error is None:
+                try:
+                    yield next(self._batches)
+                    continue
+                except Exception as error:
+                    if self._alone:
+                        raise
+                    self.error = error
+            spec = self._batches.dataset.spec
+            yield {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec.items()}

@@ -34,7 +34,8 @@ class TrainDataset:
     """Row r of this process is row r % b of its part of global batch r // b, b being the part's size.
 
     What a row holds depends on the seed, the global batch and the place in it, and on nothing
-    else: not on processes, threads or what was read before.
+    else: not on processes, threads or what was read before. `skipped` is added to its position in
+    the order of samples, which else is the number of those in the batches before.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class TrainDataset:
         seed: int,
         process_index: int,
         process_count: int,
+        skipped: int = 0,
     ):
         if cfg.batch_size % process_count:
             raise ValueError(
@@ -55,7 +57,7 @@ class TrainDataset:
                 "processes that share it"
             )
         self.rows = cfg.batch_size // process_count
-        self._first = process_index * self.rows
+        self._first = process_index * self.rows + skipped
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
         self._image_size, self._seed = image_size, seed
         self._preprocess = _with_rotation(preprocess, cfg)

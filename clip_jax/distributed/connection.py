@@ -21,7 +21,8 @@ class Connection:
         self._socket, self._rest = own, b""
         own.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEPALIVE.items():
-            if hasattr(socket, name):  # macOS lacks the first
+            # macOS lacks the first; a pair of sockets in one process has none.
+            if hasattr(socket, name) and own.family != socket.AF_UNIX:
                 own.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def __enter__(self) -> "Connection":

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -36,17 +37,18 @@ class OtherFailed(ValueError):
     """Another process of the job has failed, and this one is well."""
 
 
-def together(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], int]:
+def together(train: Callable[..., int]) -> Callable[..., int]:
     """`train`, by all processes of the job: they meet before it, and leave it together."""
 
     @functools.wraps(train)
-    def joined(cfg: TrainConfig) -> int:
+    def joined(cfg: TrainConfig, *, began: float | None = None) -> int:
+        began = time.monotonic() if began is None else began  # the others may come late
         try:
             initialize.initialize(
                 cfg.distributed, agreement.describe(cfg), agreement.differences, on_news=_news
             )
             with failing_together():
-                code = train(cfg)
+                code = train(cfg, began=began)
             _news.done(code)
             return code
         except ProcessesMissing as error:
@@ -93,7 +95,7 @@ class _News:
 
     def meaning(self, error: Exception) -> Exception:
         """What an error is, which may be that a collective broke off: the others are asked."""
-        if not _is_loss(error):
+        if not is_loss(error):
             return error
         log.info("A collective broke off", exc_info=error)
         self._came.wait(HEAR_S)
@@ -146,7 +148,8 @@ def failing_together() -> Iterator[None]:
         raise meaning from error
 
 
-def _is_loss(error: Exception) -> bool:
+def is_loss(error: Exception) -> bool:
+    """Whether an error is how the loss of another process shows."""
     known = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
     return known and bool(LOST.search(str(error)))
 

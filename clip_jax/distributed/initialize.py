@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -198,6 +199,18 @@ def barrier(name: str, timeout_s: float):
             f'process {", ".join(missing) or "?"} of {count} did not come to "{name}" within '
             f"{timeout_s:g} s: its log says why"
         ) from error
+
+
+def exchange(name: str, own: Any, timeout_s: float) -> dict[int, Any]:
+    """What each process says, as JSON, by its index; no device takes part, each may be anywhere.
+
+    Raises:
+      ProcessesMissing: when some do not come in time.
+    """
+    store().key_value_set(f"clip_jax/said/{name}/{own_index()}", json.dumps(own))
+    barrier(f"all have said {name}", timeout_s)
+    said = store().key_value_dir_get(f"clip_jax/said/{name}")
+    return {int(key.rpartition("/")[2]): json.loads(text) for key, text in said}
 
 
 @dataclasses.dataclass

@@ -45,9 +45,13 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join()
 
-    def beat(self):
-        """Something was done: the time without a sign of life starts again."""
-        self._quiet_s = 0.0
+    def beat(self, doing: str = ""):
+        """Something was done: the time without a sign of life starts again.
+
+        Args:
+          doing: what comes next, for the message; "": the same as before.
+        """
+        self._quiet_s, self._doing = 0.0, doing or self._doing
 
     @contextlib.contextmanager
     def allow(self, doing: str, *, extra_seconds: float = 0.0) -> Iterator[None]:

@@ -132,7 +132,7 @@ def _pictures(source: Source, indices: Sequence[int], max_pixels: int) -> dict[i
     for index in indices:
         try:
             pixels_HWC = decode(source[index].image, max_pixels=max_pixels)
-        except (BadSample, ImageError):
+        except (BadSample, ImageError, OSError):
             continue
         image = Image.fromarray(pixels_HWC)
         image.thumbnail((THUMBNAIL, THUMBNAIL))

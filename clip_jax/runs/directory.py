@@ -159,15 +159,17 @@ class RunDirectory:
 
     def load_config(self) -> TrainConfig | None:
         """The settings of the run that is in the folder, or None in an empty one."""
-        cfg = self._load("config.json", TrainConfig)
+        return self.config_of({"config": self.read_json("config.json")})
+
+    def config_of(self, metadata: dict) -> TrainConfig | None:
+        """The settings that were saved with a checkpoint of the run, or None where there are none."""
+        data, origin = metadata.get("config"), os.fspath(self.path / "config.json")
+        cfg = data and from_json(TrainConfig, data, origin=origin)
         return cfg and dataclasses.replace(cfg, workdir=self._named)  # it may have been moved
 
     def load_model_config(self) -> ModelConfig | None:
-        return self._load("model.json", ModelConfig)
-
-    def _load(self, name: str, kind: type) -> Any:
-        data = self.read_json(name)
-        return data and from_json(kind, data, origin=os.fspath(self.path / name))
+        data = self.read_json("model.json")
+        return data and from_json(ModelConfig, data, origin=os.fspath(self.path / "model.json"))
 
     # ----------------------------------------------------------------------------- metrics
 
@@ -177,7 +179,11 @@ class RunDirectory:
         if self.is_local or not lines:
             path = self.path / "metrics.jsonl"
             # A log that was spoilt by hand, or by a disk, never keeps a run from resuming.
-            data = path.read_bytes() if path.exists() else b""
+            try:
+                data = path.read_bytes() if path.exists() else b""
+            except OSError as error:
+                log.warning("%s cannot be read: %s", path, error)
+                data = b""
             lines = data.decode(errors="replace").splitlines()
         return list(_parsed(lines))
 
@@ -210,7 +216,10 @@ class RunDirectory:
         text = "".join(dump_json(line) + "\n" for line in kept)
         self._close_metrics()
         if self._main and (self.path / "metrics.jsonl").exists():
-            atomic_write(self.path / "metrics.jsonl", text)
+            try:
+                atomic_write(self.path / "metrics.jsonl", text)
+            except OSError as error:
+                log.warning("metrics.jsonl cannot be written: %s", error)
         if not self.is_local:
             self._lines = text.splitlines(keepends=True)
 

@@ -1,13 +1,17 @@
 """Where a run's figures are written: metrics.jsonl, TensorBoard, Weights & Biases, or a logger of your own."""
 
+import functools
+import importlib.util
 import logging
 import os
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from clip_jax.redaction import redact
 from clip_jax.registry import resolve
 from clip_jax.runs.directory import RunDirectory
 
@@ -30,6 +34,10 @@ class Logger:
     def __init__(self, run: RunDirectory, *, start: int, settings: dict[str, Any]):
         self.run, self.start, self.settings = run, start, settings
 
+    @classmethod
+    def check(cls):
+        """Raises ValueError where something that it needs is not installed; before the training."""
+
     def log(self, step: int, values: dict[str, float]):
         """The figures of a step: train figures by their names, others as eval/NAME."""
 
@@ -40,7 +48,7 @@ class Logger:
         """A checkpoint is about to be written: what was logged must survive a kill."""
 
     def close(self):
-        pass
+        """The run has ended, or this start of it."""
 
 
 class JsonLines(Logger):
@@ -66,6 +74,9 @@ class TensorBoard(Logger):
         for name, value in values.items():
             self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
 
+    def report(self, path):
+        self._writer.add_text("report", f"`{path}`", self.start)
+
     def flush(self):
         self._writer.flush()
 
@@ -76,27 +87,40 @@ class TensorBoard(Logger):
 class WeightsAndBiases(Logger):
     """A Weights & Biases run, the same one after a restart; WANDB_MODE=offline needs no account."""
 
+    @classmethod
+    def check(cls):
+        if importlib.util.find_spec("wandb") is None:
+            raise ValueError(
+                "logging.loggers has wandb, which is not installed: pip install wandb, or leave it out"
+            )
+
     def __init__(self, run, *, start, settings):
         super().__init__(run, start=start, settings=settings)
-        try:
-            import wandb
-        except ImportError as error:
-            raise ValueError("logging.loggers has wandb: pip install wandb") from error
-        known = run.read_json("wandb.json") or {"id": wandb.util.generate_id()}
+        import wandb
+
+        known = run.read_json("wandb.json") or {"id": uuid.uuid4().hex[:8]}
         run.write_json("wandb.json", known)
-        folder = os.fspath(run.path) if run.is_local else None
         self._wandb = wandb
         self._run = wandb.init(
             id=known["id"],
             resume="allow",
-            dir=folder,
+            dir=os.fspath(run.path) if run.is_local else None,
             name=run.path.name,
             project=os.environ.get("WANDB_PROJECT", "clip_jax"),
-            config=settings,
+            settings=wandb.Settings(console="off"),  # else it would replace the standard streams
         )
+        self._run.config.update(redact(settings), allow_val_change=True)
+        # A step of its own, because W&B drops what comes for a step before its newest one: an
+        # evaluation that is repeated would be lost.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        self._done = int(self._run.summary.get("step") or 0)
 
     def log(self, step, values):
-        self._run.log(values, step=step)
+        # Steps that are done again after a kill have the same figures, and are there already.
+        new = values if step > self._done else {k: v for k, v in values.items() if "/" in k}
+        if new:
+            self._run.log({"step": step, **new})
 
     def report(self, path):
         with open(path, encoding="utf-8") as file:
@@ -113,6 +137,19 @@ LOGGERS: dict[str, Callable[..., Logger]] = {
 }
 
 
+def check_loggers(names: Sequence[str]):
+    """Refuse loggers that cannot be, before anything starts.
+
+    Raises:
+      ValueError: a name is of no logger, or what it needs is not installed.
+    """
+    for name in names:
+        kind = resolve("logging.loggers", name, LOGGERS)
+        if not callable(kind):
+            raise ValueError(f"logging.loggers={name} is a {type(kind).__name__}, not a Logger")
+        getattr(kind, "check", lambda: None)()
+
+
 def make_loggers(
     names: Sequence[str], run: RunDirectory, *, start: int, settings: dict[str, Any]
 ) -> "Loggers":
@@ -121,18 +158,23 @@ def make_loggers(
     Raises:
       ValueError: a name is of no logger, or what it needs is not installed.
     """
-    made = [resolve("logging.loggers", name, LOGGERS) for name in names]
-    return Loggers([make(run, start=start, settings=settings) for make in made])
+    check_loggers(names)
+    kinds = [resolve("logging.loggers", name, LOGGERS) for name in names]
+    return Loggers([functools.partial(kind, run, start=start, settings=settings) for kind in kinds])
 
 
 class Loggers:
-    """All loggers behind one thread, so that no disk and no network makes a step wait or fail."""
+    """All loggers behind one thread, so that no disk and no network makes a step wait or fail.
 
-    def __init__(self, loggers: Sequence[Logger]):
-        self._loggers = list(loggers)
+    Args:
+      makers: of the loggers, called by that thread.
+    """
+
+    def __init__(self, makers: Sequence[Callable[[], Logger]]):
+        self._makers, self._loggers = list(makers), []
         self._waiting: deque[tuple[str, tuple]] = deque()
         self._wake = threading.Condition()
-        self._busy = self._closed = False
+        self._busy, self._closed = True, False
         self._dropped = 0
         self._warned: dict[str, float] = {}
         self._thread = threading.Thread(target=self._work, name="loggers", daemon=True)
@@ -172,6 +214,15 @@ class Loggers:
             self._wake.notify_all()
 
     def _work(self):
+        for make in self._makers:
+            try:
+                self._loggers.append(make())
+            except Exception as error:
+                kind = getattr(make, "func", make)
+                self._warn(
+                    getattr(kind, "__name__", "logger"),
+                    f"it cannot be opened, {type(error).__name__}: {error}",
+                )
         while True:
             with self._wake:
                 self._busy = False

@@ -34,6 +34,7 @@ def three(monkeypatch):
         def kill(index: int):
             if index == 0:
                 coordinator.close()
+                lines[0]._connections = {}  # it says nothing any more
             for pair in pairs.values() if index == 0 else [pairs[index]]:
                 pair[min(index, 1)].shutdown(socket.SHUT_RDWR)
 

@@ -338,6 +338,16 @@ def fail_in_evaluation(step: int):
     Evaluations._evaluate = fail
 
 
+def fail_to_read_test_data(_: int):
+    """As the files of this process's machine might."""
+    from clip_jax.data.dataset import EvalDataset
+
+    def read(self, number: int):
+        raise OSError("stale file handle")
+
+    EvalDataset.__getitem__ = read
+
+
 def set_clock_back(step: int):
     """By a day, at a step."""
     real, shift = time.time, [0.0]
@@ -395,6 +405,7 @@ FAULTS = {
         slow_compiling,
         slow_evaluation,
         fail_in_evaluation,
+        fail_to_read_test_data,
         set_clock_back,
         nan_in_batch,
         nan_from,

@@ -277,7 +277,7 @@ def test_an_evaluation_fails(place, reference, run, at):
     more = ("--data.eval-source", f"pairs:{place}/captions.csv", "--evaluation.every-steps", "4")
     with start(place, run, *more, fault=f"fail_in_evaluation={at}") as command:
         assert command.end() == 1
-        assert f"The evaluation of step {at} failed; the training goes on" in command.text
+        assert f"The evaluation of step {at} failed; the training continues" in command.text
         assert f"clip-jax: the evaluation of step {at} failed: 30 of 48 samples" in command.text
     assert_same_end(run, reference, compare_metrics=False)
     assert sum("eval/loss" in line for line in metrics(run)) == 1
@@ -462,7 +462,7 @@ def test_the_clock_is_set_back(place, reference, run):
 def test_a_step_hangs(place, reference, run):
     with start(place, run, "--health.hang-seconds", "3", fault="hang_in_step=5") as command:
         assert command.end() == RETRY
-        assert "gave no sign of life for 3 s" in command.text
+        assert "gave no sign of life for 3 s while in step 5" in command.text
         assert "in wait_for_other_hosts" in command.text
     assert "in wait_for_other_hosts" in (run / "stacks.txt").read_text()
     finish(place, run)
@@ -481,3 +481,9 @@ def test_a_changed_setting_is_refused_until_it_is_allowed(place, cut):
     text = finish(place, cut, *more)
     assert "Resuming with another setting: steps: 8 -> 12" in text
     assert steps_in(cut)[-1] == 12
+    # 96 samples were taken, and the next steps take 16 each.
+    more = ("--steps", "14", "--data.batch-size", "16", "--checkpoint.allow-change", "steps")
+    text = finish(place, cut, *more, "data.batch_size")
+    assert "Resuming with batches of 16 samples instead of 8: 96 samples were taken" in text
+    seen = [line["samples_seen"] for line in metrics(cut) if "samples_seen" in line]
+    assert seen[-3:] == [96, 112, 128]

@@ -199,7 +199,7 @@ def test_an_evaluation_that_fails_ends_no_training_and_the_run_says_so_at_its_en
     assert run.fit() == 0
     assert ("save", 6, False, True) in story.events
     assert [e for e in story.events if e[0] == "record"] == [("record", 6, {"eval/loss": 1.0})]
-    assert "The evaluation of step 3 failed; the training goes on" in caplog.text
+    assert "The evaluation of step 3 failed; the training continues" in caplog.text
     with pytest.raises(EvaluationFailed, match=r"evaluation of step 3 failed: 30 of 48 .* step 6"):
         run.parts.evaluate.check()
     sound = made(Story())
