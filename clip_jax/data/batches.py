@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from clip_jax.data.bad_samples import BadSamples
-from clip_jax.data.dataset import EvalDataset, TrainDataset, fill
+from clip_jax.data.dataset import EvalDataset, Spec, TrainDataset, fill
 
 MOST_ROWS = 16  # of a batch that a thread takes at once
 AHEAD = 2  # batches that are read before they are asked for
@@ -76,16 +76,26 @@ class ThreadBatches(Batches):
         check: Callable[[BadSamples], None],
     ):
         super().__init__(step, ledger, check)
-        self.dataset, self.end, self._threads = dataset, end, threads
+        self._dataset, self._end, self._threads = dataset, end, threads
         # Handing over a row costs as much as a tenth of a picture's decoding: several at once.
         self._rows = max(1, min(MOST_ROWS, dataset.rows // threads))
         self._next, self._pool = step, None
         self._asked: deque[tuple[dict[str, np.ndarray], list[Future]]] = deque()
 
+    @property
+    def left(self) -> int:
+        """Batches that come still."""
+        return self._end - self.step
+
+    @property
+    def spec(self) -> Spec:
+        """Shapes and types of the arrays of a batch."""
+        return self._dataset.spec
+
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="data")
-        while self._next < min(step + 1 + AHEAD, self.end):
+        while self._next < min(step + 1 + AHEAD, self._end):
             self._ask(self._next)
             self._next += 1
         if not self._asked:
@@ -94,11 +104,11 @@ class ThreadBatches(Batches):
         return arrays, [error for part in parts for error in part.result()]
 
     def _ask(self, step: int):
-        rows = self.dataset.rows
-        spec = self.dataset.spec
+        rows = self._dataset.rows
+        spec = self._dataset.spec
         arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
         parts = [
-            self._pool.submit(fill, arrays, self.dataset, step, range(rows)[first : first + self._rows])
+            self._pool.submit(fill, arrays, self._dataset, step, range(rows)[first : first + self._rows])
             for first in range(0, rows, self._rows)
         ]  # fmt: skip
         self._asked.append((arrays, parts))
@@ -128,7 +138,7 @@ class EqualBatches:
         self._batches.close()
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        for _ in range(self._batches.step, self._batches.end):
+        for _ in range(self._batches.left):
             if self.error is None:
                 try:
                     yield next(self._batches)
@@ -137,5 +147,5 @@ class EqualBatches:
                     if self._alone:
                         raise
                     self.error = error
-            spec = self._batches.dataset.spec
-            yield {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec.items()}
+            spec = self._batches.spec.items()
+            yield {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec}

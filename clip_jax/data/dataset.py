@@ -57,7 +57,7 @@ class TrainDataset:
                 "processes that share it"
             )
         self.rows = cfg.batch_size // process_count
-        self._first = process_index * self.rows + skipped
+        self._first, self._skipped = process_index * self.rows, skipped
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
         self._image_size, self._seed = image_size, seed
         self._preprocess = _with_rotation(preprocess, cfg)
@@ -71,7 +71,7 @@ class TrainDataset:
 
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
-        position = step * self._cfg.batch_size + self._first + row
+        position = step * self._cfg.batch_size + self._first + self._skipped + row
         source, index, epoch = (int(column_B[row]) for column_B in self._plan(step))
         bad: list[BadSample] = []
         while len(bad) < MAX_TRIES:
@@ -93,7 +93,7 @@ class TrainDataset:
     def _plan(self, step: int) -> tuple[np.ndarray, ...]:
         plan = self._plans.get(step)
         if plan is None:
-            first = step * self._cfg.batch_size + self._first
+            first = step * self._cfg.batch_size + self._first + self._skipped
             plan = self._mixture.rows(np.arange(first, first + self.rows), self._seed)
             if len(self._plans) >= KEPT_PLANS:
                 self._plans.pop(min(self._plans, default=0), None)
