@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDS = 6
+RARE = 0.01  # error of a share in the pattern above which a source has no place in it
 MAX_CYCLE = 1 << 17  # places after which a mixture's pattern repeats, at most
 
 
@@ -61,8 +62,9 @@ class Mixture:
     """Shares the places of training out among sources, each in its exact proportion.
 
     Any stretch of the order holds each source in its proportion to within a few places, and the
-    source and the rank within it at a place are a table look-up. Without weights, the sources
-    are one long source: an epoch holds every sample of all of them once.
+    source and the rank within it at a place are a table look-up. A source whose share the table is
+    too short for takes places of the others, at exact distances: they skip a sample there. Without
+    weights, the sources are one long source: an epoch holds every sample of all of them once.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float] | None = None):
@@ -70,7 +72,7 @@ class Mixture:
         self.weighted = weights is not None and len(self.lengths) > 1
         self._starts = np.cumsum([0, *self.lengths])
         if self.weighted:
-            counts = _whole_numbers(weights)
+            counts, self._rare = _whole_numbers(weights)
             self._source_of, self._rank_of = _pattern(counts)
             self._counts = np.array(counts)
 
@@ -86,6 +88,10 @@ class Mixture:
         cycle_B, place_B = np.divmod(positions_B, len(self._source_of))
         source_B = self._source_of[place_B].astype(np.int64)
         rank_B = cycle_B * self._counts[source_B] + self._rank_of[place_B]
+        for number, share in self._rare.items():
+            before_B, after_B = (np.floor(share * (positions_B + i) + 0.5) for i in (0, 1))
+            here_B = after_B > before_B
+            source_B[here_B], rank_B[here_B] = number, before_B[here_B]
         epoch_B, rank_B = np.divmod(rank_B, np.array(self.lengths)[source_B])
         index_B = np.empty_like(rank_B)
         for number, length in enumerate(self.lengths):
@@ -95,14 +101,23 @@ class Mixture:
         return source_B, index_B, epoch_B
 
 
-def _whole_numbers(weights: Sequence[float]) -> list[int]:
-    """The smallest whole numbers in these proportions, to within one part in MAX_CYCLE."""
+def _whole_numbers(weights: Sequence[float]) -> tuple[list[int], dict[int, float]]:
+    """The smallest whole numbers in these proportions, and the shares of sources that have none.
+
+    A number is right to within RARE; a source of fewer than about 50 places in MAX_CYCLE, for which
+    there is no such number, has 0 places of the cycle.
+    """
     share = np.array(weights, float) / np.sum(weights)
     for cycle in range(len(share), 1025):
         counts = np.rint(share * cycle)
         if counts.min() >= 1 and np.allclose(counts, share * cycle, rtol=1e-9):
-            return [int(count) for count in counts]
-    return [max(1, round(float(s) * MAX_CYCLE)) for s in share]
+            return [int(count) for count in counts], {}
+    counts = np.rint(share * MAX_CYCLE)
+    rare = abs(counts - share * MAX_CYCLE) > RARE * share * MAX_CYCLE
+    counts[rare] = 0
+    return [int(count) for count in counts], {
+        int(number): float(share[number]) for number in np.flatnonzero(rare)
+    }
 
 
 def _pattern(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
