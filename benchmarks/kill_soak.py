@@ -98,7 +98,7 @@ def points(run: Path) -> list[tuple[int, str, float]]:
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
-    for path in sorted(run.glob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime_ns):
+    for path in sorted(run.glob("events.out.tfevents.*")):
         data, at = path.read_bytes(), 0
         while at + 12 <= len(data):
             length = int.from_bytes(data[at : at + 8], "little")

@@ -95,9 +95,11 @@ class RunDirectory:
         return (self.path / "model.json").exists()
 
     @property
-    def has_events(self) -> bool:
-        """Whether TensorBoard events of an earlier start are here."""
-        return any(path.name.startswith("events.out.tfevents.") for path in self.path.iterdir())
+    def newest_events(self) -> int:
+        """The second in the name of the newest TensorBoard file of an earlier start; 0: there is none."""
+        names = [path.name.split(".") for path in self.path.iterdir()]
+        found = [name[3] for name in names if name[:3] == ["events", "out", "tfevents"]]
+        return max((int(second) for second in found if second.isdigit()), default=0)
 
     @property
     def checkpoints(self) -> epath.Path:

@@ -58,15 +58,31 @@ class JsonLines(Logger):
         self.run.append_metrics({"step": step, **values})
 
 
+class _ClockAfter:
+    """Stands in for the module `time`; its time is later than some second."""
+
+    def __init__(self, second: int):
+        self._second = second
+
+    def time(self) -> float:
+        return max(time.time(), self._second + 1)
+
+
 class TensorBoard(Logger):
     """Events in the run directory. Steps that are done again replace those of the start before."""
 
     def __init__(self, run, *, start, settings):
         super().__init__(run, start=start, settings=settings)
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter, event_file_writer
 
-        purge = {"purge_step": start + 1} if start or run.has_events else {}
-        self._writer = SummaryWriter(os.fspath(run.path), flush_secs=30, **purge)
+        purge = {"purge_step": start + 1} if start or run.newest_events else {}
+        # TensorBoard reads files in the order of their names, which have the time in them: that of a
+        # start must be later than all before, also where the clock was set back in between.
+        clock, event_file_writer.time = event_file_writer.time, _ClockAfter(run.newest_events)
+        try:
+            self._writer = SummaryWriter(os.fspath(run.path), flush_secs=30, **purge)
+        finally:
+            event_file_writer.time = clock
         text = "\n".join(f"    {name} = {value}" for name, value in sorted(settings.items()))
         self._writer.add_text("settings", text, start)
 
