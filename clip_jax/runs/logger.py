@@ -97,7 +97,7 @@ class Progress:
 
     def write(self, step: int, values: dict[str, float]):
         """Give the figures of a step to all loggers."""
-        self._loggers.log(step, {name: float(f"{value:.7g}") for name, value in values.items()})
+        self._loggers.log(step, values)
 
     def flush(self):
         """Before a checkpoint: what was logged survives a kill."""

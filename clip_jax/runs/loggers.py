@@ -248,6 +248,9 @@ class Loggers:
                     break
                 call, arguments = self._waiting.popleft()
                 self._busy = True
+            if call == "log":  # here, because the training does not wait for it
+                step, values = arguments
+                arguments = step, {name: float(f"{value:.7g}") for name, value in values.items()}
             self._each(call, *arguments)
         self._each("close")
 
