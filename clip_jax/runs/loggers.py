@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000  # records that wait for a slow disk before the oldest are dropped
 FLUSH_S = 10.0  # that a checkpoint waits for the figures before it
+CLOSE_S = 60.0  # that the end of a run waits for its loggers
 WARN_EVERY_S = 300.0  # about a logger that keeps failing
 
 
@@ -180,68 +181,93 @@ def make_loggers(
 
 
 class Loggers:
-    """All loggers behind one thread, so that no disk and no network makes a step wait or fail.
+    """All loggers, each behind a thread of its own, so that none makes a step or another one wait.
 
     Args:
-      makers: of the loggers, called by that thread.
+      makers: of the loggers, each called by the thread of its logger.
     """
 
     def __init__(self, makers: Sequence[Callable[[], Logger]]):
-        self._makers, self._loggers = list(makers), []
-        self._waiting: deque[tuple[str, tuple]] = deque()
-        self._wake = threading.Condition()
-        self._busy, self._closed = True, False
-        self._dropped = 0
-        self._warned: dict[str, float] = {}
-        self._thread = threading.Thread(target=self._work, name="loggers", daemon=True)
-        self._thread.start()
+        self._writers = [_Writer(make) for make in makers]
 
     def log(self, step: int, values: dict[str, float]):
-        self._put("log", step, values)
+        for writer in self._writers:
+            writer.put("log", step, values)
 
     def report(self, path: str):
-        self._put("report", path)
+        for writer in self._writers:
+            writer.put("report", path)
 
     def flush(self) -> bool:
-        """Wait until all is written, FLUSH_S at most; whether it is."""
-        self._put("flush")
-        with self._wake:
-            done = self._wake.wait_for(lambda: not self._waiting and not self._busy, FLUSH_S)
-        if not done:
-            self._warn("flush", f"nothing could be written for {FLUSH_S:g} s")
-        return done
+        """Wait until all is written, FLUSH_S at most; whether it is. Not for what is being opened."""
+        deadline = time.monotonic() + FLUSH_S
+        for writer in self._writers:
+            writer.put("flush")
+        done = [writer.wait(deadline) for writer in self._writers if not writer.is_opening]
+        return all(done)
 
     def close(self):
-        self.flush()
-        with self._wake:
-            self._closed = True
-            self._wake.notify_all()
-        self._thread.join(FLUSH_S)
+        """Wait until all is written and the loggers are closed, CLOSE_S at most."""
+        deadline = time.monotonic() + CLOSE_S
+        for writer in self._writers:
+            writer.put("flush")
+            writer.end()
+        for writer in self._writers:
+            writer.join(deadline)
 
-    def _put(self, call: str, *arguments):
+
+class _Writer:
+    """One logger, its thread, and what waits for it."""
+
+    def __init__(self, make: Callable[[], Logger]):
+        self._make, self._logger = make, None
+        kind = getattr(make, "func", make)
+        self._name = getattr(kind, "__name__", type(kind).__name__)
+        self._waiting: deque[tuple[str, tuple]] = deque()
+        self._wake = threading.Condition()
+        self._busy, self._closed, self.is_opening = True, False, True
+        self._dropped = 0
+        self._warned = 0.0
+        self._thread = threading.Thread(target=self._work, name="logger", daemon=True)
+        self._thread.start()
+
+    def put(self, call: str, *arguments):
         with self._wake:
             if len(self._waiting) >= MOST_WAITING:
                 self._waiting.popleft()
                 self._dropped += 1
-                self._warn(
-                    "queue", f"{self._dropped} records were dropped: the storage is too slow"
-                )
+                self._warn(f"{self._dropped} records were dropped: the storage is too slow")
             self._waiting.append((call, arguments))
             self._wake.notify_all()
 
+    def wait(self, deadline: float) -> bool:
+        """Whether all that was put is written before the deadline."""
+        with self._wake:
+            left = max(0.0, deadline - time.monotonic())
+            done = self._wake.wait_for(lambda: not self._waiting and not self._busy, left)
+        if not done:
+            self._warn(f"nothing could be written for {FLUSH_S:g} s")
+        return done
+
+    def end(self):
+        """Nothing more will be put."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify_all()
+
+    def join(self, deadline: float):
+        self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            self._warn(f"it could not be closed in {CLOSE_S:g} s")
+
     def _work(self):
-        for make in self._makers:
-            try:
-                self._loggers.append(make())
-            except Exception as error:
-                kind = getattr(make, "func", make)
-                self._warn(
-                    getattr(kind, "__name__", "logger"),
-                    f"it cannot be opened, {type(error).__name__}: {error}",
-                )
+        try:
+            self._logger = self._make()
+        except Exception as error:
+            self._warn(f"it cannot be opened, {type(error).__name__}: {error}")
         while True:
             with self._wake:
-                self._busy = False
+                self._busy = self.is_opening = False
                 self._wake.notify_all()
                 self._wake.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
@@ -251,18 +277,18 @@ class Loggers:
             if call == "log":  # here, because the training does not wait for it
                 step, values = arguments
                 arguments = step, {name: float(f"{value:.7g}") for name, value in values.items()}
-            self._each(call, *arguments)
-        self._each("close")
+            self._do(call, *arguments)
+        self._do("close")
 
-    def _each(self, call: str, *arguments):
-        for logger in self._loggers:
-            try:
-                getattr(logger, call)(*arguments)
-            except Exception as error:  # a log never ends a run
-                self._warn(type(logger).__name__, f"{type(error).__name__}: {error}")
+    def _do(self, call: str, *arguments):
+        try:
+            if self._logger is not None:
+                getattr(self._logger, call)(*arguments)
+        except Exception as error:  # a log never ends a run
+            self._warn(f"{type(error).__name__}: {error}")
 
-    def _warn(self, what: str, text: str):
+    def _warn(self, text: str):
         now = time.monotonic()
-        if now >= self._warned.get(what, 0.0):
-            self._warned[what] = now + WARN_EVERY_S
-            log.warning("Logging failed (%s): %s. Training continues.", what, text)
+        if now >= self._warned:
+            self._warned = now + WARN_EVERY_S
+            log.warning("Logging failed (%s): %s. Training continues.", self._name, text)

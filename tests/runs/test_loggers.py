@@ -13,7 +13,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from clip_jax.runs import loggers as loggers_lib
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.runs.loggers import Logger, Loggers, check_loggers, make_loggers
+from clip_jax.runs.loggers import JsonLines, Logger, Loggers, check_loggers, make_loggers
 
 
 @pytest.fixture
@@ -76,10 +76,29 @@ def test_a_slow_logger_keeps_no_step_waiting_and_its_memory_is_bounded(run, monk
     for step in range(1000):
         made.log(step, {"loss": 1.0})
     assert time.monotonic() - began < 5
-    assert len(made._waiting) <= 10
+    assert len(made._writers[0]._waiting) <= 10
     assert not made.flush()
     Slow.gate.set()
     made.close()
+
+
+def test_a_logger_that_opens_slowly_keeps_neither_a_checkpoint_nor_another_logger_waiting(run):
+    opened = threading.Event()
+    Kept.lines = ()
+
+    def slowly():
+        assert opened.wait(20)
+        return Kept(run, start=0, settings={})
+
+    made = Loggers([slowly, lambda: JsonLines(run, start=0, settings={})])
+    made.log(1, {"loss": 0.5})
+    while made._writers[1].is_opening:
+        time.sleep(0.001)
+    assert made.flush()
+    assert run.metrics() == [{"step": 1, "loss": 0.5}]
+    opened.set()
+    made.close()
+    assert Kept.lines == ((1, {"loss": 0.5}),)  # nothing of it is lost
 
 
 def test_a_logger_from_outside_needs_no_line_in_the_table(run, tmp_path, monkeypatch):
