@@ -168,7 +168,7 @@ def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
 
     ours, theirs = arrays(run, last), arrays(reference, last)
     differing = [name for name in theirs if ours.get(name) != theirs[name]]
-    account = json.loads((run / "goodput.json").read_text())
+    record = json.loads((run / "goodput.json").read_text())
     damaged = run / "checkpoints" / "damaged"
     shown, expected = sorted(points(run)), sorted(points(reference))
     return {
@@ -184,9 +184,9 @@ def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
         "left_over": [name for name in leftovers(folder) if name not in before],
         "damaged_checkpoints": len(list(damaged.glob("[0-9]*"))) if damaged.exists() else 0,
         "minutes": round(wall_s / 60, 1),
-        "goodput_of_wall_time": round(sum(account["seconds"].values()) / wall_s, 4),
-        "starts": account["starts"],
-        "seconds_by_phase": account["seconds"],
+        "goodput_of_wall_time": round(sum(record["seconds"].values()) / wall_s, 4),
+        "starts": record["starts"],
+        "seconds_by_phase": record["seconds"],
     }
 
 

@@ -26,10 +26,10 @@ cd "$(dirname "$0")/.."
 
 help() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "launch/gke.sh"; }
 fail() {
-  printf 'gke.sh: %s (--help says more)\n' "$*" >&2
+  printf 'gke.sh: %s (see --help)\n' "$*" >&2
   exit 2
 }
-say() { printf 'gke.sh: %s\n' "$*" >&2; }
+log() { printf 'gke.sh: %s\n' "$*" >&2; }
 run() {
   if [[ -n $dry_run ]]; then
     printf '%q ' "$@"
@@ -42,11 +42,11 @@ matches() { # OPTION VALUE PATTERN MEANING
   [[ $2 =~ ^($3)$ ]] || fail "$1=$2 must be $4"
 }
 
-verb=${1-}
-case $verb in
+command=${1-}
+case $command in
   create | status | logs | delete | create-pool | delete-pool) shift ;;
   --help | -h) help && exit 0 ;;
-  *) fail "the first word must be create, status, logs, delete, create-pool or delete-pool, not '$verb'" ;;
+  *) fail "the first word must be create, status, logs, delete, create-pool or delete-pool, not '$command'" ;;
 esac
 
 name='' type='' topology='' image='' slices=1 spot=false restarts=100 namespace=''
@@ -79,33 +79,33 @@ while (($#)); do
   esac
 done
 [[ -n $name ]] || fail "--name is missing"
-[[ $verb == create || ${#arguments[@]} -eq 0 ]] || fail "only create takes what stands after --"
+[[ $command == create || ${#arguments[@]} -eq 0 ]] || fail "only create takes what stands after --"
 
 ending=gke made_by=create
-[[ $verb != *-pool ]] || ending=pool made_by=create-pool
+[[ $command != *-pool ]] || ending=pool made_by=create-pool
 note=${CLIP_JAX_NOTES:-runs/.launch}/$name.$ending
 needs() { # NAMES of what the command must be given
   local option
   for option in "$@"; do [[ -n ${!option} ]] || fail "--$option is missing"; done
   [[ ! -e $note ]] || fail "$note exists: '$name' was created before; delete it first, or take another name"
 }
-if [[ $verb == create ]]; then
+if [[ $command == create ]]; then
   needs type topology image
   [[ -z $cluster$region$zone$project ]] || fail "only create-pool takes --cluster, --region, --zone and --project"
   ((${#arguments[@]})) || fail "nothing to run: give -- train --config FILE --workdir gs://BUCKET/RUN"
   [[ " ${arguments[*]} " =~ \ --workdir[=\ ](gs://|/) ]] || fail "--workdir must be a bucket (gs://...) or a folder that all pods share"
-elif [[ $verb == create-pool ]]; then
+elif [[ $command == create-pool ]]; then
   needs type topology cluster region zone
   [[ -z $image$namespace ]] || fail "only create takes --image and --namespace"
 elif [[ -e $note ]]; then
-  [[ -z $made ]] || fail "$verb takes --name, --confirm and --dry-run alone; it reads the others from $note"
+  [[ -z $made ]] || fail "$command takes --name, --confirm and --dry-run alone; it reads the others from $note"
   # shellcheck source=/dev/null
   source "$note"
 else
   fail "$note does not exist: ${made_by} made no '$name'"
 fi
 program=kubectl
-[[ $verb != *-pool ]] || program=gcloud
+[[ $command != *-pool ]] || program=gcloud
 [[ -n $dry_run ]] || command -v $program >/dev/null || fail "$program is not installed"
 kubectl=(kubectl)
 [[ -z $namespace ]] || kubectl+=(--namespace "$namespace")
@@ -202,7 +202,7 @@ confirmed() { # WHAT is about to be deleted
   [[ $confirm == "$name" ]] || fail "'$confirm' is not '$name': nothing is deleted"
 }
 
-case $verb in
+case $command in
   create-pool)
     if [[ -z $dry_run ]]; then # before, because a pool that fails half-way is to be deleted as well
       mkdir -p "$(dirname "$note")"
@@ -229,7 +229,7 @@ case $verb in
     "${kubectl[@]}" create -f - <<<"$text"
     mkdir -p "$(dirname "$note")"
     printf 'namespace=%q\n' "$namespace" >"$note"
-    say "noted in $note; launch/gke.sh logs --name $name shows what it does"
+    log "noted in $note; launch/gke.sh logs --name $name shows what it does"
     ;;
   status)
     run "${kubectl[@]}" get jobset "$name" --output wide

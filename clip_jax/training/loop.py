@@ -24,7 +24,7 @@ from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.flops import training_flops
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
-from clip_jax.runs.bad_samples import open_account, take_account
+from clip_jax.runs.bad_samples import open_bad_samples, own_counts
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.console import duration, tolerant_streams
 from clip_jax.runs.directory import RunDirectory
@@ -135,7 +135,7 @@ def run_to_the_end(
             parts.setup.cfg.data.prefetch,
         ) as batches:
             exit_code = fit(parts, state, batches, step_fn)
-            bad_samples = batches.ledger
+            bad_samples = batches.bad_samples
         if exit_code:
             return exit_code
     parts.checkpoints.wait()
@@ -148,7 +148,7 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
     """The steps from the state's to the last.
 
     Returns:
-      0, or what the process should exit with because it was asked to leave.
+      0, or what the process should exit with after a signal.
     """
     cfg, goodput, progress = parts.setup.cfg, parts.goodput, parts.progress
     progress.restart_clock()
@@ -170,16 +170,16 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
         parts.watchdog.beat(f"saving step {step}")
         last = step == cfg.steps
         keeps_best = cfg.checkpoint.keep_best_by is not None and parts.evaluate.is_due(step)
-        metadata = functools.partial(describe, parts, step, batches.ledger)
+        metadata = functools.partial(describe, parts, step, batches.bad_samples)
         parts.checkpoints.save(step, state, metadata=metadata, due=keeps_best, force=last)
 
         if parts.evaluate.has_work(step):
             parts.log.flush()  # which waits for the step: two programs at once may block each other
         if not parts.evaluate(step, state):
-            return save_and_exit(parts, step, state, batches.ledger)
+            return save_and_exit(parts, step, state, batches.bad_samples)
         parts.watchdog.beat()
         if parts.preemption.requested() and not last:
-            return save_and_exit(parts, step, state, batches.ledger)
+            return save_and_exit(parts, step, state, batches.bad_samples)
     parts.log.flush()
     return 0
 
@@ -199,7 +199,7 @@ def save_and_exit(parts: Parts, step: int, state: TrainState, bad_samples: dict 
 def restore_or_start(
     setup: Setup, run: RunDirectory, checkpoints: Checkpoints, goodput: Goodput
 ) -> tuple[TrainState, Position, dict | None]:
-    """The newest intact checkpoint, or step 0; with it its position and account of bad samples."""
+    """The newest intact checkpoint, or step 0; with it its position and the counts of bad samples."""
     restored, batch_size = checkpoints.restore(setup.abstract_state), setup.cfg.data.batch_size
     if restored is None:
         goodput.resumed_from(None)
@@ -208,8 +208,10 @@ def restore_or_start(
     goodput.resumed_from(restored.metadata.get("goodput"))
     run.rewind_metrics(restored.step)
     log.warning("Resuming from step %d of %s", restored.step, run.path)
+    # Earlier versions named the counts "ledgers".
+    saved = restored.metadata.get("bad_samples", restored.metadata.get("ledgers", []))
     position = resumed_position(restored.step, restored.metadata, batch_size)
-    return restored.state, position, take_account(restored.metadata.get("ledgers", []))
+    return restored.state, position, own_counts(saved)
 
 
 def compile_step(parts: Parts) -> Callable:
@@ -275,7 +277,7 @@ def batches_from(
         samples_before=position.samples,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        ledger=open_account(bad_samples, run.path if run.is_local else None),
+        bad_samples=open_bad_samples(bad_samples, run.path if run.is_local else None),
     )
 
 
@@ -286,10 +288,10 @@ def describe(parts: Parts, step: int, bad_samples: dict | None) -> dict[str, Any
     parts.progress.flush()
     return {
         "samples": parts.position.samples_after(step),
-        "ledgers": allgather_json(bad_samples),
+        "bad_samples": allgather_json(bad_samples),
         "goodput": parts.goodput.seconds(),
         "config": run_settings(parts.setup.cfg),
-        "fingerprint": run_record.fingerprint(parts.setup),
+        **run_record.data_record(parts.setup),
         **provenance.environment(),
     }
 
