@@ -133,7 +133,7 @@ def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
     for _ in range(2):  # the second one finds its programs compiled, as all later ones do
         start = time.monotonic()
         with Command(*arguments(folder, folder / f"warm{_}", 2), output=folder / "warm") as command:
-            assert command.end() == 0, command.text
+            assert command.end(timeout_s=3600) == 0, command.text
     start_s = time.monotonic() - start
 
     rng, began, killed, reached = np.random.default_rng(0), time.monotonic(), 0, []
