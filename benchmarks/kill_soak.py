@@ -144,7 +144,7 @@ def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
                 deadline = time.monotonic() + rng.uniform(0, start_s)
             else:  # at a moment after some saves
                 goal = newest + SAVE_EVERY * int(rng.integers(1, 4))
-                give_up = time.monotonic() + 600
+                give_up = time.monotonic() + 1800
                 while newest_step(run) < min(goal, steps - SAVE_EVERY):
                     assert time.monotonic() < give_up and command.is_alive, command.text
                     time.sleep(0.001)

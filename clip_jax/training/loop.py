@@ -217,7 +217,6 @@ def restore_or_start(
 def compile_step(parts: Parts) -> Callable:
     """The train step, compiled for these devices before the first batch is there."""
     setup = parts.setup
-    parts.progress.say("Compiling the train step ...")
     with (
         parts.goodput.phase("compiling"),
         parts.watchdog.allow("compiling", extra_seconds=COMPILE_SECONDS),
@@ -231,9 +230,9 @@ def compile_step(parts: Parts) -> Callable:
         )
         batch = abstract_batch(setup.mesh, setup.model, setup.cfg.data.batch_size)
         began = time.monotonic()
-        parts.progress.say("Compiling the train step")
+        parts.progress.print("Compiling the train step")
         compiled = step.lower(setup.abstract_state, batch).compile()
-        parts.progress.say(f"Compiled the train step in {duration(time.monotonic() - began)}")
+        parts.progress.print(f"Compiled the train step in {duration(time.monotonic() - began)}")
         return compiled
 
 
