@@ -197,7 +197,7 @@ delete_pools() {
 }
 confirmed() { # WHAT is about to be deleted
   [[ -z $dry_run && $confirm != "$name" ]] || return 0
-  printf 'This deletes %s. Its name, to go on: ' "$1" >&2
+  printf 'This deletes %s. Type its name to continue: ' "$1" >&2
   read -r confirm || true
   [[ $confirm == "$name" ]] || fail "'$confirm' is not '$name': nothing is deleted"
 }

@@ -328,3 +328,20 @@ def test_the_counts_of_bad_samples_are_written_to_the_run(made):
     run.parts.setup.cfg = shown
     loop.report(run.parts, run.run, counts)
     assert "Devices" in (run.run.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["bad_samples", "ledgers"])  # as earlier versions named them
+def test_a_resume_restores_the_counts_of_bad_samples_and_rewinds_the_metrics(made, name):
+    run, seen = made(Story()).run, []
+    for step in (2, 4, 6):
+        run.append_metrics({"step": step, "loss": 1.0})
+    counts, seconds = {**BadSamples().to_json(), "seen": 32}, {"stepping": 3.0}
+    restored = types.SimpleNamespace(
+        step=4, state="state", metadata={name: [counts], "goodput": seconds}
+    )
+    checkpoints = types.SimpleNamespace(restore=lambda like: restored)
+    goodput = types.SimpleNamespace(resumed_from=seen.append)
+    setup = types.SimpleNamespace(abstract_state=None)
+    assert loop.restore_or_start(setup, run, checkpoints, goodput) == ("state", counts)
+    assert [line["step"] for line in run.metrics()] == [2, 4]
+    assert seen == [seconds]
