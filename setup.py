@@ -90,6 +90,8 @@ setup(
         # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would
         # look for a GPU at every start.
         "plan-gpu": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
+        # A pure wheel for each system with its own writer in Go; Python 3.9 and later.
+        "wandb": ["wandb>=0.22"],
         "parity": PARITY,
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],

@@ -27,6 +27,7 @@ from clip_jax.planning.out_of_memory import memory_advice
 from clip_jax.redaction import redact, redact_logs
 from clip_jax.registry import is_import_path
 from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.goodput import start_of_process
 from clip_jax.runs.report.page import write_report
 from clip_jax.runs.save_retries import SaveFailed
 from clip_jax.storage import user_cache
@@ -50,7 +51,7 @@ def train_command(args: list[str]) -> int:
     environment.check_switches()
     check(cfg)
     try:
-        return train(cfg)
+        return train(cfg, began=start_of_process())
     except jax.errors.JaxRuntimeError as error:
         if not environment.is_out_of_memory(error):
             raise

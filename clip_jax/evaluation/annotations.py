@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from clip_jax.data.samples import BadSample, Source
-from clip_jax.distributed.multihost import allgather_json
+from clip_jax.distributed.multihost import allgather_json, raise_together
 
 THREADS = 16  # reading waits for a disk or a network
 
@@ -25,10 +25,18 @@ def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]
 
     Each process reads its share of the samples, without decoding an image. One that cannot be read
     has no captions, no labels and no group.
+
+    Raises:
+      ValueError: one process cannot read its share; in all of them.
     """
     share = indices[jax.process_index() :: jax.process_count()]
-    with ThreadPoolExecutor(THREADS) as pool:
-        mine = list(pool.map(lambda index: _read(source, int(index)), share))
+    mine, failure = [], None
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            mine = list(pool.map(lambda index: _read(source, int(index)), share))
+    except Exception as error:
+        failure = error
+    raise_together(failure)
     parts = allgather_json(mine)
     # The first entry of all parts, then the second of all, ...: the order before the sharing out.
     count = len(parts)

@@ -134,7 +134,7 @@ def pictures(
     for index in indices:
         try:
             pixels_HWC = decode(source[index].image, max_pixels=max_pixels)
-        except (BadSample, ImageError):
+        except (BadSample, ImageError, OSError):
             continue
         image = Image.fromarray(pixels_HWC)
         image.thumbnail((side, side))

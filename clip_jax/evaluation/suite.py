@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.config import DataConfig, EvaluationConfig, LossConfig, TrainConfig
-from clip_jax.data.loader import eval_batches
+from clip_jax.data.loader import EqualBatches, eval_batches
 from clip_jax.data.samples import Source
 from clip_jax.data.sources import registry
+from clip_jax.distributed.multihost import raise_together
 from clip_jax.evaluation.annotations import Annotation, read_annotations
 from clip_jax.evaluation.encode import Encoder, Stopped
 from clip_jax.evaluation.evaluator import (
@@ -238,8 +239,9 @@ class _Images:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        with batches:
-            z_NE, index_N = encoder.encode_images(batches, should_stop=should_stop)
+        with EqualBatches(batches, alone=jax.process_count() == 1) as equal:
+            z_NE, index_N = encoder.encode_images(equal, should_stop=should_stop)
+        raise_together(equal.error)
         if not len(index_N):
             raise ValueError(f"{self.source.name}: not one of its samples can be evaluated")
         # The same images are usable in every process, so all of them read, or none does.
