@@ -21,7 +21,10 @@ PARITY = [
     "webdataset>=0.2.5,<=0.2.86",
 ]
 PLAN = ["libtpu>=0.0.52; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+SEARCH = ["pyarrow>=21", "usearch>=2.26"]
+SERVE = [*SEARCH, "starlette>=1.0", "uvicorn>=0.40"]
 TEST = [
+    *SERVE,
     *PLAN,
     "aiohttp>=3.12",
     "apache-beam>=2.69",
@@ -29,7 +32,6 @@ TEST = [
     "gcsfs>=2025.9",
     "psutil>=7.0",
     "pyrefly==1.5.0",
-    "pyarrow>=21",
     "pytest>=8.4",
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
@@ -46,7 +48,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax.runs.report": ["*.jinja"], "clip_jax.data.tokenizers": ["*.xz"]},
+    package_data={
+        "clip_jax.runs.report": ["*.jinja"],
+        "clip_jax.search": ["*.html"],
+        "clip_jax.data.tokenizers": ["*.xz"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "array_record>=0.8.1",
@@ -80,6 +86,9 @@ setup(
     extras_require={
         "test": TEST,
         "parquet": ["pyarrow>=21"],
+        "search": SEARCH,
+        "serve": SERVE,
+        "browser": ["selenium>=4.40"],
         "beam": ["apache-beam>=2.69"],
         "plan": PLAN,
         # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would

@@ -31,6 +31,8 @@ LAYERS = (
     ("runs",),
     ("evaluation", "weights"),
     ("load", "distributed"),
+    ("collection",),
+    ("search",),
     ("training",),
     ("planning",),
     ("cli",),
