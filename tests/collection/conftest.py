@@ -71,8 +71,8 @@ class Words:
 
 @pytest.fixture(scope="session")
 def mesh():
-    """Two devices, which the tests of this folder embed on."""
-    return sharding.make_mesh(MeshConfig(), jax.devices()[:2])
+    """One device: that several give the same is tested where they are used."""
+    return sharding.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.fixture(scope="session")
@@ -82,6 +82,12 @@ def loaded() -> Loaded:
     images = np.zeros((1, 16, 16, 3), np.uint8)
     variables = jax.jit(model.init)(jax.random.key(0), images, np.ones((1, 8), np.int32))
     return Loaded(model, jax.device_get(variables), Words(), preprocess_of(model.config))
+
+
+@pytest.fixture(scope="session")
+def apply(loaded):
+    """The model's own methods, compiled: `apply(variables, x, method=...)`."""
+    return jax.jit(loaded.model.apply, static_argnames="method")
 
 
 @pytest.fixture(scope="session")

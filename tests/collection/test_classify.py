@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 
-import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -17,13 +16,12 @@ DATA = DataConfig(threads=1, max_bad_share=0.5)
 
 
 @pytest.fixture(scope="module")
-def classified(loaded, mesh, pictures):
+def classified(loaded, apply, mesh, pictures):
     """All predictions, and the embeddings that they must follow from."""
     cfg = lib.ClassifyConfig(top=2, batch_size=8)
     found = list(
         lib.classify(loaded, pictures(), CLASSES, TEMPLATES, cfg=cfg, data=DATA, mesh=mesh)
     )
-    apply = jax.jit(loaded.model.apply, static_argnames="method")
     prompts = loaded.tokenizer([t.replace("{}", name) for name in CLASSES for t in TEMPLATES])
     z_STE = apply(loaded.variables, prompts, method="encode_text").reshape(3, 2, -1)
     z_SE = z_STE.mean(axis=1)

@@ -28,10 +28,9 @@ def content(folder) -> dict[str, str]:
     }
 
 
-def test_rows_are_the_embeddings_of_the_samples_in_order(collection, loaded, pictures):
+def test_rows_are_the_embeddings_of_the_samples_in_order(collection, loaded, apply, pictures):
     found = open_embeddings(collection)
     samples = [pictures()[index] for index in KEPT]
-    apply = jax.jit(loaded.model.apply, static_argnames="method")
     pixels = np.stack([loaded.preprocess(sample.image) for sample in samples])
     tokens = loaded.tokenizer([sample.captions[0] for sample in samples])
     expected = {
@@ -116,8 +115,8 @@ def test_two_processes_write_what_one_writes(collection, embedded_by, tmp_path):
     meet = threading.Barrier(2)
     # Devices are split among processes; the same number computes the same bits.
     meshes = [
-        make_mesh(MeshConfig(), jax.devices()[:4]),
-        make_mesh(MeshConfig(), jax.devices()[4:]),
+        make_mesh(MeshConfig(), jax.devices()[:1]),
+        make_mesh(MeshConfig(), jax.devices()[1:2]),
     ]
     embedded_by(tmp_path / "alone", mesh=meshes[0])
 
