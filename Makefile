@@ -12,8 +12,9 @@ help:  ## what there is
 $(VENV)/installed: setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); \
 	  sys.exit(0 if ok else f"clip_jax needs Python 3.11 to 3.13, this is {sys.version.split()[0]}: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@echo "Installing clip_jax and what it needs into $(VENV), which takes a minute or two ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
@@ -48,8 +49,8 @@ parity: .venv-parity/installed  ## compare with open_clip and transformers (need
 	.venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,plan-gpu]'
 	@touch $@
 
-gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on any x86-64 Linux machine (5 GB)
-	.venv-gpu/bin/python -m pytest tests/gpu_compile -n 2 --dist worksteal --max-worker-restart 0
+gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on any x86-64 Linux machine (5 GB); ONLY=SigLIP: of such
+	.venv-gpu/bin/python -m pytest tests/gpu_compile $(if $(ONLY),-k '$(ONLY)') -n 2 --dist worksteal --max-worker-restart 0
 
 browser: $(VENV)/installed-test  ## the search page in a headless Chromium, which is installed (Debian or Ubuntu, as root)
 	command -v chromedriver chromium || (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver)

@@ -25,7 +25,7 @@ def make(folder: Path):
     from PIL import Image
 
     from clip_jax import storage
-    from clip_jax.data.sources import tar_index
+    from clip_jax.data.sources import tar_index, tar_scan
 
     folder.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
@@ -42,7 +42,7 @@ def make(folder: Path):
         if not path.exists():
             path.symlink_to(real)
     (info,) = storage.stat([str(real)])
-    shard, starts = tar_index.scan(str(real), info)
+    shard, starts = tar_scan.scan(str(real), info)
     index = tar_index.places([str(path) for path in paths], folder)[0]
     with index.open("wb") as out:
         for _ in range(SHARDS):

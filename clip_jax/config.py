@@ -165,6 +165,13 @@ class DataConfig(Settings, group="data."):
     exif_rotation: bool = False  # turn images as their EXIF says; open_clip does not
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     data_dir: str = "data"  # where `shapes` and indexes are kept
+    # global: of all samples; block: of blocks of neighbours, read whole; auto: block behind URLs
+    shuffle: Literal["auto", "global", "block"] = "auto"
+    shuffle_window_mb: Count = 2048  # of blocks that are mixed, in all processes together
+    # of tar shards: auto: none behind URLs in blocks where sizes.json or _stats.json are there
+    index: Literal["auto", "always", "never"] = "auto"
+    read_ahead_mb: Count = 4096  # of blocks that a process and its workers hold, at most
+    cache_mb: Whole = 0  # of blocks kept under data_dir for later epochs and starts; 0: none
     threads: Threads | None = None  # decoders in each process; None: one a core
     workers: Workers = 0  # processes that decode; 0: threads of the training process do
     prefetch: Threads = 2  # batches kept ready on the device

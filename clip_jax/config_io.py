@@ -46,6 +46,8 @@ FREE = (
     "data.eval_source",
     "data.eval_also",
     "data.data_dir",
+    "data.read_ahead_mb",
+    "data.cache_mb",
     "data.threads",
     "data.workers",
     "data.prefetch",

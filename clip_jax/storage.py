@@ -5,14 +5,11 @@ import concurrent.futures
 import contextlib
 import fcntl
 import functools
-import glob
 import os
 import re
 import shutil
 import tempfile
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -20,7 +17,9 @@ from typing import NamedTuple, TypeVar
 import fsspec
 from absl import logging
 from etils import epath
-from etils.epath import gpath
+
+from clip_jax import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
+from clip_jax.open_files import OpenFiles, pread
 
 T = TypeVar("T")
 
@@ -28,8 +27,9 @@ RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries
 FINAL = (IsADirectoryError, NotADirectoryError, PermissionError)  # waiting does not help
 PASSING = (408, 425, 429)  # of HTTP's answers of 400 to 499, those that do pass
 RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?:(?P<total>\d+)|\*)")
-OPEN_FILES = 256  # kept open by a process
 LISTING_THREADS = 32
+LISTED_FROM = 8  # files of a folder from which listing it is quicker than asking for each
+STALLED_S = (30.0, 1e6)  # a request takes at most so long, and a second for so many bytes
 
 
 class FileInfo(NamedTuple):
@@ -41,6 +41,16 @@ class FileInfo(NamedTuple):
 
 class Refused(OSError):
     """The storage answers, and its answer is no: asking again does not help."""
+
+
+class Changed(OSError):
+    """A file that is not the one that it was when it was first looked at."""
+
+    def __init__(self, path: str, was: object, now: object):
+        super().__init__(
+            f"{path} has changed while it was in use: it was {was} and is {now}. Bring its index up to "
+            "date with `clip-jax data index SOURCE`, and give a run that resumes the data it had"
+        )
 
 
 class NoRanges(ValueError):
@@ -86,6 +96,11 @@ def stat(paths: Sequence[str]) -> list[FileInfo]:
     """Size and version of each file."""
     if len(paths) == 1:
         return [_stat(paths[0])]
+    if len(paths) >= LISTED_FROM and is_url(paths[0]) and not is_web(paths[0]):
+        places = [path.rpartition("/")[::2] for path in paths]
+        known = {folder: listing(folder) for folder in {folder for folder, _ in places}}
+        if all(name in known[folder] for folder, name in places):
+            return [known[folder][name] for folder, name in places]
     with concurrent.futures.ThreadPoolExecutor(LISTING_THREADS) as pool:
         return list(pool.map(_stat, paths))
 
@@ -97,18 +112,40 @@ def _stat(path: str) -> FileInfo:
 
     def ask() -> FileInfo:
         filesystem, name = fsspec.core.url_to_fs(path)
-        info = filesystem.info(name)
-        keys = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "generation")
-        return FileInfo(info["size"], str(next((info[k] for k in keys if info.get(k)), "")))
+        return _file_info(filesystem.info(name))
 
     return retry(ask, path)
 
 
-def read_range(path: str, start: int, end: int) -> bytes:
+def listing(folder: str) -> dict[str, FileInfo]:
+    """The files right below a folder of a bucket by name, of which one request tells a thousand."""
+
+    def ask() -> dict[str, FileInfo]:
+        filesystem, name = fsspec.core.url_to_fs(folder)
+        found = filesystem.ls(name, detail=True, refresh=True)
+        files = (info for info in found if info["type"] == "file")
+        return {info["name"].rpartition("/")[2]: _file_info(info) for info in files}
+
+    return retry(ask, folder)
+
+
+def _file_info(info: dict) -> FileInfo:
+    keys = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "generation")
+    return FileInfo(info["size"], str(next((info[k] for k in keys if info.get(k)), "")))
+
+
+def read_range(path: str, start: int, end: int, *, info: FileInfo | None = None) -> bytes:
     """Bytes `start` to `end` of a file, fewer where it ends before; failures are tried again.
+
+    Args:
+      path: a path or a URL.
+      start: the first byte.
+      end: the byte after the last one.
+      info: what the file was; then all of the bytes come, of the file that it was, or an error.
 
     Raises:
       OSError: it still fails after all tries; the message names the file.
+      Changed: the file has another length or version than `info` says.
       NoRanges: the server sends the file from its beginning, whatever is asked for.
     """
     if start >= end:
@@ -116,19 +153,40 @@ def read_range(path: str, start: int, end: int) -> bytes:
 
     def read() -> bytes:
         if not is_url(path):
-            return _pread(_files.get(path), start, end)
-        filesystem, name = fsspec.core.url_to_fs(path)
-        if is_web(path):
-            return fsspec.asyn.sync(filesystem.loop, _web_range, filesystem, name, start, end)
-        data = filesystem.cat_file(name, start=start, end=end)
+            data = pread(_files.get(path), start, end)
+        else:
+            data = _request(path, start, end, info)
         if len(data) > end - start:
             raise NoRanges(path)
+        if info is not None and len(data) < min(end, info.size) - start:
+            # Short because the file is, or because the answer was cut off: then it is asked again.
+            _refuse_changed(path, info, _stat(path))
+            raise OSError(f"{len(data)} bytes came of {end - start}")
         return data
 
     return retry(read, path)
 
 
-async def _web_range(filesystem, url: str, start: int, end: int) -> bytes:
+def _request(url: str, start: int, end: int, info: FileInfo | None) -> bytes:
+    filesystem, name = fsspec.core.url_to_fs(url)
+    if not filesystem.async_impl:
+        return filesystem.cat_file(name, start=start, end=end)
+    quiet_s, rate = STALLED_S
+    limit_s = quiet_s + (end - start) / rate
+    if is_web(url):
+        arguments = (_web_range, filesystem, name, start, end, info)
+    else:
+        arguments = (filesystem._cat_file, name, start, end)
+    return fsspec.asyn.sync(filesystem.loop, *arguments, timeout=limit_s)
+
+
+def _refuse_changed(path: str, was: FileInfo, now: FileInfo):
+    known = was.version and now.version
+    if was.size != now.size or (known and was.version != now.version):
+        raise Changed(path, was, now)
+
+
+async def _web_range(filesystem, url: str, start: int, end: int, info: FileInfo | None) -> bytes:
     """A range of a file of a web server, which must say that it sends that range and no other.
 
     fsspec takes the beginning of the file for it where a server ignores the header.
@@ -144,6 +202,9 @@ async def _web_range(filesystem, url: str, start: int, end: int) -> bytes:
         span = RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         if answer.status != 206 or span is None or int(span["first"]) != start:
             raise NoRanges(url)
+        if info is not None and span["total"]:
+            now = FileInfo(int(span["total"]), answer.headers.get("ETag", ""))
+            _refuse_changed(url, info, now)
         last = min(int(span["last"]), int(span["total"]) - 1 if span["total"] else end)
         data = await answer.read()
     if len(data) != last + 1 - start:
@@ -186,10 +247,14 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
             return action()
         # The clients of clouds have exception types of their own, of which a few are OSErrors.
         except Exception as error:
-            if isinstance(error, ValueError | TypeError | ImportError):
+            if isinstance(error, ValueError | TypeError | ImportError | Changed):
                 raise
             _files.forget(path)
-            refused = isinstance(error, FINAL) or _is_refusal(error)
+            expired = _is_expired(error)
+            if expired:  # so that the client is made again, with the credentials of now
+                type(fsspec.core.url_to_fs(path)[0]).clear_instance_cache()
+            final = isinstance(error, FINAL) or _is_refusal(error)
+            refused = final and not expired
             if number == len(delays) or refused:
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
                 raise (Refused if refused else kind)(
@@ -201,60 +266,23 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
     raise AssertionError("the loop returns or raises")
 
 
+def _is_expired(error: Exception) -> bool:
+    """Whether it says that credentials are too old, which those that the next client finds may not be."""
+    return _status(error) == 401 or "expired" in str(error).lower()
+
+
 def _is_refusal(error: Exception) -> bool:
     """Whether it carries an answer of HTTP that says that the request is at fault."""
-    names = ("status", "status_code", "code")  # of aiohttp, of Azure's client, of gcsfs
-    answer = next((getattr(error, name) for name in names if hasattr(error, name)), None)
+    answer = _status(error)
     return isinstance(answer, int) and 400 <= answer < 500 and answer not in PASSING
 
 
-class _OpenFile:
-    """A descriptor that is closed when the last thread that reads from it lets go."""
-
-    def __init__(self, path: str):
-        self.descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-
-    def __del__(self):
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+def _status(error: Exception) -> object:
+    names = ("status", "status_code", "code")  # of aiohttp, of Azure's client, of gcsfs
+    return next((getattr(error, name) for name in names if hasattr(error, name)), None)
 
 
-class _Files:
-    """The files that were read last, kept open: opening costs more than reading on a network."""
-
-    def __init__(self):
-        self._lock, self._files = threading.Lock(), OrderedDict()
-
-    def get(self, path: str) -> _OpenFile:
-        with self._lock:
-            file = self._files.get(path)
-            if file is not None:
-                self._files.move_to_end(path)
-                return file
-        file = _OpenFile(path)
-        with self._lock:
-            self._files[path] = file
-            while len(self._files) > OPEN_FILES:
-                self._files.popitem(last=False)
-        return file
-
-    def forget(self, path: str):
-        with self._lock:
-            self._files.pop(path, None)
-
-
-_files = _Files()
-
-
-def _pread(file: _OpenFile, start: int, end: int) -> bytes:
-    parts = []
-    while start < end:  # one call reads 2 GiB at most
-        part = os.pread(file.descriptor, end - start, start)
-        if not part:
-            break
-        parts.append(part)
-        start += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+_files = OpenFiles()
 
 
 @contextlib.contextmanager
@@ -275,21 +303,6 @@ def writable(folder: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _glob_in_literal_folder(self, pattern: str):
-    """`epath.Path.glob`, but only `pattern` may hold wildcards, as in `pathlib`.
-
-    epath takes the folder's own name for a part of the pattern. Orbax merges a checkpoint's files
-    by such a glob, so a checkpoint below a folder called run[1] could never be read.
-    """
-    if "**" in pattern:
-        raise NotImplementedError(f"{pattern!r}: ** is not supported")
-    for found in self._backend.glob(self._PATH.join(glob.escape(self._path_str), pattern)):
-        yield self._new(found)
-
-
-gpath.PosixGPath.glob = _glob_in_literal_folder
 
 
 def atomic_write(path: str | os.PathLike, content: bytes | str):

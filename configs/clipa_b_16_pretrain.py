@@ -4,7 +4,7 @@ clip-jax train --config configs/clipa_b_16_pretrain.py --data.source 'tar:/data/
 
 Then `clipa_b_16_tune` goes on at the full length. Recipe: learning rate 8e-6 * batch / 256, b2 0.95, crops
 of 40 to 100 % (CLIPA's open_clip example for B/16). Captions over length keep a random block of their tokens.
-Hardware: a v5e-64 or 8 H100. Time by the plan, at best (docs/plan.md): 3.7 hours on a v5e-64, 5.4 on 8 H100 if 126
+Hardware: a v5e-64 or 8 H100. Time by the plan, at best (docs/plan.md): 5.4 hours on 8 H100 if 126
 cores feed them. To compare with: 63.2 % after both parts, in about two days on 8 A100 (open_clip's docs/clipa.md).
 """
 

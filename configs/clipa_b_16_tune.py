@@ -4,7 +4,7 @@ clip-jax train --config configs/clipa_b_16_tune.py --data.source 'tar:/data/{000
 
 Starts from runs/clipa_b_16_pretrain; its position embeddings are resized. Recipe: batch 16,384, learning
 rate 8e-7 * batch / 256 (CLIPA's clipa_jax). Hardware: a v5e-64 or 8 H100. Time by the plan, at
-best (docs/plan.md): 49 minutes on a v5e-64, 58 on 8 H100.
+best (docs/plan.md): 58 minutes on 8 H100.
 To compare with: see `clipa_b_16_pretrain`.
 """
 

@@ -2,7 +2,7 @@
 
 clip-jax train --config configs/datacomp_large.py --data.source 'tar:/data/datacomp/{00000000..00128959}.tar'
 
-Hardware: a v5e-64 or 8 H100. Time by the plan, at best (docs/plan.md): 8 hours on a v5e-64, 11 on 8 H100.
+Hardware: a v5e-64 or 8 H100. Time by the plan, at best (docs/plan.md): 11 hours on 8 H100.
 To compare with: 63.1 % zero-shot on ImageNet
 with the best filter of the paper.
 """

@@ -3,7 +3,7 @@
 clip-jax train --config configs/datacomp_medium.py --data.source 'tar:/data/datacomp/{00000000..00012895}.tar'
 
 Hardware: 8 H100 or a v5e-16. Time by the plan, at best (docs/plan.md): 27 minutes on 8 H100 if 77 cores feed
-them, 64 minutes on a v5e-16. To compare with: 29.7 % zero-shot on ImageNet
+them. To compare with: 29.7 % zero-shot on ImageNet
 with the best filter of the paper (arXiv:2304.14108).
 """
 

@@ -2,8 +2,8 @@
 
 clip-jax train --config configs/laion400m_vit_b_32.py --data.source 'tar:/data/{00000..41407}.tar'
 
-Data: shards as img2dataset writes them. Hardware: a v5e-64 or 8 H100. Time by the plan, at best (docs/plan.md): 30
-hours on a v5e-64, 45 on 8 H100 if 78 cores feed them. To compare with: 63.2 % zero-shot on ImageNet for this
+Data: shards as img2dataset writes them. Hardware: a v5e-64 or 8 H100. Time by the plan, at best (docs/plan.md): 45
+hours on 8 H100 if 78 cores feed them. To compare with: 63.2 % zero-shot on ImageNet for this
 model, data and number of samples (LAION's scaling-laws-openclip, trained_models_info.csv); 63.3 % for OpenAI's own.
 """
 

@@ -2,7 +2,7 @@
 
 clip-jax train --config configs/laion400m_vit_l_14.py --data.source 'tar:/data/{00000..41407}.tar'
 
-Hardware: a v5p-512 or 64 H100. Time by the plan, at best (docs/plan.md): 35 hours on a v5p-512, 47 on 64 H100.
+Hardware: a v5p-512 or 64 H100. Time by the plan, at best (docs/plan.md): 23 hours on a v5p-512, 47 on 64 H100.
 To compare with: 73.1 % zero-shot on ImageNet
 for this model, data and number of samples (LAION's scaling-laws-openclip); 75.5 % for OpenAI's own.
 """

@@ -4,7 +4,7 @@ clip-jax train --config configs/lit_l_14.py --model.init-from open_clip_model.sa
     --data.source 'tar:/data/{00000..41407}.tar'
 
 The image tower has no optimizer state and no backward pass. Data: any image-caption shards. Hardware: 8 H100 or
-a v5e-64. Time by the plan, at best (docs/plan.md): 10 hours on either. To compare with: the paper's 85.2 % zero-shot on ImageNet, with a larger
+a v5e-64. Time by the plan, at best (docs/plan.md): 10 hours on 8 H100. To compare with: the paper's 85.2 % zero-shot on ImageNet, with a larger
 tower (g/14) and four billion private pairs (its abstract).
 """
 

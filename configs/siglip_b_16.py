@@ -5,7 +5,7 @@ clip-jax train --config configs/siglip_b_16.py --data.source 'tar:/data/{00000..
 
 Data: Google's WebLI is not public; LAION or DataComp shards take its place. The tokenizer is the T5-style
 SentencePiece file that lies with the released weights; without --tokenizer.path none is found.
-Hardware: a v5e-256 or 32 H100. Time by the plan, at best (docs/plan.md): 29 hours on either.
+Hardware: a v5e-256 or 32 H100. Time by the plan, at best (docs/plan.md): 29 hours on 32 H100.
 The paper finds a batch of 32 k enough (section
 4.2) and b2 = 0.95 needed for stability at this size (section 4.4). To compare with: SigLiT's 84.5 % with
 a frozen g/14 tower (its abstract); on public data 63 to 67 % are what softmax reaches, see

@@ -19,7 +19,9 @@ LAYERS = (
     (
         "config",
         "hardware",
+        "literal_globs",
         "numerics",
+        "open_files",
         "registry",
         "redaction",
         "storage",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_jax import storage
+from clip_jax import open_files, storage
 
 
 @pytest.fixture(autouse=True)
@@ -18,12 +18,12 @@ def test_a_range_past_the_end_is_short(tmp_path):
 
 
 def test_no_more_than_the_set_number_of_files_stays_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "OPEN_FILES", 3)
-    files = storage._Files()
+    monkeypatch.setattr(open_files, "OPEN_FILES", 3)
+    files = open_files.OpenFiles()
     for number in range(10):
         (tmp_path / str(number)).write_bytes(bytes([number]))
         opened = files.get(str(tmp_path / str(number)))
-        assert storage._pread(opened, 0, 9) == bytes([number])
+        assert open_files.pread(opened, 0, 9) == bytes([number])
     assert len(files._files) == 3
 
 

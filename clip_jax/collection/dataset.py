@@ -67,6 +67,12 @@ class EmbedDataset:
         except BadSample as error:
             return found | {"about": error, "bad": [error]}
 
+    def release(self, step: int):
+        """Nothing is kept of a step."""
+
+    def close(self):
+        """Nothing is open."""
+
     def _read(self, index: int) -> dict:
         sample = self._source[index]
         found = {}

@@ -91,7 +91,9 @@ class ThreadBatches(Batches):
         if not self._asked:
             raise StopIteration
         arrays, parts = self._asked.popleft()
-        return arrays, [error for part in parts for error in part.result()]
+        bad = [error for part in parts for error in part.result()]
+        self._dataset.release(step)
+        return arrays, bad
 
     def _ask(self, step: int):
         rows = self._dataset.rows
@@ -105,5 +107,6 @@ class ThreadBatches(Batches):
 
     def _stop(self):
         self._asked.clear()
+        self._dataset.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

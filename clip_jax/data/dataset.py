@@ -1,15 +1,22 @@
 """A row of a batch by its number: which sample, read, decoded, augmented and tokenized."""
 
+import copy
 import dataclasses
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from clip_jax.config import DataConfig, PreprocessConfig
+from clip_jax.data.block_cache import BlockCache
+from clip_jax.data.block_order import BlockOrder, Rows
+from clip_jax.data.block_reader import BlockReader
 from clip_jax.data.images.transforms import ImageError, eval_image, train_image
+from clip_jax.data.orders import GlobalOrder, make_order
 from clip_jax.data.samples import BadSample, Sample, Source
-from clip_jax.data.shuffle import Mixture, hash64
+from clip_jax.data.shuffle import hash64
 
 MAX_TRIES = 20  # samples that are tried for one row before the run stops
 KEPT_PLANS = 16  # batches whose order is remembered, more than are in work at once
@@ -59,8 +66,73 @@ class TrainDataset:
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
         self._image_size, self._seed = image_size, seed
         self._preprocess = with_rotation(preprocess, cfg)
-        self._mixture = Mixture([len(source) for source in sources], cfg.weights)
-        self._plans: dict[int, tuple[np.ndarray, ...]] = {}
+        self._order = make_order(self._sources, cfg, seed=seed)
+        self._memory = cfg.read_ahead_mb * 1_000_000
+        self._open()
+
+    def _open(self):
+        self._plans: dict[int, Rows] = {}
+        self._reader, self._opening = None, threading.Lock()
+
+    def __getstate__(self) -> dict:
+        """Without what was read."""
+        own = ("_plans", "_reader", "_opening")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+    def __setstate__(self, state: dict):
+        self.__dict__.update(state)
+        self._open()
+
+    @property
+    def order(self) -> GlobalOrder | BlockOrder:
+        """Which sample stands where."""
+        return self._order
+
+    def share(self, number: int, count: int) -> "TrainDataset":
+        """One of `count` parts of the rows; rows that read the same blocks stay together."""
+        assert isinstance(self._order, BlockOrder)
+        each = self._order.batch_size // self._order.lanes
+        unit = each if self.rows % each == 0 and self._first % each == 0 and self.rows >= count * each else 1  # fmt: skip
+        units = self.rows // unit
+        start, end = (units * place // count * unit for place in (number, number + 1))
+        part = copy.copy(self)
+        part._open()
+        part._first, part.rows, part._memory = (
+            self._first + start,
+            end - start,
+            self._memory // count,
+        )
+        return part
+
+    def release(self, step: int):
+        """All rows up to those of `step` have been made: what they were read from is forgotten."""
+        if self._reader is not None:
+            self._reader.done(step)
+
+    def close(self):
+        """Stop reading ahead."""
+        if self._reader is not None:
+            self._reader.close()  # rows that wait for a block of it fail now
+
+    def _sample(self, step: int, source: int, index: int, window: tuple[int, ...]) -> Sample:
+        if not isinstance(self._order, BlockOrder):
+            return self._sources[source][index]
+        with self._opening:
+            if self._reader is None:
+                self._reader = self._read_from(step)
+        return self._reader.sample(step, source, index, window)
+
+    def _read_from(self, step: int) -> BlockReader:
+        cfg = self._cfg
+        cache = BlockCache(Path(cfg.data_dir).expanduser() / "blocks", cfg.cache_mb * 1_000_000)
+        return BlockReader(
+            self._sources,
+            self._order,
+            range(self._first, self._first + self.rows),
+            step,
+            memory=self._memory,
+            cache=cache if cfg.cache_mb else None,
+        )
 
     @property
     def spec(self) -> Spec:
@@ -70,16 +142,16 @@ class TrainDataset:
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
         position = step * self._cfg.batch_size + self._first + row
-        source, index, epoch = (int(column_B[row]) for column_B in self._plan(step))
+        source, index, epoch, stream, window = (int(each_B[row]) for each_B in self._plan(step))
         bad: list[BadSample] = []
         while len(bad) < MAX_TRIES:
             if bad:
-                # From the same source, so that a mixture keeps its proportions.
                 draw = int(hash64(self._seed, position, len(bad)))
-                index = draw % len(self._sources[source])
+                source, index = self._order.another(stream, epoch, window, draw)
             rng = np.random.default_rng([self._seed, source, index, epoch])
             try:
-                image_HWC, tokens_L = self._load(self._sources[source][index], rng)
+                sample = self._sample(step, source, index, (stream, epoch, window))
+                image_HWC, tokens_L = self._load(sample, rng)
                 return {"image": image_HWC, "tokens": tokens_L, "bad": bad}
             except BadSample as error:
                 bad.append(error)
@@ -88,11 +160,11 @@ class TrainDataset:
             f"are {'; '.join(str(error) for error in bad[:5])}"
         )
 
-    def _plan(self, step: int) -> tuple[np.ndarray, ...]:
+    def _plan(self, step: int) -> Rows:
         plan = self._plans.get(step)
         if plan is None:
             first = step * self._cfg.batch_size + self._first
-            plan = self._mixture.rows(np.arange(first, first + self.rows), self._seed)
+            plan = self._order.rows(np.arange(first, first + self.rows))
             if len(self._plans) >= KEPT_PLANS:
                 self._plans.pop(min(self._plans, default=0), None)
             self._plans[step] = plan
@@ -183,6 +255,12 @@ class EvalDataset:
             "label": np.int32(-1 if sample.label is None else sample.label),
             "bad": [],
         }
+
+    def release(self, step: int):
+        """Nothing is kept of a step."""
+
+    def close(self):
+        """Nothing is open."""
 
     def _nothing(self, index: int, bad: list[BadSample]) -> dict:
         return {

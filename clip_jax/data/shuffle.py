@@ -1,6 +1,5 @@
 """Which sample stands at which place of training: arithmetic on (seed, position), no state."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,35 +25,47 @@ def hash64(*numbers) -> np.ndarray:
     return state
 
 
-def permute(index_B: np.ndarray, n: int, keys_B: np.ndarray) -> np.ndarray:
+def permute(index_B: np.ndarray, n: int | np.ndarray, keys_B: np.ndarray) -> np.ndarray:
     """The places of `index_B` in a pseudo-random order of range(n), one order for each key.
+
+    Of an array `n`, each index has its own.
 
     A Feistel network over a grid of about sqrt(n) rows and columns, which holds hardly more than
     n places; what falls outside the range is sent through again until it is inside, so that it
     stays a bijection. A shuffled list of 400 million numbers would take 3.2 GB in each process.
     """
     # Grain's shuffle was tried first: at n = 1,000,003 the places of neighbours correlate by 0.4.
-    rows = math.isqrt(n - 1) + 1
-    columns = -(-n // rows)
+    n_B = np.broadcast_to(np.asarray(n, np.uint64), np.shape(index_B))
+    rows_B = _square_root(n_B)
+    columns_B = (n_B + rows_B - np.uint64(1)) // rows_B
     keys_B = np.broadcast_to(np.asarray(keys_B, np.uint64), np.shape(index_B))
-    place_B = _scramble(np.asarray(index_B, np.uint64), rows, columns, keys_B)
-    while (outside_B := place_B >= n).any():
-        place_B[outside_B] = _scramble(place_B[outside_B], rows, columns, keys_B[outside_B])
+    place_B = _scramble(np.asarray(index_B, np.uint64), rows_B, columns_B, keys_B)
+    while (outside_B := place_B >= n_B).any():
+        place_B[outside_B] = _scramble(
+            place_B[outside_B], rows_B[outside_B], columns_B[outside_B], keys_B[outside_B]
+        )
     return place_B.astype(np.int64)
 
 
-def _scramble(place_B: np.ndarray, rows: int, columns: int, keys_B: np.ndarray) -> np.ndarray:
+def _square_root(n_B: np.ndarray) -> np.ndarray:
+    """The root of each number above 0, rounded up; a float's root of a large one may be off by one."""
+    root_B = np.sqrt(n_B.astype(np.float64)).astype(np.uint64)
+    root_B = root_B - (root_B * root_B > n_B)
+    return root_B + (root_B * root_B < n_B)
+
+
+def _scramble(
+    place_B: np.ndarray, rows_B: np.ndarray, columns_B: np.ndarray, keys_B: np.ndarray
+) -> np.ndarray:
     """A bijection of range(rows * columns)."""
-    row_B, column_B = np.divmod(place_B, np.uint64(columns))
+    row_B, column_B = np.divmod(place_B, columns_B)
     for number in range(ROUNDS):
         round_keys_B = mix64(keys_B + np.uint64(number))
         if number % 2:
-            column_B = (column_B + (mix64(row_B ^ round_keys_B) >> np.uint64(1))) % np.uint64(
-                columns
-            )
+            column_B = (column_B + (mix64(row_B ^ round_keys_B) >> np.uint64(1))) % columns_B
         else:
-            row_B = (row_B + (mix64(column_B ^ round_keys_B) >> np.uint64(1))) % np.uint64(rows)
-    return row_B * np.uint64(columns) + column_B
+            row_B = (row_B + (mix64(column_B ^ round_keys_B) >> np.uint64(1))) % rows_B
+    return row_B * columns_B + column_B
 
 
 class Mixture:
@@ -70,8 +81,8 @@ class Mixture:
         self.weighted = weights is not None and len(self.lengths) > 1
         self._starts = np.cumsum([0, *self.lengths])
         if self.weighted:
-            counts = _whole_numbers(weights)
-            self._source_of, self._rank_of = _pattern(counts)
+            counts = whole_numbers(weights)
+            self._source_of, self._rank_of = pattern(counts)
             self._counts = np.array(counts)
 
     def rows(self, positions_B: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
@@ -95,7 +106,7 @@ class Mixture:
         return source_B, index_B, epoch_B
 
 
-def _whole_numbers(weights: Sequence[float]) -> list[int]:
+def whole_numbers(weights: Sequence[float]) -> list[int]:
     """The smallest whole numbers in these proportions, to within one part in MAX_CYCLE."""
     share = np.array(weights, float) / np.sum(weights)
     for cycle in range(len(share), 1025):
@@ -105,7 +116,7 @@ def _whole_numbers(weights: Sequence[float]) -> list[int]:
     return [max(1, round(float(s) * MAX_CYCLE)) for s in share]
 
 
-def _pattern(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def pattern(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """For each place of a cycle the source and its rank there, each source evenly spread.
 
     The k-th sample of a source with c places in the cycle is due at (k + 1/2) / c of it.

@@ -24,6 +24,7 @@ from absl import logging
 
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.batches import Batches
+from clip_jax.data.block_order import BlockOrder
 from clip_jax.data.dataset import Spec, TrainDataset, fill
 from clip_jax.redaction import masks_logs, redact_logs
 
@@ -37,6 +38,9 @@ READY = None  # what a process says first
 
 class WorkerBatches(Batches):
     """Batches `step`, `step` + 1, ...; process w of n does every n-th, from w on.
+
+    Where blocks are read, each does its share of the rows of every batch instead, so that a block is
+    read by one of them alone.
 
     A batch is written into shared memory and copied out of it here. A process that dies, or that
     is ready and finishes no row for STALL_SECONDS, is replaced and gets the same steps again: the
@@ -55,32 +59,43 @@ class WorkerBatches(Batches):
     ):
         super().__init__(step, ledger, check)
         self._dataset, self._first, self._threads = dataset, step, threads
-        self._count, self._workers = workers, []
+        self._by_rows = isinstance(dataset.order, BlockOrder)
+        self._count = min(workers, dataset.rows) if self._by_rows else workers
+        self._turns = 1 if self._by_rows else self._count  # batches until a worker's next one
+        self._workers: list[_Worker] = []
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
         if not self._workers:
             self._start()
-        found = self._worker_of(step).take(step)
-        self._ask(step + self._count * DEPTH)
-        return found
+        parts = [worker.take(step) for worker in self._workers_of(step)]
+        self._ask(step + self._turns * DEPTH)
+        if len(parts) == 1:
+            return parts[0]
+        names = self._dataset.spec
+        arrays = {name: np.concatenate([part[0][name] for part in parts]) for name in names}
+        return arrays, [error for part in parts for error in part[1]]
 
     def _start(self):
-        pickled = cloudpickle.dumps((self._dataset, self._threads))
-        spec = self._dataset.spec
-        self._workers = [_Worker(pickled, spec, number) for number in range(self._count)]
-        for number in range(self._count * DEPTH):
+        for number in range(self._count):
+            dataset = self._dataset.share(number, self._count) if self._by_rows else self._dataset
+            pickled = cloudpickle.dumps((dataset, self._threads))
+            self._workers.append(_Worker(pickled, dataset.spec, number))
+        for number in range(self._turns * DEPTH):
             self._ask(self._first + number)
 
     def _stop(self):
         for worker in self._workers:
             worker.close()
 
-    def _worker_of(self, step: int) -> "_Worker":
-        return self._workers[(step - self._first) % len(self._workers)]
+    def _workers_of(self, step: int) -> "list[_Worker]":
+        if self._by_rows:
+            return self._workers
+        return [self._workers[(step - self._first) % self._count]]
 
     def _ask(self, step: int):
-        place = (step - self._first) // len(self._workers) % DEPTH
-        self._worker_of(step).ask(step, place)
+        place = (step - self._first) // self._turns % DEPTH
+        for worker in self._workers_of(step):
+            worker.ask(step, place)
 
 
 class _SharedMemory:
@@ -240,6 +255,7 @@ def _work(
             step, place = pipe.recv()
             try:
                 bad, error = _fill(_arrays(memory[place], spec), dataset, step, pool, done), None
+                dataset.release(step)
             except Exception as caught:
                 bad, error = [], _portable(caught)
             pipe.send((step, bad, error))

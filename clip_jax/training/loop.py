@@ -204,6 +204,7 @@ def restore_or_start(
 def compile_step(parts: Parts) -> Callable:
     """The train step, compiled for these devices before the first batch is there."""
     setup = parts.setup
+    parts.progress.say("Compiling the train step ...")
     with (
         parts.goodput.phase("compiling"),
         parts.watchdog.allow("compiling", extra_seconds=COMPILE_SECONDS),

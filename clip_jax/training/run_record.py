@@ -12,6 +12,7 @@ from etils import epath
 
 from clip_jax import config_io
 from clip_jax.config import TrainConfig
+from clip_jax.data import orders
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION
 from clip_jax.runs import provenance
@@ -41,11 +42,11 @@ def check_resume(setup: Setup, run: RunDirectory):
             f"to {done} or more, or choose another --workdir"
         )
     jump = rate_jump(old, new, done)
-    was = (run.read_json("data.json") or {}).get("fingerprint")
+    was = {"shuffle_order": orders.GLOBAL, "fingerprint": None} | (run.read_json("data.json") or {})
     try:
         changes = config_io.check_resume(
-            config_io.to_json(old) | {"fingerprint": was},
-            config_io.to_json(new) | {"fingerprint": fingerprint(setup)},
+            config_io.to_json(old) | was,
+            config_io.to_json(new) | data_record(setup),
             new.checkpoint.allow_change,
         )
     except ValueError as error:
@@ -80,7 +81,7 @@ def rate_jump(old: TrainConfig, new: TrainConfig, done: int) -> str:
 def write(setup: Setup, run: RunDirectory):
     """Write what the run is made of, once it is known to go on."""
     run.save_config(setup.cfg, setup.model.config)
-    run.write_json("data.json", {"fingerprint": fingerprint(setup)})
+    run.write_json("data.json", data_record(setup))
     run.write_json("environment.json", provenance.environment())
     if jax.process_index() == 0 and not (run.tokenizer / DESCRIPTION).exists():
         setup.tokenizer.save(run.tokenizer)
@@ -88,7 +89,8 @@ def write(setup: Setup, run: RunDirectory):
 
 def facts(setup: Setup) -> dict[str, object]:
     """What each process has found or computed for itself and must have in common with the others."""
-    known = {"training data": fingerprint(setup)}
+    record = data_record(setup)
+    known = {"training data": record["fingerprint"], "order of training": record["shuffle_order"]}
     for source in setup.sources:
         known[f"samples of {source.name}"] = len(source)
     if setup.evaluators is not None:
@@ -111,3 +113,9 @@ def _digest(parts: Iterable[bytes | memoryview]) -> str:
 
 def fingerprint(setup: Setup) -> str:
     return registry.fingerprint(setup.sources, setup.cfg.data.weights)
+
+
+def data_record(setup: Setup) -> dict[str, str]:
+    """What is trained on and in which order, which may not change when a run resumes."""
+    order = orders.describe(setup.sources, setup.cfg.data)
+    return {"fingerprint": fingerprint(setup), "shuffle_order": order}

@@ -80,3 +80,12 @@ def test_a_mixture_is_the_same_read_in_any_piece():
     whole = np.stack(mixture.rows(np.arange(5000), 7))
     some = np.stack(mixture.rows(np.array([4321, 17, 2999]), 7))
     np.testing.assert_array_equal(whole[:, [4321, 17, 2999]], some)
+
+
+def test_each_number_of_places_has_its_own_order_in_one_call():
+    n_B = np.repeat([1, 7, 1000, 10**12], [1, 7, 1000, 4])
+    index_B = np.concatenate([np.arange(n) for n in (1, 7, 1000, 4)])
+    together = permute(index_B, n_B, hash64(n_B, 9))
+    for n in (1, 7, 1000, 10**12):
+        alone = permute(index_B[n_B == n], n, hash64(n, 9))
+        np.testing.assert_array_equal(together[n_B == n], alone)

@@ -2,7 +2,11 @@
 
 import pytest
 
-from clip_jax.config import LossConfig, MeshConfig
+from clip_jax.config import DataConfig, LossConfig, MeshConfig, ModelSettings, TrainConfig
+from clip_jax.planning import gpu_compiler
+from clip_jax.planning.compiler import GIB
+from clip_jax.planning.plan import make_plan
+from clip_jax.planning.topologies import parse_topology
 
 
 @pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16"])
@@ -51,3 +55,20 @@ def test_b_16_is_trained_on_eight_gpus(compile_for):
 def test_two_machines_of_eight_are_one_mesh(compile_for):
     program = compile_for("h100:16", batch_size=64, name="ViT-test").program
     assert max(len(each.group) for each in program.collectives) == 16
+
+
+def test_a_plan_has_the_compiler_s_memory_and_kernels_and_is_no_estimate(monkeypatch):
+    compile_for_gpus, seen = gpu_compiler.compile_for_gpus, []
+
+    def noted(step):
+        seen.append(compile_for_gpus(step))
+        return seen[-1]
+
+    monkeypatch.setattr(gpu_compiler, "compile_for_gpus", noted)
+    cfg = TrainConfig(model=ModelSettings(name="ViT-test"), data=DataConfig(batch_size=64))
+    plan = make_plan(cfg, parse_topology("h100:1"), search=False)
+    (compiled,) = seen
+    assert plan.source.startswith("compiled by XLA") and "ESTIMATE" not in plan.source
+    assert plan.memory.peak * GIB == pytest.approx(compiled.peak_bytes)
+    assert dict(plan.kernels) == compiled.program.kernels
+    assert plan.kernels and plan.speed.traffic_gb > 0

@@ -60,6 +60,20 @@ def test_other_settings_or_other_data_are_refused(run):
         run_record.check_resume(make_setup("ff"), run)
 
 
+def test_another_order_is_refused_by_name_also_of_a_run_that_did_not_say_its_order(
+    run, monkeypatch
+):
+    run_record.write(make_setup(), run)
+    monkeypatch.setattr(run_record.orders, "describe", lambda sources, cfg: "blocks of 8 MB")
+    for known in (
+        run.read_json("data.json"),
+        {"fingerprint": run_record.fingerprint(make_setup())},
+    ):
+        run.write_json("data.json", known)
+        with pytest.raises(ValueError, match=r'shuffle_order: "global" -> "blocks of 8 MB"'):
+            run_record.check_resume(make_setup(), run)
+
+
 def test_a_change_that_leaves_the_numbers_alone_is_let_pass_and_said(run, caplog):
     run_record.write(make_setup(), run)
     with caplog.at_level(logging.WARNING):

@@ -1,23 +1,29 @@
 """Tar shards as img2dataset and webdataset write them, read at random through an index."""
 
+import functools
 import os
+import threading
 from pathlib import Path
 
 from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.block_cache import Span
+from clip_jax.data.block_order import Blocks
 from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.members import make_members
 from clip_jax.data.sources.patterns import expand
-from clip_jax.data.sources.tar_index import TarIndex, build_index, open_index
-from clip_jax.data.sources.tar_members import members, split_name
+from clip_jax.data.sources.tar_counts import TarCounts, open_counts
+from clip_jax.data.sources.tar_index import TarIndex, build_index, find_index, open_index
+from clip_jax.data.sources.tar_run import TarRun, take_apart
 
 DATASET_TYPE = "dataset_type.txt"  # beside or above the shards of CLIP_benchmark's sets
 PROBED = 200  # samples of which a caption must be text
 ENOUGH = 20  # usable ones among them
+KEPT_SHARDS = 4  # that are read whole for samples out of order
 NAMED_BY = {
     "image": "data.image_column names the extension of the members with images",
     "caption": "data.caption_column names a field of the .json members, or the extension of members "
@@ -38,7 +44,7 @@ class TarSource:
 
     def __init__(
         self,
-        index: TarIndex,
+        index: TarIndex | TarCounts,
         *,
         name: str,
         image_column: str | None = None,
@@ -54,22 +60,85 @@ class TarSource:
         self._images = (image_column.lower(),) if image_column else EXTENSIONS
         self._caption_name = caption_column or "caption"
         self._members = make_members(caption_column, label_column, lines=caption_lines)
+        self._open()
         self._refuse_what_cannot_be_trained_on(caption_column)
+
+    def _open(self):
+        self._lock, self._shards = threading.Lock(), {}
+
+    def __getstate__(self) -> dict:
+        """Without what was read."""
+        return {
+            key: value for key, value in self.__dict__.items() if key not in ("_lock", "_shards")
+        }
+
+    def __setstate__(self, state: dict):
+        self.__dict__.update(state)
+        self._open()
 
     def __len__(self) -> int:
         return len(self._index)
+
+    @functools.cached_property
+    def blocks(self) -> Blocks:
+        """Runs of samples that are read in one piece."""
+        return self._index.blocks()
+
+    @property
+    def remote(self) -> bool:
+        """Whether each request takes long, so that blocks pay."""
+        return storage.is_url(self._index.paths[0])
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
         return self._read(index, training=self._training)
 
+    def span(self, start: int, end: int) -> Span:
+        """Where samples `start` to `end` are, which lie in one shard."""
+        shard, first, last = self._index.span(start, end)
+        info = storage.FileInfo(self._index.shards[shard].size, self._index.shards[shard].version)
+        return Span(self._index.paths[shard], first, last, info)
+
+    def unpack(self, start: int, end: int, data: bytes) -> "TarRun":
+        """The samples of these bytes, which are those of their span."""
+        shard, byte, _ = self._index.span(start, end)
+        first = int(self._index.first_S[shard]) if self._index.whole else start
+        return TarRun(
+            self.parse,
+            os.path.basename(self._index.paths[shard]),
+            first,
+            byte,
+            self._index.borders(start, end, data),
+            data,
+        )
+
     def _read(self, index: int, *, training: bool) -> Sample:
-        shard, start, end = self._index.locate(index)
-        path = self._index.paths[shard]
-        shard_name = os.path.basename(path)
-        data = storage.read_range(path, start, end)
-        key, parts, damaged = _take_apart(data)
+        return self._alone(index).sample(index, training=training)
+
+    def _alone(self, index: int) -> "TarRun":
+        """A sample that is read for itself, with those of its shard where that is read whole."""
+        if not self._index.whole:
+            return self._fetch(index, index + 1)
+        shard = self._index.span(index, index + 1)[0]
+        with self._lock:  # neighbours ask at the same time, and one of them reads
+            if shard not in self._shards:
+                self._shards[shard] = self._fetch(index, index + 1)
+                while len(self._shards) > KEPT_SHARDS:
+                    self._shards.pop(next(iter(self._shards)))
+            return self._shards[shard]
+
+    def _fetch(self, start: int, end: int) -> "TarRun":
+        path, first, last, info = self.span(start, end)
+        # What is cut off on a disk is a bad sample, and no reason to stop.
+        info = info if self.remote else None
+        return self.unpack(start, end, storage.read_range(path, first, last, info=info))
+
+    def parse(self, index: int, start: int, data: bytes, *, training: bool | None = None) -> Sample:
+        """A sample of its bytes, which begin at byte `start` of its shard."""
+        training = self._training if training is None else training
+        shard_name = os.path.basename(self._index.paths[self._index.span(index, index + 1)[0]])
+        key, parts, damaged = take_apart(data)
         key = f"{shard_name}/{key or start}"
         try:
             captions, probs, label = self._members.read(parts)
@@ -161,9 +230,16 @@ class TarSource:
     def _probe(self) -> list[Sample]:
         """Some samples that can be used, or with a label alone."""
         samples, bad = [], None
-        for place in range(0, len(self), max(1, len(self) // PROBED)):
+        places, read = range(0, len(self), max(1, len(self) // PROBED)), self._read
+        if self._index.whole:  # of which the first bytes alone are looked at
+            first, data = self._index.beginning()
+            run = TarRun(
+                self.parse, "", first, 0, self._index.borders(first, first + 1, data), data
+            )
+            places, read = range(first, first + max(1, len(run) - 1)), run.sample
+        for place in places[:PROBED]:
             try:
-                samples.append(self._read(place, training=False))
+                samples.append(read(place, training=False))
             except BadSample as error:
                 bad = error
             if len(samples) >= ENOUGH:
@@ -190,7 +266,7 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
     if lines:
         notes.append(f"each line of a member with text is a caption ({why})")
     return TarSource(
-        open_index(paths, Path(cfg.data_dir)),
+        _open_index(paths, cfg),
         name=name,
         image_column=cfg.image_column,
         caption_column=cfg.caption_column,
@@ -224,6 +300,31 @@ def has_test_split(location: str, cfg: DataConfig) -> bool:
     return splits.has_test(_expand(location))
 
 
+def _open_index(paths: list[str], cfg: DataConfig) -> TarIndex | TarCounts:
+    """An index, or where none is needed and none is there, the numbers of samples."""
+    cache = Path(cfg.data_dir)
+    in_blocks = cfg.shuffle == "block" or (cfg.shuffle == "auto" and storage.is_url(paths[0]))
+    if cfg.index == "never" and not in_blocks:
+        raise ValueError(
+            "data.index=never needs data.shuffle=block: a global order reads at random"
+        )
+    if cfg.index == "never" or (
+        cfg.index == "auto"
+        and storage.is_url(paths[0])
+        and in_blocks
+        and not find_index(paths, cache)
+    ):
+        counts = open_counts(paths, cache)
+        if counts is not None:
+            return counts
+        if cfg.index == "never":
+            raise ValueError(
+                f"data.index=never: no file beside {paths[0]} says how many samples the shards have; "
+                'write sizes.json ({"00000.tar": 10000, ...}), or let an index be built'
+            )
+    return open_index(paths, cache)
+
+
 def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarIndex:
     """Build the index of the shards that `location` names, or bring an old one up to date.
 
@@ -231,22 +332,6 @@ def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarI
     """
     paths, _ = splits.choose(_expand(location), "train", name=f"tar:{location}")
     return build_index(paths, Path(cfg.data_dir), workers=workers, again=True)
-
-
-def _take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
-    """Key, contents by extension, and what is wrong with the shard here, if anything."""
-    damage: list[int] = []
-    key, parts, damaged = None, {}, None
-    for member in members(lambda a, b: data[a:b], 0, len(data), on_damage=damage.append):
-        name = split_name(member.name)
-        if name is None:
-            continue
-        key = key or name[0]
-        if member.data + member.size > len(data):
-            damaged = "truncated-tar"
-        elif name[0] == key:
-            parts[name[1]] = data[member.data : member.data + member.size]
-    return key, parts, damaged or ("damaged-tar-header" if damage else None)
 
 
 FORMAT = SourceFormat(open_source, has_test_split, index)

@@ -4,52 +4,26 @@ The file holds one uint32 a sample, the 512-byte block of its shard at which it 
 them a JSON footer about the shards. The rest is read from the tar's own headers with the sample.
 """
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
 import os
-import pickle
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from clip_jax import storage
-from clip_jax.data.images.formats import EXTENSIONS
-from clip_jax.data.sources.tar_members import (
-    BLOCK,
-    ZEROS,
-    members,
-    split_name,
-    split_samples,
-    why_not_a_tar,
-)
+from clip_jax.data.block_order import Blocks, block_bytes
+from clip_jax.data.sources import tar_parts
+from clip_jax.data.sources.tar_members import BLOCK
+from clip_jax.data.sources.tar_scan import Shard, merged, scan_all, scan_here
 
 MAGIC = b"cjtarix2"
+THREADS = 32  # parts of the index of a bucket that are scanned at once
 OLD_MAGIC = b"cjtarix1"  # of an index that does not say what is wrong with a shard
-CAPTION_EXTENSIONS = ("txt", "json", "caption", "text")
-READ_AHEAD = 4 << 20  # bytes that are read at once from a URL
-PARALLEL_FROM = 1 << 30  # bytes on a disk from which processes pay
-
-
-class Shard(NamedTuple):
-    """What the footer says of a shard."""
-
-    name: str
-    size: int  # bytes
-    version: str  # of storage.FileInfo
-    samples: int
-    images: int  # samples with an image
-    captions: int  # samples with a text or json member
-    end: int  # block after the last sample
-    scattered: int  # samples whose members do not lie side by side
-    problem: str  # why it has no sample, or ""
-    damage: tuple[int, ...]  # bytes at which headers are damaged
 
 
 class _Old(ValueError):
@@ -69,6 +43,18 @@ class TarIndex:
     def __len__(self) -> int:
         return int(self.first_S[-1])
 
+    whole = False  # samples are read alone
+
+    def span(self, start: int, end: int) -> tuple[int, int, int]:
+        """Shard of a run of samples, and the bytes of it between which they lie."""
+        shard, first, _ = self.locate(start)
+        return shard, first, self.locate(end - 1)[2]
+
+    def borders(self, start: int, end: int, data: bytes) -> np.ndarray:
+        """The byte of the span's `data` at which each sample begins, and at which the last one ends."""
+        starts = self.starts_N[start:end].astype(np.int64) * BLOCK
+        return np.append(starts - starts[0], len(data))
+
     def locate(self, number: int) -> tuple[int, int, int]:
         """Shard of a sample, and the bytes of it between which the sample lies."""
         shard = int(np.searchsorted(self.first_S, number, side="right")) - 1
@@ -76,6 +62,21 @@ class TarIndex:
         last = number + 1 == self.first_S[shard + 1]
         end = self.shards[shard].end if last else int(self.starts_N[number + 1])
         return shard, start * BLOCK, end * BLOCK
+
+    def blocks(self) -> Blocks:
+        """Runs of neighbouring samples of one shard, of about the same bytes."""
+        size = sum(shard.end * BLOCK for shard in self.shards if shard.samples)
+        most = block_bytes(size, len(self)) // BLOCK
+        first, parts = 0, []
+        for shard in self.shards:
+            starts = self.starts_N[first : first + shard.samples]
+            pieces = max(1, round(shard.end / most))
+            borders = np.arange(pieces, dtype=np.uint32) * (shard.end // pieces)
+            parts.append(first + np.searchsorted(starts, borders))
+            first += shard.samples
+        first_K = np.concatenate([*parts, [first]]).astype(np.int64)
+        first_K = first_K[np.diff(first_K, append=first + 1) > 0]
+        return Blocks(first_K, size / (len(first_K) - 1))
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {len(self):_} samples in {len(self.shards):_} shards"]
@@ -100,18 +101,37 @@ class TarIndex:
 
 
 def places(paths: Sequence[str], cache: Path) -> list[Path]:
-    """Where the index of these shards may lie: beside them, or in the cache folder."""
-    # By where they lie from the first one on, so that the folder can be moved.
-    first = os.path.dirname(paths[0])
-    names = [
-        path if storage.is_url(path) else os.path.relpath(path, first or ".") for path in paths
-    ]
-    digest = hashlib.sha256(json.dumps([*names, len(names)]).encode()).hexdigest()[:12]
+    """Where the index of these shards may lie on this host: beside them, or in the cache folder."""
     whole = hashlib.sha256(json.dumps(list(paths)).encode()).hexdigest()[:12]
     found = [cache.expanduser() / "indexes" / f"{whole}.tarindex"]
     if not storage.is_url(paths[0]):
-        found.insert(0, Path(paths[0]).parent / f".clip_jax_{digest}.tarindex")
+        found.insert(0, Path(_beside(paths)))
     return found
+
+
+def _beside(paths: Sequence[str]) -> str:
+    """The place of the index beside the shards."""
+    # By where they lie from the first one on, so that the folder can be moved.
+    first = os.path.dirname(paths[0])
+    names = [os.path.relpath(path, first or ".") for path in paths]
+    # Versions of files behind a URL are others than those of the same files on a disk.
+    kind = ["url"] * storage.is_url(paths[0])
+    digest = hashlib.sha256(json.dumps([*names, len(names), *kind]).encode()).hexdigest()[:12]
+    return os.path.join(first, f".clip_jax_{digest}.tarindex")
+
+
+def find_index(paths: Sequence[str], cache: Path) -> Path | None:
+    """An index that is there; one beside shards behind a URL is fetched."""
+    found = next((path for path in places(paths, cache) if path.exists()), None)
+    return found or (_fetch(paths, cache) if storage.is_url(paths[0]) else None)
+
+
+def _fetch(paths: Sequence[str], cache: Path) -> Path | None:
+    url, path = _beside(paths), places(paths, cache)[-1]
+    if not storage.is_file(url):
+        return None
+    storage.atomic_write(path, storage.read_whole(url))
+    return path
 
 
 def open_index(paths: Sequence[str], cache: Path) -> TarIndex:
@@ -120,13 +140,12 @@ def open_index(paths: Sequence[str], cache: Path) -> TarIndex:
     Raises:
       ValueError: shards have changed since it was built, so that the order would be another.
     """
-    found = [path for path in places(paths, cache) if path.exists()]
-    if not found:
+    if find_index(paths, cache) is None:
         return build_index(paths, cache)
-    infos, problems = storage.stat(paths), []
-    for path in found:
+    infos, problems = _infos(paths), []
+    for place in [path for path in places(paths, cache) if path.exists()]:
         try:
-            index = _load(path, tuple(paths))
+            index = _load(place, tuple(paths))
             _check_fresh(index, infos)
             return index
         except _Old:
@@ -138,140 +157,67 @@ def open_index(paths: Sequence[str], cache: Path) -> TarIndex:
     raise problems[0]
 
 
+def _infos(paths: Sequence[str]) -> list[storage.FileInfo]:
+    """Of a web server, which cannot list, the first one alone: others are compared when they are read."""
+    return storage.stat(paths[:1] if storage.is_web(paths[0]) else paths)
+
+
 def build_index(
     paths: Sequence[str], cache: Path, *, workers: int | None = None, again: bool = False
 ) -> TarIndex:
     """Read the headers of all shards, in parallel, and keep what was found.
 
-    With `again`, what is there is replaced; shards that have not changed are not read again.
+    With `again`, what is there is replaced; shards that have not changed are not read again. Behind
+    a URL all hosts of a job do it together, and the index is kept there for others if it can be.
     """
     beside, *rest = found = places(paths, cache)
     path = beside if not rest or storage.writable(beside.parent) else rest[0]
+    remote = storage.is_url(paths[0])
     with storage.exclusive(path.with_suffix(".lock")):
         if path.exists() and not again:
             with contextlib.suppress(_Old):
                 return _load(path, tuple(paths))
+        if remote and again:
+            _fetch(paths, cache)
         known = {pair: old for place in found for pair, old in _known(place, tuple(paths)).items()}
         infos = storage.stat(paths)
         print(f"Indexing {len(paths)} tar shards into {path} ...", file=sys.stderr, flush=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        shards = []
-        with partial.open("wb") as file:
-            for shard, starts in _scan_all(paths, infos, known, workers):
-                shards.append(shard)
-                file.write(starts.tobytes())
-            footer = json.dumps({"shards": shards}).encode()
-            file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)
-        partial.replace(path)
+        if not remote:
+            _write(path, scan_all(paths, infos, known, workers))
+        elif not tar_parts.can_write(os.path.dirname(paths[0])):
+            folder = str(path.with_suffix(".parts"))
+            _write(path, _scan_parts(paths, infos, known, workers, folder, (0, 1)))
+            tar_parts.forget(folder)
+        else:
+            url = _beside(paths)
+            folder, host = url.removesuffix(".tarindex") + ".parts", tar_parts.hosts()
+            try:
+                _write(path, _scan_parts(paths, infos, known, workers, folder, host))
+            except FileNotFoundError:  # the first host has put them together and removed them
+                if _fetch(paths, cache) is None:
+                    raise
+            if host[0] == 0:
+                tar_parts.put(url, path.read_bytes())
+                tar_parts.forget(folder)
     return _load(path, tuple(paths))
 
 
-def scan(path: str, info: storage.FileInfo) -> tuple[Shard, np.ndarray]:
-    """The starts of the samples in one shard."""
-    read = _reader(path, info.size)
-    damage: list[int] = []
-    samples: list[tuple[int, set[str]]] = []
-    key, run, runs, end = None, [], {}, 0
-    for member in members(read, 0, info.size, on_damage=damage.append):
-        parts = split_name(member.name)
-        if parts is None:
-            continue
-        if parts[0] != key and run:
-            samples += _close(key, run, runs)
-            run = []
-        key = parts[0]
-        run.append((parts[1], member.start))
-        end = member.end
-    if run:
-        samples += _close(key, run, runs)
-    problem = "" if samples else why_not_a_tar(read(0, min(info.size, BLOCK)))
-    if samples and end != info.size and read(max(0, info.size - BLOCK), info.size) != ZEROS:
-        damage.append(info.size)  # cut off: a tar ends in zeros, or with its last member
-    shard = Shard(
-        os.path.basename(path),
-        info.size,
-        info.version,
-        len(samples),
-        sum(_has(extensions, EXTENSIONS) for _, extensions in samples),
-        sum(_has(extensions, CAPTION_EXTENSIONS) for _, extensions in samples),
-        end // BLOCK,
-        sum(len(found) > 1 and found >= {(True, True), (False, True)} for found in runs.values()),
-        problem,
-        tuple(damage) if samples else (),
-    )
-    return shard, np.array([start // BLOCK for start, _ in samples], np.uint32)
+def _scan_parts(paths, infos, known, workers, folder, host) -> Iterator[tuple[Shard, np.ndarray]]:
+    todo = [pair for pair in zip(paths, infos) if pair not in known]
+    threads = workers or THREADS
+    found = tar_parts.scan_together(todo, folder, scan_here, threads=threads, host=host)
+    return merged(paths, infos, known, found)
 
 
-def _close(key: str, run: list, runs: dict[str, set]) -> list[tuple[int, set[str]]]:
-    """The samples of members of one name; `runs` learns whether they have an image, and that alone."""
-    samples = split_samples(run)
-    for _, extensions in samples:
-        image = _has(extensions, EXTENSIONS)
-        alone = len(extensions) == 1 or not image
-        runs.setdefault(key, set()).add((image, alone))
-    return samples
-
-
-def _has(extensions: set[str], wanted: Sequence[str]) -> bool:
-    return any(name.rpartition(".")[2] in wanted for name in extensions)
-
-
-def _reader(path: str, size: int):
-    """Reads headers one by one from a disk, and long pieces from a URL."""
-    if not storage.is_url(path):
-        return lambda start, end: storage.read_range(path, start, end)
-    window, window_start = b"", 0
-
-    def read(start: int, end: int) -> bytes:
-        nonlocal window, window_start
-        if not window_start <= start <= end <= window_start + len(window):
-            window_start = start
-            window = storage.read_range(path, start, min(size, max(end, start + READ_AHEAD)))
-        return window[start - window_start : end - window_start]
-
-    return read
-
-
-def _scan_all(paths, infos, known, workers) -> Iterator[tuple[Shard, np.ndarray]]:
-    """Scan what is not known, in order; processes for disks, as parsing headers holds the GIL."""
-    todo = [place for place, pair in enumerate(zip(paths, infos)) if pair not in known]
-    arguments = [paths[place] for place in todo], [infos[place] for place in todo]
-    remote = storage.is_url(paths[0])
-    workers = workers or (32 if remote else min(os.cpu_count() or 1, 64))
-    small = sum(infos[place].size for place in todo) < PARALLEL_FROM
-    if workers == 1 or (small and not remote):
-        yield from _merged(paths, infos, known, map(scan, *arguments))
-        return
-    size = 1 if remote else -(-len(todo) // (workers * 2)) or 1
-    chunks = [list(zip(*arguments))[place : place + size] for place in range(0, len(todo), size)]
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        found = pool.map(_scan_here if remote else _scan_in_process, chunks)
-        yield from _merged(paths, infos, known, (one for chunk in found for one in chunk))
-
-
-def _scan_here(chunk: list[tuple[str, storage.FileInfo]]) -> list[tuple[Shard, np.ndarray]]:
-    return [scan(path, info) for path, info in chunk]
-
-
-def _scan_in_process(chunk: list[tuple[str, storage.FileInfo]]) -> list[tuple[Shard, np.ndarray]]:
-    # Not multiprocessing, which would run a caller's script again in each process, and that
-    # script would wait here for the lock that we hold.
-    done = subprocess.run(
-        [sys.executable, "-m", "clip_jax.data.sources.tar_index"],
-        input=pickle.dumps(chunk),
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        check=True,
-    )
-    found = pickle.loads(done.stdout)
-    if isinstance(found, OSError):
-        raise found
-    return [(Shard(*shard), starts) for shard, starts in found]
-
-
-def _merged(paths, infos, known, found) -> Iterator[tuple[Shard, np.ndarray]]:
-    for pair in zip(paths, infos):
-        yield known[pair] if pair in known else next(found)
+def _write(path: Path, found: Iterable[tuple[Shard, np.ndarray]]):
+    partial, shards = path.with_suffix(f".{os.getpid()}.partial"), []
+    with partial.open("wb") as file:
+        for shard, starts in found:
+            shards.append(shard)
+            file.write(starts.tobytes())
+        footer = json.dumps({"shards": shards}).encode()
+        file.write(footer + len(footer).to_bytes(8, "little") + MAGIC)
+    partial.replace(path)
 
 
 def _known(path: Path, paths: tuple[str, ...]) -> dict:
@@ -321,18 +267,3 @@ def _check_fresh(index: TarIndex, infos: Sequence[storage.FileInfo]):
             f"changed since it was made ({', '.join(stale[:3])}{', ...' if len(stale) > 3 else ''}). "
             "Bring it up to date with `clip-jax data index SOURCE`"
         )
-
-
-def _main():
-    """Scan the shards that are pickled on standard input; a process of `build_index`."""
-    try:
-        found = [
-            (tuple(shard), starts) for shard, starts in _scan_here(pickle.load(sys.stdin.buffer))
-        ]
-    except OSError as error:  # a shard that cannot be read, which the caller is to name
-        found = error
-    sys.stdout.buffer.write(pickle.dumps(found))
-
-
-if __name__ == "__main__":
-    _main()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax import storage
-from clip_jax.data.sources import tar_index
+from clip_jax.data.sources import tar_scan
 from clip_jax.data.sources.patterns import expand
 from clip_jax.data.sources.tar_index import build_index, open_index, places
 
@@ -29,7 +29,7 @@ def test_it_costs_four_bytes_a_sample(paths, tmp_path):
 def test_it_lies_beside_the_shards_and_is_not_built_twice(paths, tmp_path, monkeypatch):
     index = open_index(paths, tmp_path / "cache")
     assert index.path.parent == tmp_path / "shards" and not (tmp_path / "cache").exists()
-    monkeypatch.setattr(tar_index, "scan", None)
+    monkeypatch.setattr(tar_scan, "scan", None)
     assert open_index(paths, tmp_path / "cache").shards == index.shards
 
 
@@ -42,7 +42,7 @@ def test_it_lies_in_the_cache_where_the_shards_folder_is_read_only(paths, tmp_pa
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_processes_change_nothing(paths, tmp_path, workers, monkeypatch):
-    monkeypatch.setattr(tar_index, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(tar_scan, "PARALLEL_FROM", 0)
     index = build_index(paths, tmp_path / "cache", workers=workers)
     located = [index.locate(number) for number in range(30)]
     assert [shard for shard, _, _ in located] == [number // 10 for number in range(30)]
@@ -62,8 +62,8 @@ def test_a_fresh_index_in_the_cache_is_taken_where_the_one_beside_is_stale(
     beside = open_index(paths, tmp_path / "cache").path
     os.utime(shards / "00001.tar", (1, 1))
     monkeypatch.setattr(storage, "writable", lambda folder: False)
-    read, scan = [], tar_index.scan
-    monkeypatch.setattr(tar_index, "scan", lambda path, info: read.append(path) or scan(path, info))
+    read, scan = [], tar_scan.scan
+    monkeypatch.setattr(tar_scan, "scan", lambda path, info: read.append(path) or scan(path, info))
     build_index(paths, tmp_path / "cache", again=True)
     assert read == [str(shards / "00001.tar")]
     index = open_index(paths, tmp_path / "cache")
@@ -78,8 +78,8 @@ def test_building_again_reads_only_what_has_changed(
 ):
     before = open_index(paths, tmp_path / "cache")
     write_tar(shards / "00001.tar", {"x.png": b"1", "x.txt": b"2"})
-    read, scan = [], tar_index.scan
-    monkeypatch.setattr(tar_index, "scan", lambda path, info: read.append(path) or scan(path, info))
+    read, scan = [], tar_scan.scan
+    monkeypatch.setattr(tar_scan, "scan", lambda path, info: read.append(path) or scan(path, info))
     after = build_index(paths, tmp_path / "cache", again=True)
     assert read == [str(shards / "00001.tar")]
     assert len(after) == 21 and open_index(paths, tmp_path / "cache").shards == after.shards
@@ -115,7 +115,7 @@ def test_a_copy_in_another_process_maps_the_same_file(paths, tmp_path):
 
 
 def test_a_shard_that_a_process_cannot_read_is_named(paths, tmp_path, monkeypatch, shards):
-    monkeypatch.setattr(tar_index, "PARALLEL_FROM", 0)
+    monkeypatch.setattr(tar_scan, "PARALLEL_FROM", 0)
     infos = storage.stat(paths)
     monkeypatch.setattr(storage, "stat", lambda names: infos)
     (shards / "00001.tar").unlink()
