@@ -97,7 +97,7 @@ def tune(
     queries: dict[str, np.ndarray],
     *,
     target: float,
-    expansions: Sequence[int] = EXPANSIONS,
+    expansions: Sequence[int] | None = None,
 ) -> Recall:
     """Raise the candidates until each kind of query finds `target` of its 10 nearest rows.
 
@@ -106,8 +106,9 @@ def tune(
       exact: of the same rows.
       queries: (Q, E) float32 by kind, such as "text".
       target: of recall@10.
-      expansions: numbers of candidates that are tried.
+      expansions: numbers of candidates that are tried; None: EXPANSIONS.
     """
+    expansions = expansions or EXPANSIONS
     least = {kind: exact.search(z_QE, RECALL_AT).score_QK for kind, z_QE in queries.items()}
     found: dict[str, float] = {}
     for expansion in expansions:

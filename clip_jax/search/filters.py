@@ -68,6 +68,8 @@ def _compare(column: pa.ChunkedArray, condition: Condition) -> pa.ChunkedArray:
         raise ValueError(f"a condition is one of {' '.join(OPERATORS)}, not {operator!r}")
     if operator == "~":
         return pc.match_substring(column, str(value), ignore_case=True)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JSON has one kind of number
     scalar = pa.scalar(str(value)).cast(column.type)
     compare = {"=": pc.equal, ">=": pc.greater_equal, "<=": pc.less_equal}[operator]
     return compare(column, scalar)

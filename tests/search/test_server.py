@@ -1,12 +1,12 @@
 """The server answers as the index does, only whom it may, and survives whoever asks for something else."""
 
 import base64
+import contextlib
 import http.client
 import io
 import json
 import resource
 import socket
-import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
@@ -98,15 +98,14 @@ OUTSIDE = [
     "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/api/picture/../../../etc/passwd",
     "/api/picture/..%2f..%2fetc%2fpasswd", "/api/picture//etc/passwd", "/api/picture/-1",
     "/api/picture/60", "/api/picture/0?size=99999", "/api/picture/0?size=-1", "/api/picture/0x1",
-    "/api/picture/٣", "/api/picture/1e1", "/api/picture/" + "9" * 400, "/api/picture/0%00.png",
+    "/api/picture/%D9%A3", "/api/picture/1e1", "/api/picture/" + "9" * 400, "/api/picture/0%00.png",
     "/index.json", "/page.html", "/api/picture/file:%2f%2f%2fetc%2fpasswd", "/static/../server.py",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", OUTSIDE)
 def test_nothing_outside_of_the_list_is_served(address, path):
-    path = path.encode().decode("latin-1") if not path.isascii() else path
-    status, _, body = ask(address, "GET", path.encode("latin-1", "ignore").decode("latin-1"))
+    status, _, body = ask(address, "GET", path)
     assert status in (400, 404, 405)
     assert b"root:" not in body and b"import" not in body
 
@@ -153,7 +152,7 @@ def test_bombs_and_broken_pictures_are_refused_within_little_memory(address):
     whole = base64.b64decode(png((1, 2, 3), (64, 64)))
     broken = [
         whole[:60],
-        whole[:-20],
+        whole[: len(whole) // 2],
         b"GIF89a" + bytes(100),
         b"%!PS-Adobe",
         b"<svg/>",
@@ -173,16 +172,19 @@ def test_bodies_that_are_too_large_are_refused(address):
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         wire.sendall(f"POST /api/search HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n".encode())
         assert b" 400 " in wire.recv(4096).split(b"\r\n")[0]
-    status, _, answer = ask(address, "POST", "/api/search", b" " * (12 * 2**20 + 1))
-    assert status == 400 and b"at most" in answer
+    with contextlib.suppress(ConnectionError):  # it may be closed while the body is being sent
+        status, _, answer = ask(address, "POST", "/api/search", b" " * (12 * 2**20 + 1))
+        assert status == 400 and b"at most" in answer
+    assert search(address, {"row": 1}, k=1)[0] == 200
 
 
 def test_other_methods_and_headers_that_are_too_large_are_refused(address):
     assert ask(address, "GET", "/api/search")[0] == 405
     assert ask(address, "DELETE", "/")[0] == 405
     with socket.create_connection(urlsplit(address).netloc.split(":"), timeout=20) as wire:
-        wire.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
-        assert b"400" in wire.recv(100)
+        with contextlib.suppress(ConnectionError):
+            wire.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
+            assert wire.recv(100).split(b"\r\n")[0] == b"HTTP/1.1 400 Bad Request"
 
 
 def test_slow_clients_are_closed_and_keep_nobody_waiting(shop, start_server, monkeypatch):
@@ -200,10 +202,9 @@ def test_slow_clients_are_closed_and_keep_nobody_waiting(shop, start_server, mon
             wire.sendall(starts[number % 3])
         assert search(address, {"text": "red"}, k=1)[0] == 200
         for wire in slow:
-            with wire:
-                end = time.monotonic() + 20
-                while wire.recv(4096):  # nothing, or a 400, and then the end
-                    assert time.monotonic() < end
+            with wire, contextlib.suppress(ConnectionError):
+                while wire.recv(4096):  # a time-out of the socket fails the test
+                    pass
         # None of them is counted any longer.
         more = [socket.create_connection(host, timeout=20) for _ in range(25)]
         assert search(address, {"text": "red"}, k=1)[0] == 200
