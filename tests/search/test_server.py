@@ -181,10 +181,10 @@ def test_bodies_that_are_too_large_are_refused(address):
 def test_other_methods_and_headers_that_are_too_large_are_refused(address):
     assert ask(address, "GET", "/api/search")[0] == 405
     assert ask(address, "DELETE", "/")[0] == 405
-    with socket.create_connection(urlsplit(address).netloc.split(":"), timeout=20) as wire:
-        with contextlib.suppress(ConnectionError):
-            wire.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
-            assert wire.recv(100).split(b"\r\n")[0] == b"HTTP/1.1 400 Bad Request"
+    wire = socket.create_connection(urlsplit(address).netloc.split(":"), timeout=20)
+    with wire, contextlib.suppress(ConnectionError):
+        wire.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
+        assert wire.recv(100).split(b"\r\n")[0] == b"HTTP/1.1 400 Bad Request"
 
 
 def test_slow_clients_are_closed_and_keep_nobody_waiting(shop, start_server, monkeypatch):
