@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export PYTHONDONTWRITEBYTECODE := 1
 
 .PHONY: demo test lint parity gpu-compile browser slurm clean help
 
@@ -62,3 +61,4 @@ slurm: $(VENV)/installed-test  ## preempt a run on a real Slurm of this one mach
 
 clean:  ## remove the environments and caches, never data or runs
 	rm -rf $(VENV) .venv-parity .venv-gpu .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

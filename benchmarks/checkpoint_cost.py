@@ -30,7 +30,7 @@ SAVE_EVERY_S = 300
 
 
 def random_state(name: str) -> tuple[TrainState, TrainState]:
-    """A training's state on all devices, and its shapes and places."""
+    """A training's state on all devices, and its shapes and shardings."""
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=1), steps=10)
     mesh = sharding.make_mesh(MeshConfig())
     abstract = abstract_state(mesh, model=create_model(name), optimizer=optimizer)

@@ -101,7 +101,7 @@ def soak(batches: Batches, seconds: float, workers: int):
     # With a worker just killed it is low for a moment: medians of the first and the last third.
     third = max(1, len(flat) // 3)
     first, last = np.median(flat[:third]), np.median(flat[-third:])
-    counts = batches.ledger.to_json()
+    counts = batches.bad_samples.to_json()
     reasons = Counter(counts["by_reason"])
     print(f"{epochs} epochs of {SHARDS * SAMPLES} samples checked, {killed} workers killed")
     print(f"{counts['bad']} bad of {counts['seen']}: {dict(reasons)}")
@@ -123,7 +123,7 @@ def main():
         "image_size": 32,
         "preprocess": PreprocessConfig(),
         "seed": 0,
-        "ledger": BadSamples(),
+        "bad_samples": BadSamples(),
     }
     with train_batches(source, ClipTokenizer(), cfg, **reading) as batches:
         soak(batches, args.minutes * 60, args.workers)

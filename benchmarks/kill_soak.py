@@ -1,9 +1,9 @@
-"""Kill a tiny run with SIGKILL again and again; at its end it must have the bits of a run in peace.
+"""Kill a tiny run with SIGKILL again and again; at its end it must be bit-identical to an uninterrupted run.
 
     python benchmarks/kill_soak.py --kills 200
 
 Each start of `clip-jax train` is killed at a random moment: while it starts, compiles, waits for
-data, steps, or saves. How far it comes between two kills is drawn anew each time, so that some
+data, steps, or saves. How far it comes between two kills is drawn again each time, so that some
 starts save several checkpoints and others none. The script prints one line of JSON and fails if a
 parameter, a moment, a counter or a logged number differs in one bit.
 """
@@ -82,7 +82,7 @@ def metrics(run: Path) -> list[dict]:
 
 
 def soak(folder: Path, kills: int, steps: int) -> dict:
-    """Kill a run `kills` times, let it end, and compare it with one that was left in peace."""
+    """Kill a run `kills` times, let it end, and compare it with an uninterrupted one."""
     from command import Command
 
     write_pairs(folder)
@@ -121,7 +121,7 @@ def soak(folder: Path, kills: int, steps: int) -> dict:
 
     ours, theirs = arrays(run, steps), arrays(peace, steps)
     differing = [name for name in theirs if ours.get(name) != theirs[name]]
-    account = json.loads((run / "goodput.json").read_text())
+    record = json.loads((run / "goodput.json").read_text())
     damaged = run / "checkpoints" / "damaged"
     return {
         "kills": killed,
@@ -132,7 +132,7 @@ def soak(folder: Path, kills: int, steps: int) -> dict:
         "logged_lines_equal": metrics(run) == metrics(peace),
         "damaged_checkpoints": len(list(damaged.glob("[0-9]*"))) if damaged.exists() else 0,
         "minutes": round((time.monotonic() - began) / 60, 1),
-        "seconds_by_phase": account["seconds"],
+        "seconds_by_phase": record["seconds"],
     }
 
 

@@ -249,10 +249,10 @@ def report(quick: bool) -> str:
         f"torch {torch.__version__}, jax {jax.__version__}, CPU, float32).",
         "",
         "Largest absolute differences over 4 images and 4 texts of several lengths, with the "
-        "reference's random weights. Same bits: exporting the imported weights gives every tensor "
+        "reference's random weights. Bit-identical: exporting the imported weights gives every tensor "
         "back unchanged.",
         "",
-        "| Model | Reference | Image embedding | Text embedding | Logits | Same bits |",
+        "| Model | Reference | Image embedding | Text embedding | Logits | Bit-identical |",
         "|---|---|---|---|---|---|",
         *model_rows(small or FAMILIES, against_open_clip, "open_clip"),
         *model_rows(small[2:3] if small else IN_TRANSFORMERS, against_transformers, "transformers"),

@@ -120,7 +120,7 @@ def main():
 
         start = time.perf_counter()
         info = build_index(
-            args.folder, index, method="approximate", say=lambda text: print(text, flush=True)
+            args.folder, index, method="approximate", report=lambda text: print(text, flush=True)
         )
         minutes = (time.perf_counter() - start) / 60
         print(f"{info['rows']:_} x {info['dim']}: built and measured in {minutes:.1f} min, {info['recall_at_10']}, "

@@ -95,8 +95,8 @@ def main() -> int:
             out, vjp = jax.vjp(form, *arrays)
             return vjp(out)
 
-        place = SingleDeviceSharding(device)
-        jax.jit(both, in_shardings=place, out_shardings=place).lower(*shapes).compile()
+        one = SingleDeviceSharding(device)
+        jax.jit(both, in_shardings=one, out_shardings=one).lower(*shapes).compile()
         turns, steps = 1, args.batch * args.heads
         if args.kernel == "ours":  # a step of the grid is an image, a turn of its loop a group
             turns, steps = args.heads // len(windows(args.width // args.heads)), args.batch

@@ -119,7 +119,7 @@ print(json.dumps({
 
 
 class Worker:
-    """A process that does steps when it is told to."""
+    """A process that runs steps on request."""
 
     def __init__(self, python: str, code: str, *arguments, plain_malloc: bool):
         env = dict(os.environ)

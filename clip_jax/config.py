@@ -149,7 +149,11 @@ class DataConfig(Settings, group="data."):
     # shapes, pairs:FILE.csv, tar:GLOB, folder:DIR (class folders), tfds:NAME, parquet:GLOB, ...
     source: tuple[str, ...] = ("shapes",)
     weights: tuple[Positive, ...] | None = None  # of the sources; None: by their sizes
+    subset: tuple[
+        str, ...
+    ] = ()  # FILE for each source: samples that are kept; all: the whole source
     eval_source: str | None = None  # None: the source's own test split
+    eval_subset: str | None = None  # as subset, of what is evaluated on
     eval_also: tuple[str, ...] = ()  # NAME=SOURCE each: more test data, measured as eval/NAME/...
     batch_size: Count = 256  # pairs, over all devices
     accumulation: Count = 1  # micro-batches in a batch; the loss still sees the whole batch

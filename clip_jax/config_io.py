@@ -44,6 +44,7 @@ FREE = (
     "loss.tile",
     "optimizer.shard_over_data",
     "data.eval_source",
+    "data.eval_subset",
     "data.eval_also",
     "data.data_dir",
     "data.read_ahead_mb",

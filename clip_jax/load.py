@@ -33,7 +33,7 @@ def load(
     Args:
       path: a run directory of `clip-jax train`, also in a bucket (gs://); a directory of Hugging
         Face (config.json), open_clip (open_clip_config.json) or sentence-transformers; or one file:
-        OpenAI's or open_clip's .pt, .safetensors, or big_vision's .npz for SigLIP, told by its
+        OpenAI's or open_clip's .pt, .safetensors, or big_vision's .npz for SigLIP, known by its
         content (docs/weights.md). Both may be URLs (gs://,
         s3://, hf://; a file also at https://), of which a copy is kept in the user's cache.
       model: the architecture, where the files do not tell it or another image size, context

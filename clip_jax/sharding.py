@@ -209,7 +209,7 @@ def replication_warning(mesh: Mesh, tree: Any) -> str | None:
     )
 
 
-def over_data(tree: Any, places: Any) -> Any:
+def over_data(tree: Any, shardings: Any) -> Any:
     """Shardings that split each array over "data" as well, along its largest axis that allows it.
 
     For what no device needs whole, as the moments of an optimizer (ZeRO-1, arXiv:1910.02054).
@@ -217,21 +217,21 @@ def over_data(tree: Any, places: Any) -> Any:
 
     Args:
       tree: of arrays or their shapes.
-      places: their shardings otherwise.
+      shardings: those of each array without this.
     """
 
-    def split(leaf, place: NamedSharding) -> NamedSharding:
-        data, shard = place.mesh.shape["data"], place.shard_shape(leaf.shape)
+    def split(leaf, sharding: NamedSharding) -> NamedSharding:
+        data, shard = sharding.mesh.shape["data"], sharding.shard_shape(leaf.shape)
         axes = [axis for axis in range(leaf.ndim) if shard[axis] % data == 0]
         if data == 1 or not axes or math.prod(leaf.shape) < SMALLEST:
-            return place
+            return sharding
         axis = max(axes, key=lambda axis: (shard[axis], axis))
-        spec = [*place.spec, *[None] * (leaf.ndim - len(place.spec))]
+        spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
         taken = spec[axis] if isinstance(spec[axis], tuple) else (spec[axis],)
         spec[axis] = tuple(name for name in (*taken, "data") if name)
-        return NamedSharding(place.mesh, P(*spec))
+        return NamedSharding(sharding.mesh, P(*spec))
 
-    return jax.tree.map(split, tree, places)
+    return jax.tree.map(split, tree, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

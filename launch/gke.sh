@@ -21,10 +21,10 @@ cd "$(dirname "$0")/.."
 
 help() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "launch/gke.sh"; }
 fail() {
-  printf 'gke.sh: %s (--help says more)\n' "$*" >&2
+  printf 'gke.sh: %s (see --help)\n' "$*" >&2
   exit 2
 }
-say() { printf 'gke.sh: %s\n' "$*" >&2; }
+log() { printf 'gke.sh: %s\n' "$*" >&2; }
 run() {
   if [[ -n $dry_run ]]; then
     printf '%q ' "$@"
@@ -37,11 +37,11 @@ matches() { # OPTION VALUE PATTERN MEANING
   [[ $2 =~ ^($3)$ ]] || fail "$1=$2 must be $4"
 }
 
-verb=${1-}
-case $verb in
+command=${1-}
+case $command in
   create | status | logs | delete) shift ;;
   --help | -h) help && exit 0 ;;
-  *) fail "the first word must be create, status, logs or delete, not '$verb'" ;;
+  *) fail "the first word must be create, status, logs or delete, not '$command'" ;;
 esac
 
 name='' type='' topology='' image='' slices=1 spot=false restarts=100 namespace=''
@@ -70,10 +70,10 @@ while (($#)); do
   esac
 done
 [[ -n $name ]] || fail "--name is missing"
-[[ $verb == create || ${#arguments[@]} -eq 0 ]] || fail "only create takes what stands after --"
+[[ $command == create || ${#arguments[@]} -eq 0 ]] || fail "only create takes what stands after --"
 
 note=${CLIP_JAX_NOTES:-runs/.launch}/$name.gke
-if [[ $verb == create ]]; then
+if [[ $command == create ]]; then
   [[ -n $type ]] || fail "--type is missing"
   [[ -n $topology ]] || fail "--topology is missing"
   [[ -n $image ]] || fail "--image is missing"
@@ -137,7 +137,7 @@ manifest() {
   printf '%s\n' "${text/"@ARGUMENTS@"/"$(json "${arguments[@]}")"}"
 }
 
-case $verb in
+case $command in
   create)
     text=$(manifest)
     if [[ -n $dry_run ]]; then
@@ -150,7 +150,7 @@ case $verb in
     "${kubectl[@]}" create -f - <<<"$text"
     mkdir -p "$(dirname "$note")"
     printf 'namespace=%q\n' "$namespace" >"$note"
-    say "noted in $note; launch/gke.sh logs --name $name shows what it does"
+    log "noted in $note; launch/gke.sh logs --name $name shows what it does"
     ;;
   status)
     run "${kubectl[@]}" get jobset "$name" --output wide

@@ -18,10 +18,10 @@ PATIENCE_S=120 # for the other processes, once one has ended badly; each ends by
 
 help() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "$0"; }
 fail() {
-  printf 'local.sh: %s (--help says more)\n' "$*" >&2
+  printf 'local.sh: %s (see --help)\n' "$*" >&2
   exit 2
 }
-say() { printf 'local.sh: %s\n' "$*" >&2; }
+log() { printf 'local.sh: %s\n' "$*" >&2; }
 whole() { # NAME VALUE LEAST
   [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || fail "$1=$2 must be a whole number"
   (($2 >= $3)) || fail "$1=$2 must be at least $3"
@@ -105,7 +105,7 @@ wait_for_all() { # sets `code` to that of the first process that ended badly
     done
     running=(${still[@]+"${still[@]}"})
     if [[ -n $since ]] && ((SECONDS - since > PATIENCE_S)); then
-      say "killing ${#running[@]} processes that go on ${PATIENCE_S} s after another has ended"
+      log "killing ${#running[@]} processes that go on ${PATIENCE_S} s after another has ended"
       hand_on KILL
       since=$SECONDS
     fi
@@ -149,10 +149,10 @@ for ((start = 0; ; start++)); do
   if ((code == 75 || (code > 128 && code != 130))); then
     [[ -z $asked ]] || exit 75
     if ((start >= restarts)); then
-      say "exit code $code, and the last of $restarts restarts is used: --restarts allows more"
+      log "exit code $code, and the last of $restarts restarts is used: --restarts allows more"
       exit 75
     fi
-    say "exit code $code: start $((start + 1)) of $restarts after the first"
+    log "exit code $code: start $((start + 1)) of $restarts after the first"
     until_s=$((SECONDS + (start < 30 ? start + 1 : 30)))
     while ((SECONDS < until_s)) && [[ -z $asked ]]; do sleep 0.2; done
     [[ -z $asked ]] || exit 75

@@ -10,7 +10,7 @@
 #
 #   --project P     of Google Cloud (default: gcloud's own)
 #   --version V     of the TPU's software (default: by the type)
-#   --recreate K    times that watch makes preempted machines anew, at most (default 50)
+#   --recreate K    times that watch creates preempted machines again, at most (default 50)
 #   --interval S    seconds between two looks of watch (default 60)
 #   --dry-run       print the commands, and run none
 #
@@ -21,10 +21,10 @@ cd "$(dirname "$0")/.."
 
 help() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "launch/tpu_vm.sh"; }
 fail() {
-  printf 'tpu_vm.sh: %s (--help says more)\n' "$*" >&2
+  printf 'tpu_vm.sh: %s (see --help)\n' "$*" >&2
   exit 2
 }
-say() { printf 'tpu_vm.sh: %s\n' "$*" >&2; }
+log() { printf 'tpu_vm.sh: %s\n' "$*" >&2; }
 run() { # a command that changes something
   if [[ -n $dry_run ]]; then
     printf '%q ' "$@"
@@ -37,11 +37,11 @@ matches() { # OPTION VALUE PATTERN MEANING
   [[ $2 =~ ^($3)$ ]] || fail "$1=$2 must be $4"
 }
 
-verb=${1-}
-case $verb in
+command=${1-}
+case $command in
   create | setup | run | watch | status | delete) shift ;;
   --help | -h) help && exit 0 ;;
-  *) fail "the first word must be create, setup, run, watch, status or delete, not '$verb'" ;;
+  *) fail "the first word must be create, setup, run, watch, status or delete, not '$command'" ;;
 esac
 
 name='' zone='' type='' project='' version='' spot='' queued='' slices=1
@@ -72,10 +72,10 @@ while (($#)); do
   esac
 done
 [[ -n $name ]] || fail "--name is missing"
-[[ $verb == run || ${#arguments[@]} -eq 0 ]] || fail "only run takes what stands after --"
+[[ $command == run || ${#arguments[@]} -eq 0 ]] || fail "only run takes what stands after --"
 
 note=${CLIP_JAX_NOTES:-runs/.launch}/$name.tpu
-if [[ $verb == create ]]; then
+if [[ $command == create ]]; then
   [[ -n $zone ]] || fail "--zone is missing"
   [[ -n $type ]] || fail "--type is missing"
   [[ ! -e $note ]] || fail "$note exists: '$name' was created before; delete it first, or take another name"
@@ -146,7 +146,7 @@ state() { # READY, CREATING, PREEMPTED ...; MISSING; or UNKNOWN, where Google Cl
     if grep -q NOT_FOUND "$errors"; then
       echo MISSING
     else
-      say "asking again in $interval s, as gcloud said: $(tail -n 1 "$errors")"
+      log "asking again in $interval s, as gcloud said: $(tail -n 1 "$errors")"
       echo UNKNOWN
     fi
   fi
@@ -183,25 +183,25 @@ watch() {
         code=$("${tpu[@]}" tpu-vm ssh "$(nodes | head -n 1)" "${where[@]}" --worker=0 \
           --command "$look" 2>/dev/null || echo unknown)
         case $code in
-          0) say "the run is complete" && return 0 ;;
+          0) log "the run is complete" && return 0 ;;
           runs | unknown) ;;
-          75) say "the run has stopped on its machines, and is started again" && { start || true; } ;;
-          *) say "the run has failed with exit code $code; status shows its log" && return 1 ;;
+          75) log "the run has stopped on its machines, and is started again" && { start || true; } ;;
+          *) log "the run has failed with exit code $code; status shows its log" && return 1 ;;
         esac
         ;;
       PREEMPTED | TERMINATED | STOPPED | SUSPENDED | FAILED | MISSING)
-        ((made < recreate)) || { say "made anew $made times, which is all of --recreate" && return 75; }
+        ((made < recreate)) || { log "created again $made times, which is all of --recreate" && return 75; }
         made=$((made + 1))
-        say "$name is $found: making it anew, $made of $recreate"
+        log "$name is $found: creating it again, $made of $recreate"
         if ! { [[ $found == MISSING ]] || unmake; } || ! make; then
-          say "that failed, and is tried again" && sleep "$interval" && continue
+          log "that failed, and is tried again" && sleep "$interval" && continue
         fi
         until found=$(state) && [[ $found == READY || $found == ACTIVE ]]; do
-          [[ $found != FAILED ]] || { say "$name cannot be made" && return 1; }
+          [[ $found != FAILED ]] || { log "$name cannot be made" && return 1; }
           sleep "$interval"
         done
         until install && start; do
-          say "that failed, and is tried again" && sleep "$interval"
+          log "that failed, and is tried again" && sleep "$interval"
           found=$(state)
           [[ $found == READY || $found == ACTIVE || $found == UNKNOWN ]] || break
         done
@@ -211,7 +211,7 @@ watch() {
   done
 }
 
-case $verb in
+case $command in
   create)
     make
     [[ -n $dry_run ]] && exit 0
@@ -219,7 +219,7 @@ case $verb in
     for variable in zone type project version spot queued slices; do
       printf '%s=%q\n' "$variable" "${!variable}"
     done >"$note"
-    say "noted in $note; next: launch/tpu_vm.sh setup --name $name"
+    log "noted in $note; next: launch/tpu_vm.sh setup --name $name"
     ;;
   setup) install ;;
   run)
@@ -232,7 +232,7 @@ case $verb in
   watch)
     [[ -n ${run_arguments-} ]] || fail "nothing runs there: start it with run"
     if [[ -n $dry_run ]]; then
-      say "every $interval s: describe $name; where it was preempted, these, at most $recreate times"
+      log "every $interval s: describe $name; where it was preempted, these, at most $recreate times"
       unmake && make && install && start
     else
       watch

@@ -9,6 +9,10 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Arrays of different ranks are never combined in silence, in processes that tests start as well.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Tests run tiny programs once: optimizing them takes longer than running them as they are.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Processes that tests start would each compile all of our modules to bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Eight devices on two cores that others use too may come to a collective very late: XLA's own limit
 # of 40 s then ends the process.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -24,8 +28,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ["NPROC"] = "1024"
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
+from PIL import Image
 
 from clip_jax.storage import user_cache
 
@@ -46,9 +52,34 @@ def mesh():
 
 
 @pytest.fixture(scope="session")
+def write_pairs():
+    """`write_pairs(folder, 48)` writes images of noise and captions.csv, and gives that file's path."""
+
+    def write(folder: Path, count: int) -> Path:
+        rng = np.random.default_rng(0)
+        lines = ["image,caption"]
+        for number in range(count):
+            pixels_HWC = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels_HWC).save(folder / f"{number}.png")
+            lines.append(f"{number}.png,thing number {number} of {number % 5}")
+        (folder / "captions.csv").write_text("\n".join(lines))
+        return folder / "captions.csv"
+
+    return write
+
+
+@pytest.fixture(scope="session")
 def program_cache() -> Path:
     """Where processes that tests start keep what they compile, for other tests and later sessions."""
     return user_cache() / "tests"
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Programs are compiled as those of a run, for what is read from their compilers."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module")

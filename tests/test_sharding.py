@@ -163,11 +163,11 @@ def test_several_axes_are_split_as_the_compiler_is_told(mesh):
 def test_what_is_left_whole_is_named_with_its_bytes(mesh):
     def warning(on, **shapes):
         tree = {name: jax.ShapeDtypeStruct(s, np.float32) for name, s in shapes.items()}
-        places = shardings(on, tree)
+        wanted = shardings(on, tree)
         return sharding.replication_warning(
             on,
             {
-                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name])
+                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=wanted[name])
                 for name, x in tree.items()
             },
         )
@@ -183,8 +183,8 @@ def test_an_fsdp_axis_that_would_split_nothing_is_refused(mesh):
     rows = (("projection/kernel", 0),)
     with pytest.raises(ValueError, match=r"mesh.fsdp=8 divides no width .*\[4, 6\]"):
         shardings(mesh(1, 8), tree, rows=rows)
-    places = shardings(mesh(2, 4), tree, rows=rows)
-    assert places["projection"]["kernel"] == NamedSharding(mesh(2, 4), P("fsdp", None))
+    wanted = shardings(mesh(2, 4), tree, rows=rows)
+    assert wanted["projection"]["kernel"] == NamedSharding(mesh(2, 4), P("fsdp", None))
 
 
 def test_moments_follow_the_rules_of_their_parameters(mesh):

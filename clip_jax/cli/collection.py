@@ -193,12 +193,12 @@ def classify(args: list[str]) -> int:
         templates = read_templates(str(settings.templates))
     source = registry.open_source(settings.source, settings.split, settings.data)
     loaded = load_to_host(settings.model, settings.architecture, step=settings.step)
-    ledger = BadSamples()
+    bad_samples = BadSamples()
     links = None
     if settings.links is not None:
         links = classify_lib.Links(settings.links, classes, cfg.min_probability)
     mesh = sharding.make_mesh(settings.mesh)
-    where = {"cfg": cfg, "data": settings.data, "mesh": mesh, "ledger": ledger}
+    where = {"cfg": cfg, "data": settings.data, "mesh": mesh, "bad_samples": bad_samples}
     predictions = classify_lib.classify(loaded, source, classes, templates, **where)
     counts: Counter[str] = Counter()
     top = min(cfg.top, len(classes))
@@ -208,6 +208,6 @@ def classify(args: list[str]) -> int:
             links.add(prediction, prediction.row.file)
     for name, count in counts.most_common():
         print(f"{count:8_}  {name}")
-    bad = f", {ledger.bad:_} bad samples are absent" if ledger.bad else ""
+    bad = f", {bad_samples.bad:_} bad samples are absent" if bad_samples.bad else ""
     print(f"{settings.out}: {counts.total():_} pictures{bad}")
     return 0

@@ -1,4 +1,4 @@
-"""The commands under `clip-jax data`: index, stats, preview, bench, convert."""
+"""The commands under `clip-jax data`: index, stats, preview, bench, convert, subset."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,19 +12,21 @@ from clip_jax.data.tools import bench as benchmark
 from clip_jax.data.tools import convert as conversion
 from clip_jax.data.tools import preview as contact_sheet
 from clip_jax.data.tools import stats as statistics
+from clip_jax.data.tools.make_subset import make_subset
 
 Spec = Annotated[str, tyro.conf.Positional]
 DEFAULT = DataConfig()
 
 
 def data(args: list[str]) -> int:
-    """Look at data before training on it: index, stats, preview, bench, convert."""
+    """The commands by their names."""
     commands = {
         "index": index,
         "stats": stats,
         "preview": preview,
         "bench": bench,
         "convert": convert,
+        "subset": subset,
     }
     return tyro.extras.subcommand_cli_from_dict(commands, args=args, prog="clip-jax data")
 
@@ -109,4 +111,23 @@ def convert(
     else:
         conversion.convert(source, cfg, out)
     print(out)
+    return 0
+
+
+def subset(
+    source: Spec,
+    samples: Annotated[str, tyro.conf.Positional],
+    out: Annotated[str, tyro.conf.Positional],
+    cfg: DataConfig = DEFAULT,
+) -> int:
+    """Make a subset file of a list of keys or sample numbers, for --data.subset.
+
+    Args:
+        source: such as "tar:/data/{00000..00999}.tar".
+        samples: keys, one a line (.txt); or sample numbers, or a truth value for each sample (.npy).
+        out: a file that ends in .safetensors.
+        cfg: columns, cache folder and the like.
+    """
+    opened = registry.open_source(source, "train", cfg)
+    print(make_subset(opened, samples, out))
     return 0

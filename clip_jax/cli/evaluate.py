@@ -18,15 +18,15 @@ from clip_jax.runs.directory import RunDirectory
 
 EVAL_HELP = """Measure a trained model: zero-shot accuracy and retrieval.
 
-What is left out of --data and --evaluation is as the run has it, such as:
+Settings of --data and --evaluation default to those of the run, such as:
 clip-jax eval runs/mine --source folder:/imagenet/val --evaluation.templates templates.txt"""
 
 
 @dataclass(frozen=True)
 class EvalSettings:
     model: Annotated[str, tyro.conf.Positional]  # a run directory, or released weights
-    source: str | None = None  # what to measure it on; left out, the test data of the run
-    step: Step = None  # which checkpoint of a run, its number or "best"; left out, the newest
+    source: str | None = None  # what to measure it on; default: the test data of the run
+    step: Step = None  # which checkpoint of a run, its number or "best"; default: the newest
     json_out: Path | None = None  # a file that gets the figures too
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -39,14 +39,23 @@ def evaluate(args: list[str]) -> int:
     run = RunDirectory(settings.model, main=False)
     if run.holds_run:  # its settings are the defaults
         cfg = run.load_config() or TrainConfig()
-        settings, loss = parse_eval(args, data=cfg.data, evaluation=cfg.evaluation), cfg.loss
+        data = cfg.data
+        if settings.source is not None:  # the run's subsets are of the run's sources
+            data = replace(data, subset=(), eval_subset=None)
+        settings, loss = parse_eval(args, data=data, evaluation=cfg.evaluation), cfg.loss
     elif settings.source is None and settings.data.eval_source is None:
         raise ValueError(
             f"{settings.model} is no run directory: name what to measure on with --source"
         )
     data = settings.data
     if settings.source is not None:
-        data = replace(data, source=(settings.source,), eval_source=settings.source, eval_also=())
+        data = replace(
+            data,
+            source=(settings.source,),
+            eval_source=settings.source,
+            eval_also=(),
+            eval_subset=_subset(data),
+        )
     loaded = load_to_host(settings.model, step=settings.step)
     first = registry.open_eval_source(data)
     if first is None:
@@ -70,6 +79,14 @@ def evaluate(args: list[str]) -> int:
     if settings.json_out is not None:
         settings.json_out.write_text(json.dumps(result.metrics, indent=2) + "\n")
     return 0
+
+
+def _subset(data: DataConfig) -> str | None:
+    """The subset of --source, for which both settings are meant."""
+    named = {*data.subset, *filter(None, [data.eval_subset])}
+    if len(named) > 1:
+        raise ValueError(f"--source has one subset, and {', '.join(sorted(named))} are named")
+    return next(iter(named), None)
 
 
 def parse_eval(args: list[str], **defaults) -> EvalSettings:

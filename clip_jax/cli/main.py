@@ -14,7 +14,6 @@ import tyro
 from clip_jax.cli import environment
 from clip_jax.cli.arguments import parse, run_config, take_config
 from clip_jax.cli.collection import classify, embed
-from clip_jax.cli.data import data
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
 from clip_jax.cli.search import index, search, serve
@@ -68,8 +67,8 @@ def report_command(args: list[str]) -> int:
             run: the run directory.
         """
         run_config(run)
-        account = RunDirectory(run, main=False).read_json("goodput.json") or {}
-        print(write_report(run, goodput=account.get("seconds")))
+        goodput = RunDirectory(run, main=False).read_json("goodput.json") or {}
+        print(write_report(run, goodput=goodput.get("seconds")))
         return 0
 
     return tyro.cli(report, args=args, prog="clip-jax report")
@@ -117,7 +116,7 @@ def convert_command(args: list[str]) -> int:
             out: a new directory.
             to: the library that is to read it.
             architecture: where the weights do not tell it.
-            step: which checkpoint of a run, its number or "best"; the newest if left out.
+            step: which checkpoint of a run, its number or "best"; default: the newest.
             dtype: of the weights that are written.
         """
         loaded = load_to_host(model, architecture, step=step)
@@ -144,7 +143,7 @@ def export_command(args: list[str]) -> int:
             model: a run directory, or released weights (a file or a directory).
             out: a new directory.
             platforms: where it is to run.
-            step: which checkpoint of a run, its number or "best"; the newest if left out.
+            step: which checkpoint of a run, its number or "best"; default: the newest.
         """
         loaded = load_to_host(model, step=step)
         export_portable(loaded.model, loaded.variables, out, platforms=platforms)
@@ -152,6 +151,13 @@ def export_command(args: list[str]) -> int:
         return 0
 
     return tyro.cli(export, args=args, prog="clip-jax export")
+
+
+def data_command(args: list[str]) -> int:
+    """Look at data before training on it: index, stats, preview, bench, convert."""
+    from clip_jax.cli.data import data  # it imports TensorFlow Datasets, which takes half a second
+
+    return data(args)
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -162,7 +168,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "settings": settings,
     "convert": convert_command,
     "export": export_command,
-    "data": data,
+    "data": data_command,
     "plan": plan,
     "embed": embed,
     "classify": classify,

@@ -50,7 +50,7 @@ def index(args: list[str]) -> int:
         method=settings.method,
         target=settings.recall,
         graph=Graph(connectivity=settings.connectivity, expansion_add=settings.expansion_add),
-        say=lambda text: print(text, flush=True),
+        report=lambda text: print(text, flush=True),
     )
     print(f"{out}: {info['method']} index of {info['rows']:_} {info['kind']} vectors")
     return 0

@@ -55,7 +55,7 @@ def classify(
     cfg: ClassifyConfig,
     data: DataConfig,
     mesh: Mesh,
-    ledger: BadSamples | None = None,
+    bad_samples: BadSamples | None = None,
 ) -> Iterator[Prediction]:
     """The classes of each picture that can be read, in the order of the source.
 
@@ -67,7 +67,7 @@ def classify(
       cfg: how many classes of each, in which batches.
       data: how pictures are read, how many may be bad.
       mesh: all of its devices take part.
-      ledger: counts bad samples.
+      bad_samples: counts bad samples.
 
     Raises:
       ValueError: a class is named twice, the model has no tokenizer, too many samples are bad.
@@ -90,7 +90,7 @@ def classify(
         starts=range(0, len(source), cfg.batch_size),
         batch_size=cfg.batch_size,
         kinds=("image",),
-        ledger=ledger or BadSamples(),
+        bad_samples=bad_samples or BadSamples(),
         whole=len(source),
     )
     for _, about_B, z in batches:

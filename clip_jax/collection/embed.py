@@ -203,7 +203,7 @@ class _Work:
 
     def run(self, parts: Sequence[Part], *, progress: bool):
         """Write those of the parts that are not there."""
-        ledger, todo = BadSamples(), []
+        bad_samples, todo = BadSamples(), []
         for part in parts:
             record = self._layout.read_record(part, self._settings)
             if record is None:
@@ -213,7 +213,7 @@ class _Work:
                     BadSample(one["reason"], key=one["key"], shard=one["shard"])
                     for one in record["bad"]
                 ]
-                ledger.record(part.last - part.first, bad)
+                bad_samples.record(part.last - part.first, bad)
         whole = sum(part.last - part.first for part in parts)
         done = whole - sum(part.last - part.first for part in todo)
         if not todo:
@@ -222,9 +222,9 @@ class _Work:
         # Files are written while the devices work; one is waited for, so that memory is bounded.
         with console, ThreadPoolExecutor(1, thread_name_prefix="parts") as pool:
             if done:
-                console.say(f"{self._layout.root}: {done:_} of {whole:_} samples are done")
+                console.print(f"{self._layout.root}: {done:_} of {whole:_} samples are done")
             writing: Future | None = None
-            for writer in self._embedded(todo, ledger, whole, console, done):
+            for writer in self._embedded(todo, bad_samples, whole, console, done):
                 if writing is not None:
                     writing.result()
                 writing = pool.submit(writer.write)
@@ -232,7 +232,7 @@ class _Work:
                 writing.result()
 
     def _embedded(
-        self, todo: Sequence[Part], ledger: BadSamples, whole: int, console: Console, done: int
+        self, todo: Sequence[Part], bad_samples: BadSamples, whole: int, console: Console, done: int
     ) -> Iterator[PartWriter]:
         """The parts in turn, with all rows in memory."""
         size, kinds = self._cfg.batch_size, KINDS[self._cfg.what]
@@ -245,7 +245,7 @@ class _Work:
             starts=[first for _, first in steps],
             batch_size=size,
             kinds=kinds,
-            ledger=ledger,
+            bad_samples=bad_samples,
             whole=whole,
         )
         writer, clock, begun = None, None, done
@@ -261,7 +261,7 @@ class _Work:
                     clock, begun = time.monotonic(), done
                 else:
                     seconds = (time.monotonic() - clock) / (done - begun)
-                    figures = {"": f"{1 / seconds:.0f}/s", "bad": str(ledger.bad)}
+                    figures = {"": f"{1 / seconds:.0f}/s", "bad": str(bad_samples.bad)}
                     console.show(figures, seconds_a_step=seconds)
                 if first + size >= part.last:
                     yield writer

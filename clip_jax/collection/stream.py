@@ -24,7 +24,7 @@ def embedded_batches(
     starts: Sequence[int],
     batch_size: int,
     kinds: Sequence[str],
-    ledger: BadSamples,
+    bad_samples: BadSamples,
     whole: int,
 ) -> Iterator[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
     """Embed the batches that begin at the samples `starts`, multiples of `batch_size`.
@@ -37,7 +37,7 @@ def embedded_batches(
       starts: the first sample of each batch.
       batch_size: samples of a batch; the last one of the source is filled up.
       kinds: "image", "text" or both.
-      ledger: counts bad samples.
+      bad_samples: counts bad samples.
       whole: samples in all, of which `data.max_bad_share` may be bad.
 
     Yields:
@@ -60,8 +60,8 @@ def embedded_batches(
         kinds=kinds,
     )
 
-    def check(ledger: BadSamples):
-        ledger.check(data.max_bad_share, whole=whole)
+    def check(bad_samples: BadSamples):
+        bad_samples.check(data.max_bad_share, whole=whole)
 
     def trimmed(batches):
         for batch in batches:
@@ -70,7 +70,7 @@ def embedded_batches(
             yield batch
 
     threads = data.threads or cores()
-    account = {"ledger": ledger, "check": check}
-    with ThreadBatches(dataset, 0, len(starts), threads=threads, **account) as batches:
+    counting = {"bad_samples": bad_samples, "check": check}
+    with ThreadBatches(dataset, 0, len(starts), threads=threads, **counting) as batches:
         for first, (batch, z) in zip(starts, encoder.encode_pairs(trimmed(batches))):
             yield first, batch["about"], z

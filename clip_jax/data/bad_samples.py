@@ -1,4 +1,4 @@
-"""The account of unreadable samples: how many, why, in which shards, and each of them in a file."""
+"""Counts of bad samples: how many, why and in which shards; and a file that lists each of them."""
 
 import json
 import math
@@ -20,8 +20,8 @@ MIN_SEEN = 100  # samples before a share means anything
 class BadSamples:
     """Counts bad samples by reason, with the worst shards of each. Several threads may write into one.
 
-    The account stays small however many shards there are, since a copy goes with every batch and
-    into every checkpoint. Each bad sample is a line in `file`, where there is one.
+    `to_json` does not grow with the number of shards, since every batch and every checkpoint carries
+    a copy of it. Each bad sample is a line in `file`, where there is one.
     """
 
     def __init__(self, file: Path | None = None):
@@ -65,7 +65,7 @@ class BadSamples:
         try:
             with self._file.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(line) + "\n" for line in lines))
-        except OSError as error:  # an account never ends a run
+        except OSError as error:  # a log never ends a run
             logging.warning(
                 "%s cannot be written (%s); bad samples are only counted.", self._file, error
             )
@@ -79,9 +79,9 @@ class BadSamples:
                 for shard, count in shards.items():
                     self._add(reason, shard, count)
             for reason, count in other.by_reason.items():
-                rest = count - sum(other._shards.get(reason, {}).values())
-                self.by_reason[reason] += rest
-                self.bad += rest
+                unlisted = count - sum(other._shards.get(reason, {}).values())
+                self.by_reason[reason] += unlisted
+                self.bad += unlisted
             self.first = (self.first + other.first)[:FIRST]
 
     def check(self, max_bad_share: float, *, whole: int):
@@ -116,37 +116,37 @@ class BadSamples:
             }
 
     def save(self, path: str | os.PathLike):
-        """Write the account as JSON; a reader never sees half of it."""
+        """Write the counts as JSON, atomically."""
         atomic_write(path, json.dumps(self.to_json(), indent=2) + "\n")
 
     @classmethod
-    def anew(cls, file: Path | None) -> "BadSamples":
-        """An empty account; lines of an earlier start are dropped from the file."""
+    def start(cls, file: Path | None) -> "BadSamples":
+        """Empty counts; lines that an earlier start wrote to the file are removed."""
         if file is not None:
             file.unlink(missing_ok=True)
         return cls(file)
 
     @classmethod
     def from_json(cls, data: dict, file: Path | None = None) -> "BadSamples":
-        """The account that `to_json` described, also an earlier version's with all of the shards.
+        """The counts that `to_json` wrote; also of an earlier version, which wrote all shards.
 
-        Of `file`, the lines stay that were written before.
+        `file` keeps the lines that were written before the checkpoint.
         """
-        ledger = cls(file)
-        ledger.seen = data["seen"]
+        restored = cls(file)
+        restored.seen = data["seen"]
         shards = data.get("worst_shards", data["by_reason"])
         for reason, counts in shards.items():
             for shard, count in counts.items():
-                ledger._add(reason, shard, count)
+                restored._add(reason, shard, count)
         if "worst_shards" in data:
-            ledger.by_reason = Counter(data["by_reason"])
-        ledger.bad = data["bad"]
-        ledger.first = [(entry["key"], entry["reason"]) for entry in data["first"]]
+            restored.by_reason = Counter(data["by_reason"])
+        restored.bad = data["bad"]
+        restored.first = [(entry["key"], entry["reason"]) for entry in data["first"]]
         if file is not None and file.is_file():
-            ledger._forget_what_comes_again()
-        return ledger
+            restored._drop_repeated_lines()
+        return restored
 
-    def _forget_what_comes_again(self):
+    def _drop_repeated_lines(self):
         """Drop the lines of samples that a run read after its checkpoint, and reads again."""
         partial = self._file.with_name(f".{self._file.name}.partial")
         try:

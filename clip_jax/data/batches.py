@@ -1,4 +1,4 @@
-"""The loader: batches of a dataset in order, read ahead by threads, with the account of bad samples.
+"""The loader: batches of a dataset in order, read ahead by threads, and the counts of bad samples.
 
 The step number is the whole state. Order is not left to a library: Grain's iterator state, restored
 with another number of workers, gives other data without an error.
@@ -21,12 +21,12 @@ class Batches:
     """An iterator of batches that holds threads or processes: close it, or use `with`.
 
     A subclass says how: `_read` is called for one step after another, `_stop` once at the end.
-    `check` is called with the account of bad samples after every batch.
+    `check` is called with the counts of bad samples after every batch.
     """
 
-    def __init__(self, step: int, ledger: BadSamples, check: Callable[[BadSamples], None]):
+    def __init__(self, step: int, bad_samples: BadSamples, check: Callable[[BadSamples], None]):
         self.step = step  # number of the batch that comes next
-        self.ledger = ledger
+        self.bad_samples = bad_samples
         self._check = check
         self._closed = False
 
@@ -45,8 +45,8 @@ class Batches:
             raise ValueError("these batches are closed")
         arrays, bad = self._read(self.step)
         self.step += 1
-        self.ledger.record(len(next(iter(arrays.values()))), bad)
-        self._check(self.ledger)
+        self.bad_samples.record(len(next(iter(arrays.values()))), bad)
+        self._check(self.bad_samples)
         return arrays
 
     def close(self):
@@ -72,10 +72,10 @@ class ThreadBatches(Batches):
         end: int,
         *,
         threads: int,
-        ledger: BadSamples,
+        bad_samples: BadSamples,
         check: Callable[[BadSamples], None],
     ):
-        super().__init__(step, ledger, check)
+        super().__init__(step, bad_samples, check)
         self._dataset, self._end, self._threads = dataset, end, threads
         # Handing over a row costs as much as a tenth of a picture's decoding: several at once.
         self._rows = max(1, min(MOST_ROWS, dataset.rows // threads))

@@ -25,7 +25,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-    ledger: BadSamples | None = None,
+    bad_samples: BadSamples | None = None,
 ) -> Batches:
     """Batches `start_step`, `start_step` + 1, ... for ever; nothing before is read.
 
@@ -39,7 +39,7 @@ def train_batches(
       start_step: the first batch; with the seed it is all there is to resuming.
       process_index: whose rows of each global batch, of `process_count` processes.
       process_count: the global batch does not depend on it.
-      ledger: counts bad samples; a new one where None.
+      bad_samples: counts bad samples; a new one where None.
 
     Returns:
       Batches of {"image": uint8 (b, image_size, image_size, 3), "tokens": int32 (b, L)} with
@@ -61,15 +61,15 @@ def train_batches(
     )
     whole = sum(len(one) for one in sources)
 
-    def check(ledger: BadSamples):
-        ledger.check(cfg.max_bad_share, whole=whole)
+    def check(bad_samples: BadSamples):
+        bad_samples.check(cfg.max_bad_share, whole=whole)
 
-    account = {"ledger": ledger or BadSamples(), "check": check}
+    counting = {"bad_samples": bad_samples or BadSamples(), "check": check}
     if cfg.workers:
         threads = cfg.threads or max(1, cores() // cfg.workers)
-        return WorkerBatches(dataset, start_step, workers=cfg.workers, threads=threads, **account)
+        return WorkerBatches(dataset, start_step, workers=cfg.workers, threads=threads, **counting)
     return ThreadBatches(
-        dataset, start_step, sys.maxsize, threads=cfg.threads or cores(), **account
+        dataset, start_step, sys.maxsize, threads=cfg.threads or cores(), **counting
     )
 
 
@@ -84,7 +84,7 @@ def eval_batches(
     max_samples: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
-    ledger: BadSamples | None = None,
+    bad_samples: BadSamples | None = None,
 ) -> Batches:
     """Every sample once, in order, on all processes together; as many batches on each of them.
 
@@ -108,15 +108,15 @@ def eval_batches(
         process_count=process_count,
     )
 
-    def check(ledger: BadSamples):
-        ledger.check(cfg.max_bad_share, whole=len(source))
+    def check(bad_samples: BadSamples):
+        bad_samples.check(cfg.max_bad_share, whole=len(source))
 
     return ThreadBatches(
         dataset,
         0,
         dataset.batches,
         threads=cfg.threads or cores(),
-        ledger=ledger or BadSamples(),
+        bad_samples=bad_samples or BadSamples(),
         check=check,
     )
 

@@ -73,7 +73,7 @@ def _escaped(name: str) -> bool:
 class BadSample(Exception):
     """A sample that cannot be used. It is replaced and counted, never silently lost.
 
-    `reason` is a short slug such as "truncated-jpeg": the ledger counts by it. `key` and `shard`
+    `reason` is a short slug such as "truncated-jpeg": the bad_samples counts by it. `key` and `shard`
     end in files and on pages, so that a signed URL in them is masked.
     """
 

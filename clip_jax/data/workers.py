@@ -54,10 +54,10 @@ class WorkerBatches(Batches):
         *,
         workers: int,
         threads: int,
-        ledger: BadSamples,
+        bad_samples: BadSamples,
         check: Callable[[BadSamples], None],
     ):
-        super().__init__(step, ledger, check)
+        super().__init__(step, bad_samples, check)
         self._dataset, self._first, self._threads = dataset, step, threads
         self._by_rows = isinstance(dataset.order, BlockOrder)
         self._count = min(workers, dataset.rows) if self._by_rows else workers

@@ -93,10 +93,10 @@ def differences(descriptions: dict[int, dict]) -> str:
     if not parts:
         return ""
     more = len(parts) - MOST_SHOWN
-    told = "; ".join(parts[:MOST_SHOWN]) + (
+    shown = "; ".join(parts[:MOST_SHOWN]) + (
         f"; and {more} more processes differ" if more > 0 else ""
     )
-    return f"{told}. Start all processes with the same code, settings, libraries and files."
+    return f"{shown}. Start all processes with the same code, settings, libraries and files."
 
 
 def check_equal(facts: dict[str, object]):

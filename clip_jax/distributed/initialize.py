@@ -1,4 +1,4 @@
-"""One job of several processes: found by itself on clusters, told by settings elsewhere."""
+"""One job of several processes: detected on clusters, set by `distributed` elsewhere."""
 
 import dataclasses
 import logging
@@ -75,16 +75,16 @@ def initialize(
 
 def find_place(cfg: DistributedConfig, environment: Mapping[str, str]) -> Place | None:
     """Where this process stands, or None where it is alone."""
-    told = (cfg.coordinator, cfg.processes, cfg.process_index)
+    given = (cfg.coordinator, cfg.processes, cfg.process_index)
     cluster = find_cluster(environment)
-    if all(value is not None for value in told):
-        coordinator, processes, index, devices = *told, None
+    if all(value is not None for value in given):
+        coordinator, processes, index, devices = *given, None
     elif cluster is not None:
         coordinator, processes, index, devices = _ask(cluster, cfg, environment)
-    elif any(value is not None for value in told):
+    elif any(value is not None for value in given):
         raise ValueError(
             "distributed.coordinator, distributed.processes and distributed.process_index belong "
-            f"together; given are {told}, and no cluster was found that tells the rest"
+            f"together; given are {given}, and no cluster was detected that gives the others"
         )
     else:
         return None

@@ -47,7 +47,7 @@ class Preemption:
             signal.signal(number, handler)
 
     def requested(self) -> bool:
-        """True once any process was asked to leave; on all processes at the same call."""
+        """True once any process received a signal; on all processes at the same call."""
         if jax.distributed.is_initialized():
             # The service meets at one number and says True there alone. Our own count serves
             # evaluation too, where the training step stands still.
@@ -59,7 +59,7 @@ class Preemption:
 
     @property
     def exit_code(self) -> int:
-        """What the process should end with after it was asked to leave."""
+        """The exit code after a signal."""
         return INTERRUPT_EXIT_CODE if self._interrupted else RETRY_EXIT_CODE
 
     def _install(self, number: int, handler):

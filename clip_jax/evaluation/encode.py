@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     """Embeddings in the order of the data set, the same in every process."""
 
     z_NE: np.ndarray  # float32, unit length; the samples that could not be read are missing
-    index_N: np.ndarray  # place of each in the data set, rising
+    index_N: np.ndarray  # number of each in the data set, rising
 
 
 class Encoder:
@@ -121,13 +121,13 @@ class Encoder:
           Stopped: `should_stop` said so.
         """
         M, B = len(tokens_ML), self.batch_size
-        place = sharding.batch_sharding(self.mesh)
+        split = sharding.batch_sharding(self.mesh)
 
         def start(first):
             tokens_BL = np.zeros((B, tokens_ML.shape[1]), np.int32)
             rows = tokens_ML[first : first + B]
             tokens_BL[: len(rows)] = rows
-            return self._text(self.variables, x=put(tokens_BL, place))
+            return self._text(self.variables, x=put(tokens_BL, split))
 
         embedded = list(_overlapped(start, range(0, M, B), should_stop))
         return np.concatenate([z_BE for z_BE, _ in embedded])[:M]
@@ -153,9 +153,9 @@ def check_stop(should_stop: Callable[[], bool] | None):
         raise Stopped
 
 
-def put(x: np.ndarray, place: jax.sharding.Sharding) -> jax.Array:
+def put(x: np.ndarray, to: jax.sharding.Sharding) -> jax.Array:
     """An array that every process has in full, on the devices of all of them."""
-    return jax.make_array_from_callback(x.shape, place, lambda index: x[index])
+    return jax.make_array_from_callback(x.shape, to, lambda index: x[index])
 
 
 def _overlapped(start: Callable, items: Iterable, should_stop) -> Iterator[tuple]:
@@ -185,8 +185,8 @@ def _place(variables: Any, mesh: Mesh, rows: sharding.Rows) -> Any:
     """Put the parameters that are not on the mesh there, once and not with every batch."""
     devices = set(mesh.devices.flat)
 
-    def put(leaf, place):
+    def put(leaf, to):
         on_mesh = isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices
-        return leaf if on_mesh else jax.device_put(leaf, place)
+        return leaf if on_mesh else jax.device_put(leaf, to)
 
     return jax.tree.map(put, variables, sharding.shardings(mesh, variables, rows=rows))

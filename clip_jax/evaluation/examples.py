@@ -127,7 +127,7 @@ def _captions_found(annotation: Annotation, score_M: np.ndarray, captions: Seque
 
 
 def _pictures(source: Source, indices: Sequence[int], max_pixels: int) -> dict[int, str]:
-    """Small copies of images; one that cannot be read is left out."""
+    """Small copies of images; unreadable ones are skipped."""
     pictures = {}
     for index in indices:
         try:

@@ -266,6 +266,7 @@ def open_others(cfg: DataConfig) -> dict[str, Source]:
       ValueError, FileNotFoundError: an entry that is not NAME=SOURCE, or whose data cannot be used.
     """
     opened = {}
+    cfg = dataclasses.replace(cfg, subset=())  # which is of what is trained on
     for entry in cfg.eval_also:
         name, _, spec = entry.partition("=")
         if not re.fullmatch(r"[\w-]+", name) or not spec:

@@ -1,4 +1,4 @@
-"""How many pairs of a batch are told from all others, from the similarities that a loss has formed."""
+"""Accuracy of a batch's pairs against all others, from the similarities that a loss has formed."""
 
 import jax
 import jax.numpy as jnp

@@ -83,7 +83,7 @@ class Objective:
         return outputs._replace(extra=kept)
 
     def of_embeddings(self, *, tile: int | None = None) -> tuple["Objective | None", list[str]]:
-        """The objective for an evaluation that has embeddings alone, and the names of terms left out.
+        """The objective for an evaluation that has embeddings alone, and the names of the omitted terms.
 
         Args:
           tile: rows' worth of similarities that a device holds at once.

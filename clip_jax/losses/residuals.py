@@ -28,7 +28,7 @@ class PackedResiduals(NamedTuple):
         return cls((steps_RB >> 8).astype(jnp.int16), (steps_RB & 255).astype(jnp.uint8), step)
 
     def restore(self) -> jax.Array:
-        """The numbers, the same bits each time."""
+        """The numbers, bit-identical at each call."""
         steps_RB = (self.high_RB.astype(jnp.int32) << 8) | self.low_RB.astype(jnp.int32)
         return steps_RB.astype(jnp.float32) * self.step
 

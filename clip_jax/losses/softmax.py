@@ -110,7 +110,7 @@ SOFTMAX = Loss(
 
 
 def scaled_similarity(image_RE: jax.Array, text_BE: jax.Array, scale: jax.Array) -> jax.Array:
-    """The logits, the same bits each time that they are formed.
+    """The logits, bit-identical each time that they are formed.
 
     After a product the compiler may or may not round before it goes on to subtract, and 100 times a
     cosine less its maximum would keep the difference. bfloat16 embeddings have no room for a scale.

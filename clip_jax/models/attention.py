@@ -56,7 +56,7 @@ def kind_for_blocks(
     """The form that blocks take whose activations have this shape (B, L, D): never "auto".
 
     Args:
-      mesh: what the batch is split over, as far as the model was told.
+      mesh: what the batch is split over, as far as the model knows.
 
     Raises:
       ValueError: a form that the device or the shape does not allow.

@@ -17,6 +17,8 @@ from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.hardware import target_device
 from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
 from clip_jax.models.linear import Dense
+from clip_jax.models.stack import Blocks
+from clip_jax.models.tower import Compute
 from clip_jax.numerics import like_rows, pvary_like
 
 
@@ -139,7 +141,7 @@ class Attention(nn.Module):
     out_std: float
     dtype: jnp.dtype
     length: int | None = None  # positions from there on are padding
-    mesh: Mesh | None = None  # what the batch is split over, as far as the model was told
+    mesh: Mesh | None = None  # what the batch is split over, as far as the model knows
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -297,3 +299,21 @@ class Transformer(nn.Module):
             locked = jax.tree.leaves(self.get_variable("params", "locked_blocks"))[0].shape[0]
             x_BLD = jax.lax.stop_gradient(scan("locked_blocks", locked, x_BLD))
         return self.constrain(scan("blocks", self.depth - locked, x_BLD))[:, :L]
+
+
+def transformer(tower: Blocks, compute: Compute, *, causal: bool) -> Transformer:
+    """The blocks of a tower, named as freezing and layer decay look for them."""
+    return Transformer(
+        depth=tower.depth,
+        heads=tower.heads,
+        mlp_width=tower.mlp_width,
+        activation=tower.activation,
+        norm_epsilon=tower.norm_epsilon,
+        causal=causal,
+        kind=compute.attention,
+        remat=compute.remat,
+        dtype=compute.dtype,
+        unroll=compute.unroll,
+        constrain=compute.constrain,
+        name="transformer",
+    )

@@ -45,7 +45,7 @@ def windows(head_width: int) -> list[Window]:
 def short_attention(qkv_BLX: jax.Array, heads: int, causal: bool, interpret: bool) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v of every head, (B, L, D), from q, k and v side by side (B, L, 3 D).
 
-    A program holds a whole sequence in VMEM. Heads need no axis of their own: one is told from its
+    A program holds a whole sequence in VMEM. Heads need no axis of their own: one is selected by its
     neighbours in the same registers by a mask. The backward pass computes the softmax again from q
     and k, so that nothing but `qkv_BLX` is kept for it. The softmax is float32; factors of products
     have qkv's type.

@@ -12,21 +12,25 @@ SHARDING_ROWS = (
 )
 
 
-class Sizes(Protocol):
+class Blocks(Protocol):
     """A tower's settings that its blocks are made from."""
 
     width: int
+    depth: int
+    heads: int
     mlp_width: int
+    activation: str
+    norm_epsilon: float
 
 
-def block_parameters(tower: Sizes) -> int:
+def block_parameters(tower: Blocks) -> int:
     """Parameters of one block."""
     D, F = tower.width, tower.mlp_width
     norms, attention, mlp = 4 * D, 4 * (D + 1) * D, (D + 1) * F + (F + 1) * D
     return norms + attention + mlp
 
 
-def block_flops(tower: Sizes, L: int) -> float:
+def block_flops(tower: Blocks, L: int) -> float:
     """Floating-point operations of one block's matrix products, for L tokens."""
     D, F = tower.width, tower.mlp_width
     return 2 * (4 * L * D * D + 2 * L * L * D + 2 * L * D * F)

@@ -139,7 +139,7 @@ def _estimated(step: Step, topology: Topology, gpu_share: float, read: bool) -> 
 
 
 def attention_of(step: Step, topology: Topology) -> memory.Attention:
-    """As `models.attention` chooses: a kernel for bfloat16, unless told otherwise."""
+    """As `models.attention` chooses: a kernel for bfloat16, unless a setting names another."""
     settings = step.cfg.model
     if settings.attention != "plain" and settings.dtype != "float32":
         return "fused"

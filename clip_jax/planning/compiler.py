@@ -33,8 +33,18 @@ class Compiled:
     peak_bytes: int  # most memory in use at once
     argument_bytes: int  # state and batch
     temporary_bytes: int
-    code_bytes: int
     program: Program
+
+    @classmethod
+    def of(cls, compiled: jax.stages.Compiled, program: Program) -> "Compiled":
+        """From a compiled program and what was read from its text."""
+        memory = compiled.memory_analysis()
+        return cls(
+            peak_bytes=memory.peak_memory_in_bytes,
+            argument_bytes=memory.argument_size_in_bytes,
+            temporary_bytes=memory.temp_size_in_bytes,
+            program=program,
+        )
 
 
 def require_libtpu():
@@ -71,14 +81,7 @@ def compile_lowered(lowered: jax.stages.Lowered) -> Compiled | Refused:
         if refused is None:
             raise
         return refused
-    memory = compiled.memory_analysis()
-    return Compiled(
-        peak_bytes=memory.peak_memory_in_bytes,
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
-        program=program,
-    )
+    return Compiled.of(compiled, program)
 
 
 def read_refusal(message: str) -> Refused | None:

@@ -79,11 +79,4 @@ def compile_for_gpus(step: Step) -> Compiled:
     with absent_gpu(step.mesh.devices.flat[0]):
         lowered = step.lower()
     compiled = lowered.compile()
-    memory = compiled.memory_analysis()
-    return Compiled(
-        peak_bytes=memory.peak_memory_in_bytes,
-        argument_bytes=memory.argument_size_in_bytes,
-        temporary_bytes=memory.temp_size_in_bytes,
-        code_bytes=memory.generated_code_size_in_bytes,
-        program=read_program(compiled.as_text()),
-    )
+    return Compiled.of(compiled, read_program(compiled.as_text()))

@@ -121,7 +121,7 @@ def by_speed(
 ) -> list[tuple[float, Trial]]:
     """Steps with each rematerialisation, and with blocks unrolled of the fastest: fastest first.
 
-    At most six are compiled, the step itself among them. Those that do not fit are left out.
+    At most six are compiled, the step itself among them. Those that do not fit are dropped.
 
     Args:
       first: the step as it was asked for.

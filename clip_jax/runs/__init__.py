@@ -1,1 +1,1 @@
-"""What a run leaves behind and goes on from: its directory, checkpoints, accounts of time."""
+"""What a run writes and resumes from: its directory, checkpoints, metrics and goodput."""

@@ -64,7 +64,7 @@ class Console:
       steps: steps in all.
       start: steps done before.
       shown: whether this process shows anything.
-      progress: whether it shows where the run stands, or only what `say` is given.
+      progress: whether it shows where the run stands, or only what `print` is given.
       unit: what a step is called.
     """
 
@@ -87,7 +87,7 @@ class Console:
         if self._bar is not None:
             self._bar.close()
 
-    def say(self, text: str):
+    def print(self, text: str):
         """A line of its own, above the live one."""
         if self._bar is not None:
             self._bar.write(text)
@@ -109,9 +109,9 @@ class Console:
         """Where the run stands: at each call on a terminal, else a line every LINE_EVERY_S."""
         if not self._progress:
             return
-        told = ", ".join(f"{name} {value}" if name else value for name, value in figures.items())
+        line = ", ".join(f"{name} {value}" if name else value for name, value in figures.items())
         if self._bar is not None:
-            self._bar.set_postfix_str(told, refresh=False)
+            self._bar.set_postfix_str(line, refresh=False)
             return
         last = self._step >= self._steps
         if time.monotonic() < self._next_line and not last:
@@ -119,7 +119,7 @@ class Console:
         self._next_line = time.monotonic() + LINE_EVERY_S
         left = "" if last else f", {duration((self._steps - self._step) * seconds_a_step)} left"
         share = 100 * self._step / max(1, self._steps)
-        print(f"{self._unit} {self._step}/{self._steps} ({share:.0f} %): {told}{left}", flush=True)
+        print(f"{self._unit} {self._step}/{self._steps} ({share:.0f} %): {line}{left}", flush=True)
 
 
 def duration(seconds: float) -> str:

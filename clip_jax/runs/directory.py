@@ -20,6 +20,7 @@ from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.config_io import from_json, run_settings
 from clip_jax.config_io import to_json as settings_to_json
 from clip_jax.redaction import redact
+from clip_jax.runs.results import METRICS, parse_metric_lines, read_metric_lines
 from clip_jax.storage import atomic_write
 
 log = logging.getLogger(__name__)
@@ -172,14 +173,10 @@ class RunDirectory:
     # ----------------------------------------------------------------------------- metrics
 
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl. A last one that was cut off by a kill is left out."""
-        lines = self._lines
-        if self.is_local or not lines:
-            path = self.path / "metrics.jsonl"
-            # A log that was spoilt by hand, or by a disk, never keeps a run from resuming.
-            data = path.read_bytes() if path.exists() else b""
-            lines = data.decode(errors="replace").splitlines()
-        return list(_parsed(lines))
+        """The lines of metrics.jsonl. A last line that a kill cut off is skipped."""
+        if self.is_local or not self._lines:
+            return read_metric_lines(self.path)
+        return parse_metric_lines(self._lines)
 
     def append_metrics(self, values: dict):
         """Add a line to metrics.jsonl: {"step": 20, "loss": 1.5, ...}.
@@ -197,7 +194,7 @@ class RunDirectory:
             return
         try:
             if self._metrics is None:
-                self._metrics = _open_to_append(self.path / "metrics.jsonl")
+                self._metrics = _open_to_append(self.path / METRICS)
             self._metrics.write(line)
             self._metrics.flush()
         except OSError:
@@ -209,14 +206,14 @@ class RunDirectory:
         kept = [line for line in self.metrics() if line.get("step", 0) <= step]
         text = "".join(dump_json(line) + "\n" for line in kept)
         self._close_metrics()
-        if self._main and (self.path / "metrics.jsonl").exists():
-            atomic_write(self.path / "metrics.jsonl", text)
+        if self._main and (self.path / METRICS).exists():
+            atomic_write(self.path / METRICS, text)
         if not self.is_local:
             self._lines = text.splitlines(keepends=True)
 
     def _upload(self):
         self._uploaded = time.monotonic()
-        (self.path / "metrics.jsonl").write_text("".join(self._lines))
+        (self.path / METRICS).write_text("".join(self._lines))
 
     def _close_metrics(self):
         if self._lines and self._main:
@@ -270,15 +267,6 @@ class RunDirectory:
         self._lock.callback(file.close)
         # A data worker that outlives its killed parent must not go on holding the lock.
         os.register_at_fork(after_in_child=self._lock.close)
-
-
-def _parsed(lines: list[str]) -> Iterator[dict]:
-    """The lines that are figures of a step; whatever else stands there is passed over."""
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            values = json.loads(line)
-            if isinstance(values, dict) and isinstance(values.get("step"), int):
-                yield values
 
 
 def dump_json(content: Any, **options) -> str:

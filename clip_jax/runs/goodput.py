@@ -27,7 +27,7 @@ WRITE_EVERY_S = 15.0
 class Goodput:
     """A stopwatch that is always in exactly one phase, so that the phases add up to the wall time.
 
-    The account is kept in a file, which one process writes, and is carried on by the next start.
+    They are kept in a file, which one process writes and the next start continues.
     """
 
     def __init__(self, path: epath.PathLike, *, write: bool = True):
@@ -35,15 +35,15 @@ class Goodput:
         self._phase: Phase = "initialising"
         self._since = time.monotonic()
         self._written = self._since
-        account = _read(self._path)
-        seconds = account.get("seconds")
+        record = _read(self._path)
+        seconds = record.get("seconds")
         seconds = seconds if isinstance(seconds, dict) else {}
         self._seconds = {name: _number(seconds.get(name)) for name in PHASES}
-        self.starts = int(_number(account.get("starts"))) + 1
+        self.starts = int(_number(record.get("starts"))) + 1
         self.end: Literal["done", "preempted", "interrupted"] = "done"  # how this start ends
-        if account and account.get("end") not in ("done", "interrupted"):
+        if record and record.get("end") not in ("done", "interrupted"):
             # From the last sign of life to now; a wall clock that was set back counts as nothing.
-            down = time.time() - (_number(account.get("alive")) or time.time())
+            down = time.time() - (_number(record.get("alive")) or time.time())
             self._seconds["lost_to_restarts"] += max(0.0, down)
 
     def __enter__(self) -> "Goodput":
@@ -72,7 +72,7 @@ class Goodput:
             self.switch(before)
 
     def resumed_from(self, seconds: dict[str, float] | None):
-        """What was done after the checkpoint with this account, in an earlier start, is lost.
+        """What was done after this checkpoint, in an earlier start, is lost.
 
         Args:
           seconds: `seconds()` as it was saved with the checkpoint; None: there is no checkpoint.
@@ -89,24 +89,24 @@ class Goodput:
         return {name: round(value, 3) for name, value in self._seconds.items()}
 
     def save(self, *, end: str | None = None):
-        """Write the account; without an `end` it is that of a start that was killed."""
+        """Write the file; without an `end` it is that of a start that was killed."""
         self._written = time.monotonic()
         if not self._write:
             return
-        account = {"seconds": self.seconds(), "starts": self.starts, "alive": time.time()}
+        record = {"seconds": self.seconds(), "starts": self.starts, "alive": time.time()}
         with contextlib.suppress(OSError):  # a full disk must not end a run for its stopwatch
-            atomic_write(self._path, json.dumps(account | {"end": end}, indent=1))
+            atomic_write(self._path, json.dumps(record | {"end": end}, indent=1))
 
 
 def _read(path: epath.Path) -> dict:
     try:
-        account = json.loads(path.read_text())
+        record = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return account if isinstance(account, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _number(value: object) -> float:
-    """A finite number of an account that anything may have been written into, else 0."""
+    """A finite number of a file that anything may have been written into, else 0."""
     known = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if known and math.isfinite(value) else 0.0

@@ -103,11 +103,11 @@ class Progress:
     def report(self, path: str):
         """The report was written."""
         self._loggers.report(path)
-        self.say(f"Report: {path}")
+        self.print(f"Report: {path}")
 
-    def say(self, text: str):
+    def print(self, text: str):
         """A line for the person who watches."""
-        self._console.say(text)
+        self._console.print(text)
 
 
 def utilisation(images_per_second: float, flops: float) -> dict[str, float]:
@@ -117,12 +117,13 @@ def utilisation(images_per_second: float, flops: float) -> dict[str, float]:
     """
     chip = chip_of(jax.devices()[0].device_kind)
     chips = jax.device_count() / (chip.devices if chip else 1)
+    flops_a_chip = images_per_second * flops / chips
     each = {
         "images_per_second_per_chip": images_per_second / chips,
-        "tflops_per_second_per_chip": images_per_second * flops / chips / 1e12,
+        "tflops_per_second_per_chip": flops_a_chip / 1e12,
     }
     if chip is not None:
-        each["mfu"] = each["tflops_per_second_per_chip"] / chip.tflops
+        each["mfu"] = flops_a_chip / chip.peak_flops
     return each
 
 

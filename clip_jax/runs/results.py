@@ -1,5 +1,6 @@
 """What evaluations find, and the files of a run that keep it for the report."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -7,6 +8,7 @@ import math
 import os
 import re
 import zipfile
+from collections.abc import Iterable
 
 import numpy as np
 from etils import epath
@@ -15,6 +17,7 @@ from clip_jax.storage import atomic_write
 
 SNAPSHOTS = "snapshots"
 EVALUATION = "evaluation.json"
+METRICS = "metrics.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,7 @@ def save_snapshot(run_directory: str | os.PathLike, step: int, similarity_NN: np
 
 
 def load_snapshots(run_directory: str | os.PathLike) -> dict[int, np.ndarray]:
-    """Snapshots by step, rising. A damaged file is left out: a report does not hang on it."""
+    """Snapshots by step, rising. Damaged files are skipped: a report does not depend on them."""
     folder = epath.Path(run_directory) / SNAPSHOTS
     snapshots = {}
     for file in sorted(folder.iterdir()) if folder.exists() else ():
@@ -150,21 +153,34 @@ def load_evaluation(run_directory: str | os.PathLike) -> tuple[int, Evaluation] 
         return None
 
 
+def read_metric_lines(run_directory: str | os.PathLike) -> list[dict]:
+    """The lines of metrics.jsonl; see `parse_metric_lines`. Empty where there is no file."""
+    file = epath.Path(run_directory) / METRICS
+    # A log that was spoilt by hand, or by a disk, never keeps a run from resuming.
+    data = file.read_bytes() if file.exists() else b""
+    return parse_metric_lines(data.decode(errors="replace").splitlines())
+
+
+def parse_metric_lines(lines: Iterable[str]) -> list[dict]:
+    """The lines that are metrics of a step. Others, such as one that a kill cut off, are skipped."""
+    parsed = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict) and isinstance(values.get("step"), int):
+                parsed.append(values)
+    return parsed
+
+
 def read_metrics(run_directory: str | os.PathLike) -> dict[int, dict[str, float]]:
     """metrics.jsonl as finite numbers by step, rising.
 
-    Torn lines are left out. Where a run that went on wrote a step again, the later line wins.
+    Incomplete lines are skipped. Where a resumed run wrote a step again, the later line counts.
     """
-    file = epath.Path(run_directory) / "metrics.jsonl"
     steps: dict[int, dict[str, float]] = {}
-    for line in file.read_bytes().split(b"\n") if file.exists() else ():
-        try:
-            entry = json.loads(line)
-            step = int(entry["step"])
-        except (ValueError, KeyError, TypeError, OverflowError):
-            continue
+    for entry in read_metric_lines(run_directory):
         # Training and evaluation write a line each; a later one must not hide the other's numbers.
-        kept = steps.setdefault(step, {})
+        kept = steps.setdefault(entry["step"], {})
         for name, value in entry.items():
             if name != "step":
                 kept.pop(name, None)

@@ -66,7 +66,7 @@ def build(
     *,
     connectivity: int = CONNECTIVITY,
     expansion_add: int = EXPANSION_ADD,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
 ):
     """Write the graph of all rows to `path`, as float16. A reader never sees half of it."""
     index = Index(
@@ -85,7 +85,7 @@ def build(
             shown = time.monotonic()
             rate = done / (shown - start)
             left = (len(vectors) - done) / rate
-            say(f"row {done:_}/{len(vectors):_}: {rate:.0f}/s, {left:.0f} s left")
+            report(f"row {done:_}/{len(vectors):_}: {rate:.0f}/s, {left:.0f} s left")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     index.save(os.fspath(partial))
     os.replace(partial, path)

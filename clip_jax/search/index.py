@@ -157,7 +157,7 @@ def build_index(
     method: Method = "auto",
     target: float = RECALL,
     graph: Graph | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda text: None,
 ) -> dict:
     """Build an index of an embedded collection.
 
@@ -169,7 +169,7 @@ def build_index(
         the first where the vectors fit the devices.
       target: of recall@10 of an approximate index. Candidates are added until it is reached.
       graph: of an approximate index.
-      say: is told how far it is.
+      report: is told how far it is.
 
     Returns:
       What is noted in index.json.
@@ -199,19 +199,19 @@ def build_index(
         "dim": vectors.dim,
     }
     if method == "approximate":
-        info |= _build_graph(opened, vectors, folder / GRAPH, graph or Graph(), target, say)
+        info |= _build_graph(opened, vectors, folder / GRAPH, graph or Graph(), target, report)
     write_table(opened.metadata, folder / TABLE)
     atomic_write(folder / INDEX, json.dumps(info, indent=1) + "\n")
     return info
 
 
 def _build_graph(
-    opened: Embeddings, vectors: Vectors, path: Path, graph: Graph, target: float, say
+    opened: Embeddings, vectors: Vectors, path: Path, graph: Graph, target: float, report
 ) -> dict:
     # USearch is of an extra, which an exact index does not need.
     from clip_jax.search import approximate
 
-    approximate.build(vectors, path, **dataclasses.asdict(graph), say=say)
+    approximate.build(vectors, path, **dataclasses.asdict(graph), report=say)
     search = approximate.ApproximateSearch(path, vectors, expansion=approximate.EXPANSIONS[0])
     exact = ExactSearch(vectors, local_mesh(), resident=False)
     rng, queries = np.random.default_rng(0), {}
@@ -220,7 +220,7 @@ def _build_graph(
         queries[name] = unit(one.take(rows_N))
     found = approximate.tune(search, exact, queries, target=target)
     for name, share in found.by_query.items():
-        say(f"recall@10 of {len(queries[name])} {name} queries: {share:.4f}")
+        report(f"recall@10 of {len(queries[name])} {name} queries: {share:.4f}")
     if not found.reached:
         log.warning(
             "recall@10 does not reach %g with %d candidates. Build the index with a higher "

@@ -111,7 +111,7 @@ class Evaluations:
                 save_evaluation(self._run.path, step, found)
             ends = headlines(self._setup.cfg.evaluation)
             shown = [f"{k[5:]} {v:.4g}" for k, v in found.metrics.items() if k.endswith(ends)]
-            self._progress.say(f"Step {step}: {', '.join(shown)}")
+            self._progress.print(f"Step {step}: {', '.join(shown)}")
         return True
 
     def _snapshot_if_due(self, step: int, state: TrainState):

@@ -1,4 +1,4 @@
-"""The weights that `model.init_from` names: the towers that a run takes from them, the rest new."""
+"""The weights that `model.init_from` names: the towers that a run takes from them, the others new."""
 
 import dataclasses
 import difflib
@@ -38,19 +38,19 @@ def initial_variables(cfg: TrainConfig, model: CLIP, initial: Loaded, mesh: Mesh
 
     key = jax.random.key(cfg.seed)
     shapes = jax.eval_shape(make, key)
-    places = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
+    shardings = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
     taken = _taken(cfg, model, initial, shapes)
-    rest = jax.jit(lambda key: _without(make(key), taken), out_shardings=_without(places, taken))(
-        key
-    )
+    others = jax.jit(
+        lambda key: _without(make(key), taken), out_shardings=_without(shardings, taken)
+    )(key)
     return {
         kind: {
-            name: jax.tree.map(_put, taken[kind][name], place)
+            name: jax.tree.map(_put, taken[kind][name], wanted)
             if name in taken.get(kind, ())
-            else rest[kind][name]
-            for name, place in parts.items()
+            else others[kind][name]
+            for name, wanted in parts.items()
         }
-        for kind, parts in places.items()
+        for kind, parts in shardings.items()
     }
 
 
@@ -153,10 +153,10 @@ def _without(variables: dict, taken: dict) -> dict:
     }
 
 
-def _put(array: Any, place: NamedSharding) -> jax.Array:
+def _put(array: Any, to: NamedSharding) -> jax.Array:
     """Each device gets its own part, also where other processes have some of the devices."""
     array = np.asarray(array)
-    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, to, lambda index: array[index])
 
 
 def _resized(stored: ModelConfig, wanted: ModelConfig, towers: tuple) -> ModelConfig:

@@ -24,7 +24,7 @@ from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.flops import training_flops
 from clip_jax.redaction import redact
 from clip_jax.runs import provenance
-from clip_jax.runs.bad_samples import open_account, take_account
+from clip_jax.runs.bad_samples import open_bad_samples, own_counts
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.console import tolerant_streams
 from clip_jax.runs.directory import RunDirectory
@@ -128,7 +128,7 @@ def run_to_the_end(
             parts.setup.cfg.data.prefetch,
         ) as batches:
             exit_code = fit(parts, state, batches, step_fn)
-            bad_samples = batches.ledger
+            bad_samples = batches.bad_samples
         if exit_code:
             return exit_code
     parts.checkpoints.wait()
@@ -141,7 +141,7 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
     """The steps from the state's to the last.
 
     Returns:
-      0, or what the process should exit with because it was asked to leave.
+      0, or what the process should exit with after a signal.
     """
     cfg, goodput, progress = parts.setup.cfg, parts.goodput, parts.progress
     progress.restart_clock()
@@ -160,16 +160,16 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
         goodput.switch("saving")
         last = step == cfg.steps
         keeps_best = cfg.checkpoint.keep_best_by is not None and parts.evaluate.is_due(step)
-        metadata = functools.partial(describe, parts, batches.ledger)
+        metadata = functools.partial(describe, parts, batches.bad_samples)
         parts.checkpoints.save(step, state, metadata=metadata, due=keeps_best, force=last)
 
         if parts.evaluate.has_work(step):
             parts.log.flush()  # which waits for the step: two programs at once may block each other
         if not parts.evaluate(step, state):
-            return save_and_exit(parts, step, state, batches.ledger)
+            return save_and_exit(parts, step, state, batches.bad_samples)
         parts.watchdog.beat()
         if parts.preemption.requested() and not last:
-            return save_and_exit(parts, step, state, batches.ledger)
+            return save_and_exit(parts, step, state, batches.bad_samples)
     parts.log.flush()
     return 0
 
@@ -189,7 +189,7 @@ def save_and_exit(parts: Parts, step: int, state: TrainState, bad_samples: dict 
 def restore_or_start(
     setup: Setup, run: RunDirectory, checkpoints: Checkpoints, goodput: Goodput
 ) -> tuple[TrainState, dict | None]:
-    """The newest intact checkpoint, or step 0; with it the account of bad samples."""
+    """The newest intact checkpoint, or step 0; with it the counts of bad samples."""
     restored = checkpoints.restore(setup.abstract_state)
     if restored is None:
         goodput.resumed_from(None)
@@ -198,7 +198,9 @@ def restore_or_start(
     goodput.resumed_from(restored.metadata.get("goodput"))
     run.rewind_metrics(restored.step)
     log.warning("Resuming from step %d of %s", restored.step, run.path)
-    return restored.state, take_account(restored.metadata.get("ledgers", []))
+    # Earlier versions named the counts "ledgers".
+    saved = restored.metadata.get("bad_samples", restored.metadata.get("ledgers", []))
+    return restored.state, own_counts(saved)
 
 
 def compile_step(parts: Parts) -> Callable:
@@ -256,7 +258,7 @@ def batches_from(setup: Setup, run: RunDirectory, start: int, bad_samples: dict 
         start_step=start,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        ledger=open_account(bad_samples, run.path if run.is_local else None),
+        bad_samples=open_bad_samples(bad_samples, run.path if run.is_local else None),
     )
 
 
@@ -266,7 +268,7 @@ def describe(parts: Parts, bad_samples: dict | None) -> dict[str, Any]:
     parts.log.flush()
     parts.progress.flush()
     return {
-        "ledgers": allgather_json(bad_samples),
+        "bad_samples": allgather_json(bad_samples),
         "goodput": parts.goodput.seconds(),
         "config": run_settings(parts.setup.cfg),
         "fingerprint": run_record.fingerprint(parts.setup),

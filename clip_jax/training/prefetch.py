@@ -13,12 +13,12 @@ from clip_jax.data.loader import Batches
 class Prefetch:
     """An iterator of global batches on the mesh. A context manager, which closes the batches.
 
-    `ledger` is the account of bad samples up to the batch that was given last, not up to what the
-    thread has read ahead: with that, a run that goes on counts no sample twice.
+    `bad_samples` are the counts up to the batch that was returned last, not up to what the thread has
+    read ahead: so a run that resumes counts no sample twice.
     """
 
     def __init__(self, batches: Batches, mesh: Mesh, depth: int):
-        self.ledger: dict = batches.ledger.to_json()
+        self.bad_samples: dict = batches.bad_samples.to_json()
         self._batches, self._mesh = batches, mesh
         self._queue: queue.Queue = queue.Queue(maxsize=max(1, depth))
         self._stop = threading.Event()
@@ -32,7 +32,7 @@ class Prefetch:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
-        batch, self.ledger = item
+        batch, self.bad_samples = item
         return batch
 
     def __enter__(self) -> "Prefetch":
@@ -57,7 +57,7 @@ class Prefetch:
         try:
             for batch in self._batches:
                 on_devices = sharding.to_global(self._mesh, batch)
-                self._put((on_devices, self._batches.ledger.to_json()))
+                self._put((on_devices, self._batches.bad_samples.to_json()))
                 if self._stop.is_set():
                     return
             self._put(StopIteration())  # else who asks for one more would wait for ever

@@ -38,7 +38,7 @@ class Profile:
             self._is_on = True
 
     def after(self, step: int, result: object):
-        """Call it with what the devices were told to compute."""
+        """Call it with the step's results, which the devices may still compute."""
         if self._is_on and step >= self._last:
             jax.block_until_ready(result)
             self._stop()

@@ -301,9 +301,9 @@ def _tokenizer(
     context_length = config.text.context_length
     if (run.tokenizer / DESCRIPTION).exists():
         return load_tokenizer(run.tokenizer, context_length=context_length)
-    told = cfg.tokenizer.path is not None or cfg.tokenizer.kind != "auto"
+    chosen = cfg.tokenizer.path is not None or cfg.tokenizer.kind != "auto"
     takes_text = cfg.model.init_towers in ("both", "text")
-    if initial is not None and initial.tokenizer is not None and takes_text and not told:
+    if initial is not None and initial.tokenizer is not None and takes_text and not chosen:
         tokenizer = copy.copy(initial.tokenizer)
         tokenizer.context_length = context_length
         return tokenizer

@@ -20,7 +20,7 @@ FROZEN = {"none": (), "image": ("image",), "text": ("text",)}
 class Health:
     """How the run has fared so far, on the device, so that no step waits for the host."""
 
-    skipped: jax.Array  # () int32: steps that were left out
+    skipped: jax.Array  # () int32: steps that were skipped
     skipped_in_row: jax.Array  # () int32: how many of them were the latest ones
     grad_norm_mean: jax.Array  # () float32: running average of the gradient norm
     counted: jax.Array  # () int32: steps in that average
@@ -93,13 +93,15 @@ def abstract_state(
       **others: of `new_state`.
     """
     shapes = jax.eval_shape(lambda: new_state(jax.random.key(0), model=model, **others))
-    places = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
+    shardings = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
     if shard_over_data:
-        places = places.replace(opt_state=sharding.over_data(shapes.opt_state, places.opt_state))
+        shardings = shardings.replace(
+            opt_state=sharding.over_data(shapes.opt_state, shardings.opt_state)
+        )
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, wanted: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=wanted),
         shapes,
-        places,
+        shardings,
     )
 
 
@@ -119,12 +121,12 @@ def sharded_new_state(
 ) -> TrainState:
     """Step 0, each device making its own part, so that no device ever holds the whole."""
     abstract = abstract_state(mesh, shard_over_data=shard_over_data, **new_state_arguments)
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def make(key, variables):
         return new_state(key, variables=variables, **new_state_arguments)
 
-    return jax.jit(make, out_shardings=places)(jax.random.key(seed), variables)
+    return jax.jit(make, out_shardings=shardings)(jax.random.key(seed), variables)
 
 
 def check_batch_statistics(cfg: TrainConfig, state: TrainState):

@@ -29,7 +29,7 @@ def jit_train_step(
     cfg: TrainConfig,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """`train_step` compiled for a mesh; the state that it is given is used up."""
-    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
     step = functools.partial(
         train_step,
         model=model,
@@ -37,14 +37,14 @@ def jit_train_step(
         objective=make_objective(cfg.loss),
         mesh=mesh,
         cfg=cfg,
-        update_places=sharding.over_data(abstract_state.params, places.params)
+        update_shardings=sharding.over_data(abstract_state.params, shardings.params)
         if cfg.optimizer.shard_over_data
         else None,
     )
     return jax.jit(
         step,
-        in_shardings=(places, NamedSharding(mesh, sharding.BATCH)),
-        out_shardings=(places, NamedSharding(mesh, P())),
+        in_shardings=(shardings, NamedSharding(mesh, sharding.BATCH)),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
 
@@ -58,7 +58,7 @@ def train_step(
     objective: Objective,
     mesh: Mesh,
     cfg: TrainConfig,
-    update_places: Any = None,
+    update_shardings: Any = None,
 ) -> tuple[TrainState, dict]:
     """Gradients of the whole batch's loss, an update if they are sound, and what to log.
 
@@ -70,7 +70,7 @@ def train_step(
       objective: of `Outputs` and the batch.
       mesh: where it all lies.
       cfg: accumulation, clamping, averaging and health.
-      update_places: shardings of the parameters under which the update is computed, where the
+      update_shardings: shardings of the parameters under which the update is computed, where the
         optimizer's state is split more than they are; None: as they are.
 
     Returns:
@@ -82,9 +82,9 @@ def train_step(
         state, batch, key, model=model, objective=objective, mesh=mesh, parts=cfg.data.accumulation
     )
     grads, before = gradients.params, state.params
-    if update_places is not None:
+    if update_shardings is not None:
         grads, before = jax.lax.with_sharding_constraint(
-            (grads, before), (update_places, update_places)
+            (grads, before), (update_shardings, update_shardings)
         )
     norms = {name: optax.tree.norm(part) for name, part in sorted(grads.items())}
     grad_norm = optax.tree.norm(norms)
@@ -173,9 +173,9 @@ def check_health(
 
 
 def abstract_batch(mesh: Mesh, model: CLIP, batch_size: int) -> Any:
-    """Shapes, types and places of a global batch, for compiling ahead of the data."""
-    place = sharding.batch_sharding(mesh)
+    """Shapes, types and shardings of a global batch, for compiling ahead of the data."""
+    split = sharding.batch_sharding(mesh)
     inputs = zip(("image", "tokens"), abstract_inputs(model.config, batch_size), strict=True)
     return {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in inputs
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split) for name, leaf in inputs
     }

@@ -34,7 +34,7 @@ class StepLog:
       progress: writes what is due.
       schedule: the learning rate of a step.
       cfg: how many steps in a row may be skipped.
-      hooks: see `Hook`. One that fails is left out from then on, with a warning.
+      hooks: see `Hook`. One that fails is not called again, with a warning.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class StepLog:
                 "optimizer.clip_norm, or look at the data."
             )
         if in_row:
-            self._progress.say(f"Skipped step {step}: {figures}")
+            self._progress.print(f"Skipped step {step}: {figures}")
 
     def _of_hooks(self, step: int, state: TrainState, metrics: dict) -> dict:
         found = {}

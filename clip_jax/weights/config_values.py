@@ -23,7 +23,7 @@ def read_json(path: Path) -> "Section":
 
 
 class Section:
-    """An object of a JSON file. A key that is null counts as left out.
+    """An object of a JSON file. A key that is null counts as absent.
 
     Attributes:
       where: what errors call the object: its file, and its key there.
@@ -52,7 +52,7 @@ class Section:
         return Section({**defaults, **self._content}, self.where)
 
     def section(self, key: str) -> "Section":
-        """An object inside; an empty one if it is left out."""
+        """A nested object; an empty one if it is absent."""
         return Section(self.get(key, {}), f"{self.where}: {key}")
 
     def error(self, key: str, wanted: str) -> ValueError:

@@ -91,7 +91,7 @@ IMAGE_FIGURES = {"resnet": _resnet, "vision_transformer": _vision_transformer}
 
 
 def figures_of_file(shapes: Mapping[str, Shape]) -> Figures:
-    """The same figures, from a file's tensors; those that it has no tensor for are left out."""
+    """The same figures, from a file's tensors; those that no tensor gives are absent."""
 
     def size(name: str, axis: int) -> int | None:
         shape = shapes.get(name, ())

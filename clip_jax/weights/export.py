@@ -39,7 +39,7 @@ def export(
       to: "huggingface", for `CLIPModel.from_pretrained` or `SiglipModel.from_pretrained`, or
         "open_clip", for `open_clip.create_model("local-dir:...")`.
       tokenizer: written beside the weights; in the library's own form where it has one.
-      dtype: of the weights. Exported as they were imported, they are the same bits.
+      dtype: of the weights. With the type of the import, the export is bit-identical to it.
 
     Raises:
       ValueError: the library has no such model, or the directory holds something already.

@@ -1,4 +1,4 @@
-"""Files of tensors: safetensors, NumPy's .npz and torch's .pt, told apart by their content."""
+"""Files of tensors: safetensors, NumPy's .npz and torch's .pt, detected by their content."""
 
 import json
 import zipfile

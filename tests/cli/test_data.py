@@ -9,6 +9,8 @@ from PIL import Image
 
 from clip_jax.cli import main as cli
 from clip_jax.cli.main import main
+from clip_jax.config import DataConfig
+from clip_jax.data.sources.registry import open_source
 
 
 @pytest.fixture
@@ -91,3 +93,15 @@ def test_an_unknown_verb_is_refused(capsys):
     assert left.value.code == 2
     error = capsys.readouterr().err
     assert "index" in error and "Traceback" not in error
+
+
+def test_a_subset_file_is_made_of_keys_and_read_by_the_other_commands(pairs, capsys, tmp_path):
+    keys = [sample.key for sample in (open_source(pairs, "train", DataConfig())[n] for n in (2, 9))]
+    (tmp_path / "keys.txt").write_text("\n".join(keys))
+    out = str(tmp_path / "kept.safetensors")
+    assert "2 of 12 samples" in run(capsys, "subset", pairs, "keys.txt", out)
+    for subset in (out, "keys.txt"):
+        assert ": 2 samples" in run(capsys, "stats", pairs, "--cfg.subset", subset)
+    (tmp_path / "keys.txt").write_text("no such key")
+    assert main(["data", "stats", pairs, "--cfg.subset", "keys.txt"]) == 2
+    assert "1 of 1 keys are not in" in capsys.readouterr().err

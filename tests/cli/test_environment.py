@@ -21,7 +21,7 @@ def run(*args: str, unset=(), **variables) -> subprocess.CompletedProcess:
     """`clip-jax` in a process whose environment lacks some variables and has others."""
     names = {*unset, "XLA_FLAGS", "NPROC"}
     kept = {name: value for name, value in os.environ.items() if name not in names}
-    kept |= {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"} | variables
+    kept |= {"PYTHONPATH": str(ROOT)} | variables
     command = [sys.executable, "-m", "clip_jax.cli", *args]
     return subprocess.run(command, env=kept, capture_output=True, text=True)
 

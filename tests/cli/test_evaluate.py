@@ -76,3 +76,19 @@ def test_released_weights_are_measured_by_the_loss_of_their_kind(asked):
     assert asked.loss == LossConfig(kind="softmax")
     siglip = dataclasses.replace(create_model("ViT-test").config, init_logit_bias=-10.0)
     assert default_loss(siglip) == LossConfig(kind="sigmoid")
+
+
+def test_the_subset_of_a_run_is_not_of_the_source_that_is_named(asked, tmp_path):
+    trained = dataclasses.replace(CFG.data, subset=("train.txt",), eval_subset="own.txt")
+    cfg = dataclasses.replace(CFG, data=trained)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
+    assert evaluate.evaluate(["run"]) == 0
+    assert asked.data.eval_subset == "own.txt"
+    assert evaluate.evaluate(["run", "--source", "pairs:other.csv"]) == 0
+    assert asked.data.eval_subset is None
+    for setting in ("--data.subset", "--data.eval-subset"):
+        assert evaluate.evaluate(["run", "--source", "pairs:other.csv", setting, "kept.txt"]) == 0
+        assert asked.data.eval_subset == "kept.txt"
+    with pytest.raises(ValueError, match=r"a\.txt, b\.txt are named"):
+        two = ["--data.subset", "a.txt", "--data.eval-subset", "b.txt"]
+        evaluate.evaluate(["run", "--source", "pairs:other.csv", *two])

@@ -15,83 +15,83 @@ def bad(number, reason="truncated-jpeg", shard="00000.tar"):
 
 
 def test_counts_are_by_reason_and_shard():
-    ledger = BadSamples()
-    ledger.record(10, [bad(1), bad(2), bad(3, shard="00001.tar"), bad(4, reason="empty-file")])
-    assert ledger.to_json()["by_reason"] == {"truncated-jpeg": 3, "empty-file": 1}
-    assert ledger.to_json()["worst_shards"] == {
+    bad_samples = BadSamples()
+    bad_samples.record(10, [bad(1), bad(2), bad(3, shard="00001.tar"), bad(4, reason="empty-file")])
+    assert bad_samples.to_json()["by_reason"] == {"truncated-jpeg": 3, "empty-file": 1}
+    assert bad_samples.to_json()["worst_shards"] == {
         "truncated-jpeg": {"00000.tar": 2, "00001.tar": 1},
         "empty-file": {"00000.tar": 1},
     }
 
 
 def test_a_share_above_the_limit_stops_with_the_first_ones_by_name():
-    ledger = BadSamples()
-    ledger.record(998, [bad(1)])
-    ledger.check(0.01, whole=1000)
-    ledger.record(2, [bad(number) for number in range(2, 13)])
+    bad_samples = BadSamples()
+    bad_samples.record(998, [bad(1)])
+    bad_samples.check(0.01, whole=1000)
+    bad_samples.record(2, [bad(number) for number in range(2, 13)])
     with pytest.raises(
         ValueError, match=r"12 of 1000 .*00000\.tar/1: truncated-jpeg.*max_bad_share"
     ):
-        ledger.check(0.01, whole=1000)
+        bad_samples.check(0.01, whole=1000)
 
 
 def test_a_share_of_a_handful_means_nothing_yet():
-    ledger = BadSamples()
-    ledger.record(99, [bad(number) for number in range(50)])
-    ledger.check(0.01, whole=10**6)
+    bad_samples = BadSamples()
+    bad_samples.record(99, [bad(number) for number in range(50)])
+    bad_samples.check(0.01, whole=10**6)
     with pytest.raises(ValueError, match="50 of 99"):
-        ledger.check(0.01, whole=99)
+        bad_samples.check(0.01, whole=99)
 
 
 def test_chance_alone_does_not_stop_a_run():
     rng = np.random.default_rng(0)
     for _ in range(20):
-        ledger = BadSamples()
+        bad_samples = BadSamples()
         for _ in range(300):  # up to 30,000 samples, of which 0.9 % are bad
-            ledger.record(100, [bad(number) for number in range(rng.binomial(100, 0.009))])
-            ledger.check(0.01, whole=10**6)
+            bad_samples.record(100, [bad(number) for number in range(rng.binomial(100, 0.009))])
+            bad_samples.check(0.01, whole=10**6)
 
 
 def test_twice_the_limit_is_noticed_early():
     rng = np.random.default_rng(0)
-    ledger = BadSamples()
+    bad_samples = BadSamples()
     with pytest.raises(ValueError, match="cannot be used"):
         for _ in range(40):
-            ledger.record(100, [bad(number) for number in range(rng.binomial(100, 0.02))])
-            ledger.check(0.01, whole=10**6)
+            bad_samples.record(100, [bad(number) for number in range(rng.binomial(100, 0.02))])
+            bad_samples.check(0.01, whole=10**6)
 
 
 def test_what_is_saved_can_be_read_back(tmp_path):
-    ledger = BadSamples()
-    ledger.record(100, [bad(number) for number in range(FIRST + 5)])
-    ledger.save(tmp_path / "bad_samples.json")
+    bad_samples = BadSamples()
+    bad_samples.record(100, [bad(number) for number in range(FIRST + 5)])
+    bad_samples.save(tmp_path / "bad_samples.json")
     saved = json.loads((tmp_path / "bad_samples.json").read_text())
-    assert BadSamples.from_json(saved).to_json() == ledger.to_json()
+    assert BadSamples.from_json(saved).to_json() == bad_samples.to_json()
     assert [path.name for path in tmp_path.iterdir()] == ["bad_samples.json"]
 
 
 def test_the_account_stays_small_and_exact_with_any_number_of_shards():
-    ledger = BadSamples()
+    bad_samples = BadSamples()
     for number in range(3000):
         shards = [number, 7, number % 5]
-        ledger.record(100, [bad(number, reason=f"r{n}", shard=f"{shard:05}.tar") for n, shard in enumerate(shards)])  # fmt: skip
-    account = ledger.to_json()
-    assert len(json.dumps(account)) < 5000
-    assert account["by_reason"] == {"r0": 3000, "r1": 3000, "r2": 3000} and account["bad"] == 9000
-    assert account["worst_shards"]["r1"] == {"00007.tar": 3000}
-    assert sorted(account["worst_shards"]["r2"].values()) == [600] * 5
-    again = BadSamples.from_json(account)
-    assert again.to_json() == account
+        bad_samples.record(100, [bad(number, reason=f"r{n}", shard=f"{shard:05}.tar") for n, shard in enumerate(shards)])  # fmt: skip
+    counts = bad_samples.to_json()
+    assert len(json.dumps(counts)) < 5000
+    assert counts["by_reason"] == {"r0": 3000, "r1": 3000, "r2": 3000} and counts["bad"] == 9000
+    assert counts["worst_shards"]["r1"] == {"00007.tar": 3000}
+    assert sorted(counts["worst_shards"]["r2"].values()) == [600] * 5
+    again = BadSamples.from_json(counts)
+    assert again.to_json() == counts
     again.record(1, [bad(0, reason="r0", shard="x")])
     assert again.by_reason["r0"] == 3001
 
 
 def test_the_worst_shards_are_those_with_the_most():
-    ledger, expected = BadSamples(), Counter()
+    bad_samples, expected = BadSamples(), Counter()
     for shard in np.random.default_rng(0).zipf(1.5, 4000).tolist():
-        ledger.record(1, [bad(0, shard=f"{shard}")])
+        bad_samples.record(1, [bad(0, shard=f"{shard}")])
         expected[f"{shard}"] += 1
-    found = ledger.to_json()["worst_shards"]["truncated-jpeg"]
+    found = bad_samples.to_json()["worst_shards"]["truncated-jpeg"]
     assert sorted(found.values()) == sorted(count for _, count in expected.most_common(WORST))
 
 
@@ -100,39 +100,39 @@ def test_an_account_of_an_earlier_version_goes_on():
         "seen": 900, "bad": 3, "by_reason": {"torn": {"a": 2, "b": 1}},
         "first": [{"key": "a/1", "reason": "torn"}],
     }  # fmt: skip
-    account = BadSamples.from_json(old).to_json()
-    assert account["by_reason"] == {"torn": 3} and account["worst_shards"] == old["by_reason"]
-    assert (account["seen"], account["bad"], account["first"]) == (900, 3, old["first"])
+    counts = BadSamples.from_json(old).to_json()
+    assert counts["by_reason"] == {"torn": 3} and counts["worst_shards"] == old["by_reason"]
+    assert (counts["seen"], counts["bad"], counts["first"]) == (900, 3, old["first"])
 
 
 def test_each_bad_sample_is_a_line_of_a_file_and_none_twice_after_a_resume(tmp_path):
     file = tmp_path / "bad_samples.0.jsonl"
-    ledger = BadSamples.anew(file)
-    ledger.record(100, [bad(1), bad(2)])
-    checkpoint = ledger.to_json()
-    ledger.record(100, [bad(3)])  # after the checkpoint
+    bad_samples = BadSamples.start(file)
+    bad_samples.record(100, [bad(1), bad(2)])
+    checkpoint = bad_samples.to_json()
+    bad_samples.record(100, [bad(3)])  # after the checkpoint
     with file.open("a") as torn:
         torn.write('{"seen": 3')
-    ledger = BadSamples.from_json(checkpoint, file)
-    ledger.record(100, [bad(3)])
+    bad_samples = BadSamples.from_json(checkpoint, file)
+    bad_samples.record(100, [bad(3)])
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["key"] for line in lines] == [f"00000.tar/{n}" for n in (1, 2, 3)]
     assert [line["seen"] for line in lines] == [100, 100, 200]
-    BadSamples.anew(file)
+    BadSamples.start(file)
     assert not file.exists()
 
 
 def test_a_file_that_cannot_be_written_ends_nothing(tmp_path, caplog):
-    ledger = BadSamples(tmp_path / "gone" / "bad_samples.0.jsonl")
-    ledger.record(100, [bad(1)])
-    ledger.record(100, [bad(2)])
-    assert ledger.bad == 2 and caplog.text.count("bad samples are only counted") == 1
+    bad_samples = BadSamples(tmp_path / "gone" / "bad_samples.0.jsonl")
+    bad_samples.record(100, [bad(1)])
+    bad_samples.record(100, [bad(2)])
+    assert bad_samples.bad == 2 and caplog.text.count("bad samples are only counted") == 1
 
 
 def test_signed_urls_are_saved_without_their_secrets(tmp_path):
-    ledger = BadSamples()
-    ledger.record(1, [bad("1 https://h/a.jpg?sig=word", shard="c.csv?token=word")])
-    ledger.save(tmp_path / "bad_samples.json")
+    bad_samples = BadSamples()
+    bad_samples.record(1, [bad("1 https://h/a.jpg?sig=word", shard="c.csv?token=word")])
+    bad_samples.save(tmp_path / "bad_samples.json")
     saved = (tmp_path / "bad_samples.json").read_text()
     assert "word" not in saved and "a.jpg?sig=***" in saved and "c.csv?token=***" in saved
 

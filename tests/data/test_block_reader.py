@@ -224,7 +224,7 @@ def test_stand_ins_of_bad_samples_are_the_same_over_any_hosts(
     for host in ((0, 1), (0, 2), (1, 2)):
         with train_batches(source, cfg=cfg, seed=0, process_index=host[0], process_count=host[1], **reading) as batches:  # fmt: skip
             found.append([next(batches)["image"] for _ in range(10)])
-            assert batches.ledger.bad > 0
+            assert batches.bad_samples.bad > 0
     for whole, *halves in zip(*found):
         np.testing.assert_array_equal(whole, np.concatenate(halves))
 

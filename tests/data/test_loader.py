@@ -31,7 +31,7 @@ def digest(batch):
 def read(reading, settings):
     """Open batches of a source."""
 
-    def _read(source, *, seed=0, start_step=0, process=(0, 1), ledger=None, **changes):
+    def _read(source, *, seed=0, start_step=0, process=(0, 1), bad_samples=None, **changes):
         return train_batches(
             source,
             cfg=settings(**changes),
@@ -39,7 +39,7 @@ def read(reading, settings):
             start_step=start_step,
             process_index=process[0],
             process_count=process[1],
-            ledger=ledger,
+            bad_samples=bad_samples,
             **reading,
         )
 
@@ -204,21 +204,23 @@ def test_closing_leaves_no_process_and_no_thread(read, numbered):
 
 def test_bad_samples_are_counted_and_the_order_of_the_others_stays(read, numbered, ids):
     bad = frozenset({7, 31})
-    ledger = BadSamples()
-    with read(numbered(400)) as clean, read(numbered(400, bad), ledger=ledger) as batches:
+    bad_samples = BadSamples()
+    with read(numbered(400)) as clean, read(numbered(400, bad), bad_samples=bad_samples) as batches:
         for _ in range(50):  # one epoch
             expected, found = ids(next(clean)), ids(next(batches))
             assert all(e == f or e in bad for e, f in zip(expected, found))
-    assert ledger.to_json()["seen"] == 400
-    assert ledger.to_json()["worst_shards"] == {"out-of-sorts": {"shard-1": 2}}
+    assert bad_samples.to_json()["seen"] == 400
+    assert bad_samples.to_json()["worst_shards"] == {"out-of-sorts": {"shard-1": 2}}
 
 
 def test_bad_samples_are_counted_in_worker_processes_too(read, numbered):
-    ledger = BadSamples()
-    with read(numbered(80, frozenset({7})), workers=2, ledger=ledger, max_bad_share=0.5) as batches:
+    bad_samples = BadSamples()
+    with read(
+        numbered(80, frozenset({7})), workers=2, bad_samples=bad_samples, max_bad_share=0.5
+    ) as batches:
         for _ in range(10):
             next(batches)
-    assert (ledger.seen, ledger.bad) == (80, 1)
+    assert (bad_samples.seen, bad_samples.bad) == (80, 1)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -292,7 +294,7 @@ def test_the_reader_does_not_run_away_from_a_slow_consumer(read, numbered):
 @pytest.fixture
 def evaluate(reading, settings):
     def _evaluate(
-        source, *, batch_size=8, process=(0, 1), ledger=None, max_samples=None, **changes
+        source, *, batch_size=8, process=(0, 1), bad_samples=None, max_samples=None, **changes
     ):
         return eval_batches(
             source,
@@ -301,7 +303,7 @@ def evaluate(reading, settings):
             max_samples=max_samples,
             process_index=process[0],
             process_count=process[1],
-            ledger=ledger,
+            bad_samples=bad_samples,
             **reading,
         )
 
@@ -333,11 +335,13 @@ def test_every_process_has_as_many_evaluation_batches(evaluate, numbered, proces
 
 
 def test_a_bad_sample_is_masked_in_evaluation_and_counted(evaluate, numbered):
-    ledger = BadSamples()
-    with evaluate(numbered(16, frozenset({5})), ledger=ledger, max_bad_share=0.5) as batches:
+    bad_samples = BadSamples()
+    with evaluate(
+        numbered(16, frozenset({5})), bad_samples=bad_samples, max_bad_share=0.5
+    ) as batches:
         masks = np.concatenate([batch["mask"] for batch in batches])
     assert masks.tolist() == [index != 5 for index in range(16)]
-    assert ledger.bad == 1
+    assert bad_samples.bad == 1
 
 
 def test_an_evaluation_batch_that_does_not_divide_is_refused(evaluate, numbered):

@@ -14,10 +14,10 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 rank = int(sys.argv[2])
 jax.distributed.initialize(sys.argv[1], 2, rank)
 from clip_jax.distributed.multihost import allgather_json
-from clip_jax.runs.bad_samples import take_account
+from clip_jax.runs.bad_samples import own_counts
 gathered = allgather_json({"seen": 10 + rank, "shards": ["long name"] * rank})
 assert gathered == [{"seen": 10, "shards": []}, {"seen": 11, "shards": ["long name"]}], gathered
-assert take_account(gathered)["seen"] == 10 + rank
+assert own_counts(gathered)["seen"] == 10 + rank
 assert allgather_json(None) == [None, None]
 """
 

@@ -77,7 +77,8 @@ def bucket(tmp_path):
         )
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(200):
+        while True:  # however long it takes to start on a busy machine
+            assert process.poll() is None, (tmp_path / "emulator.log").read_text()
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
@@ -94,9 +95,7 @@ def bucket(tmp_path):
 
 
 def test_a_run_lives_in_a_bucket_as_in_a_folder(bucket):
-    done = subprocess.run(
-        [sys.executable, "-c", RUN], env=bucket, capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run([sys.executable, "-c", RUN], env=bucket, capture_output=True, text=True)
     assert done.stdout.endswith("all is well\n"), done.stderr[-3000:]
     assert "cannot be locked" in done.stderr
 
@@ -134,8 +133,6 @@ def test_the_command_trains_goes_on_and_loads_in_a_bucket(bucket, small, tmp_pat
     (tmp_path / "here").mkdir()
     quick = [
         *small,
-        "--checkpoint.retry-seconds",
-        "20",
         "--data.source",
         "shapes:tiny",
         "--evaluation.max-samples",
@@ -147,7 +144,6 @@ def test_the_command_trains_goes_on_and_loads_in_a_bucket(bucket, small, tmp_pat
         cwd=tmp_path / "here",
         capture_output=True,
         text=True,
-        timeout=300,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "Resuming from step 2 of gs://clip/first" in done.stderr

@@ -15,7 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 import psutil
 import pytest
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from command import Command, save_for_ever
@@ -30,17 +29,9 @@ TIMES = {
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
+def place(tmp_path_factory, write_pairs) -> Path:
     """A folder with 48 images and their captions."""
-    place = tmp_path_factory.mktemp("faults")
-    rng = np.random.default_rng(0)
-    lines = ["image,caption"]
-    for number in range(48):
-        pixels = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(place / f"{number}.png")
-        lines.append(f"{number}.png,thing number {number} of {number % 5}")
-    (place / "captions.csv").write_text("\n".join(lines))
-    return place
+    return write_pairs(tmp_path_factory.mktemp("faults"), 48).parent
 
 
 def arguments(place: Path, run: Path, *more: str) -> list[str]:
@@ -143,7 +134,7 @@ def assert_same_end(run: Path, reference: Path, *, compare_metrics: bool = True)
 
 @pytest.fixture(scope="module")
 def reference(place) -> Path:
-    """A run that nothing happened to."""
+    """An uninterrupted run."""
     run = place / "reference"
     finish(place, run)
     assert steps_in(run) == [STEPS - SAVE_EVERY, STEPS]
@@ -186,7 +177,7 @@ def test_killed_in_a_step(place, reference, run):
     assert_same_end(run, reference)
 
 
-@pytest.mark.parametrize("milliseconds", [0, 5, 12, 30])
+@pytest.mark.parametrize("milliseconds", [0, 12])
 def test_killed_in_an_asynchronous_save(place, reference, run, milliseconds):
     with start(place, run, fault=f"kill_in_save={milliseconds}") as command:
         assert command.end() == -signal.SIGKILL
@@ -203,12 +194,12 @@ def test_killed_between_a_checkpoint_and_the_next_batch(place, reference, run):
     assert_same_end(run, reference)
 
 
-def test_killed_at_twenty_moments_of_saving(tmp_path):
+def test_killed_at_random_moments_of_saving(tmp_path):
     from clip_jax.config import CheckpointConfig
     from clip_jax.runs.checkpoints import Checkpoints
 
     rng, newest = np.random.default_rng(0), 0
-    for _ in range(20):
+    for _ in range(8):
         process = save_for_ever(str(tmp_path))
         wait_for(lambda known=newest: known < max(steps_in(tmp_path, "."), default=0))
         time.sleep(rng.uniform(0, 0.1))
@@ -410,7 +401,7 @@ def test_a_data_worker_is_killed(place, reference, run):
 
 
 def test_a_batch_is_not_finite(place, reference, run):
-    """Its step is left out, and a kill later on changes nothing of that."""
+    """Its step is skipped, and a kill later on changes nothing of that."""
     undisturbed = run.with_name("undisturbed")
     text = finish(place, undisturbed, fault="nan_in_batch=4")
     assert "Skipped step 4: loss nan" in text
@@ -454,8 +445,8 @@ def test_the_clock_is_set_back(place, reference, run):
         assert command.end() == 0, command.text
         assert "the clock was set back" in command.text
     assert steps_in(run)[-1] == STEPS and len(steps_in(run)) == 2
-    account = json.loads((run / "goodput.json").read_text())
-    assert all(0 <= seconds < 600 for seconds in account["seconds"].values())
+    goodput = json.loads((run / "goodput.json").read_text())
+    assert all(0 <= seconds < 600 for seconds in goodput["seconds"].values())
     assert_same_end(run, reference)
 
 

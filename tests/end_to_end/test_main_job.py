@@ -57,7 +57,7 @@ def test_training_goes_on_where_it_stopped_to_the_same_numbers(
     assert figures(workdir) == figures(finished_run)
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
+@pytest.mark.parametrize("shape", [(4, 2), (1, 8)])  # (8, 1) is that of `finished_run`
 def test_every_mesh_gives_the_same_curve(shape, train, metrics, finished_run, tmp_path):
     data, fsdp = shape
     mesh = ["--mesh.data", str(data), "--mesh.fsdp", str(fsdp)]
@@ -67,12 +67,10 @@ def test_every_mesh_gives_the_same_curve(shape, train, metrics, finished_run, tm
     np.testing.assert_allclose(losses, expected, rtol=2e-4)
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (4, 2)])
-def test_a_run_starts_from_another_runs_weights_on_every_mesh(
-    shape, train, finished_run, metrics, tmp_path
+def test_a_run_starts_from_another_runs_weights_on_another_mesh(
+    train, finished_run, metrics, tmp_path
 ):
-    data, fsdp = map(str, shape)
-    mesh = ["--mesh.data", data, "--mesh.fsdp", fsdp, "--optimizer.learning-rate", "1e-9"]
+    mesh = ["--mesh.fsdp", "2", "--optimizer.learning-rate", "1e-9"]
     start = ["--model.init-from", str(finished_run), "--steps", "2"]
     assert train(tmp_path / "run", *start, *mesh) == 0
     found, expected = metrics(tmp_path / "run")[-1], metrics(finished_run)[-1]
@@ -137,10 +135,10 @@ def test_own_pairs_are_one_setting_away(folder, train, metrics):
     workdir = folder / "run"
     assert train(workdir, *arguments, source=f"pairs:{folder / 'captions.csv'}") == 0
     assert metrics(workdir)[-1]["step"] == 6
-    account = json.loads((workdir / "bad_samples.json").read_text())
-    assert account["seen"] == 6 * 32
-    assert account["bad"] >= 2
-    assert account["first"][0]["key"].endswith("3.jpg")
+    counts = json.loads((workdir / "bad_samples.json").read_text())
+    assert counts["seen"] == 6 * 32
+    assert counts["bad"] >= 2
+    assert counts["first"][0]["key"].endswith("3.jpg")
 
 
 def test_too_many_bad_images_stop_the_run_with_their_names(folder, train, capsys):
@@ -151,56 +149,3 @@ def test_too_many_bad_images_stop_the_run_with_their_names(folder, train, capsys
     error = capsys.readouterr().err
     assert "data.max_bad_share=0.01" in error
     assert ".jpg" in error
-
-
-BAD = {
-    "missing file": (["--data.source", "pairs:nowhere.csv"], "nowhere.csv"),
-    "unknown format": (["--data.source", "shape"], "there is no format 'shape'"),
-    "unknown model": (["--model.name", "ViT-B-33"], "ViT-B-32"),
-    "unknown TFDS dataset": (["--data.source", "tfds:no_such_set"], "no_such_set"),
-    "batch over devices": (["--data.batch-size", "33"], "the nearest that does is 32"),
-    "micro-batches": (["--data.accumulation", "3"], "micro-batches"),
-    "mesh": (["--mesh.data", "3"], "8 devices"),
-    "warm-up": (["--optimizer.warmup-steps", "99"], "optimizer.warmup_steps=99"),
-    "fsdp of nothing": (["--mesh.fsdp", "8", "--model.name", "ViT-test"], None),
-    "frozen random tower": (["--model.freeze", "image"], "model.init_from"),
-    "no weights there": (["--model.init-from", "nowhere.pt"], "nowhere.pt"),
-    "workdir is a file": (["--workdir", __file__], "test_main_job.py"),
-}
-
-
-@pytest.mark.parametrize("case", [name for name in BAD if BAD[name][1] is not None])
-def test_a_mistake_is_answered_by_one_line_and_exit_code_2(case, train, tmp_path, capsys):
-    arguments, expected = BAD[case]
-    assert train(tmp_path / "run", "--steps", "4", *arguments) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert expected in error[-1]
-    assert "Traceback" not in "\n".join(error)
-
-
-def test_an_unknown_setting_is_refused_with_the_nearest_name(train, tmp_path, capsys):
-    with pytest.raises(SystemExit) as left:
-        train(tmp_path / "run", "--optimizer.learning-rat", "1e-3")
-    assert left.value.code == 2
-    assert "--optimizer.learning-rate" in capsys.readouterr().err
-
-
-def test_a_run_with_other_settings_is_refused_and_left_alone(finished_run, train, tmp_path, capsys):
-    workdir = tmp_path / "run"
-    shutil.copytree(finished_run, workdir)
-    before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file() and p.name != "run.lock"}
-    same = ["--steps", "12", "--evaluation.every-steps", "6"]
-    assert train(workdir, *same, "--optimizer.learning-rate", "3e-3") == 2
-    assert "optimizer.learning_rate" in capsys.readouterr().err
-    changed = [p.name for p, content in before.items() if p.read_bytes() != content]
-    assert set(changed) <= {"goodput.json"}
-
-
-def test_the_verbs_tell_what_they_are(capsys):
-    assert main(["--help"]) == 0
-    listed = capsys.readouterr().out
-    for verb in ("train", "eval", "models", "convert", "data", "report"):
-        assert f"  {verb} " in listed
-    assert main(["trian"]) == 2
-    assert main(["models", "ViT-B-32"]) == 0
-    assert "ViT-B-32-quickgelu" in capsys.readouterr().out

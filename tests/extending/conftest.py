@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from clip_jax.cli.main import main
 
@@ -24,16 +22,9 @@ def outside(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def captions(tmp_path_factory) -> Path:
+def captions(tmp_path_factory, write_pairs) -> Path:
     """48 pairs of noise and a caption."""
-    folder = tmp_path_factory.mktemp("pairs")
-    rng = np.random.default_rng(0)
-    lines = ["image,caption"]
-    for number in range(48):
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,thing number {number} of {number % 5}")
-    (folder / "captions.csv").write_text("\n".join(lines))
-    return folder / "captions.csv"
+    return write_pairs(tmp_path_factory.mktemp("pairs"), 48)
 
 
 @pytest.fixture

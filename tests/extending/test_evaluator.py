@@ -3,9 +3,7 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from clip_jax.cli.main import main
 from clip_jax.load import load
@@ -21,15 +19,9 @@ def on_the_path(monkeypatch):
 
 
 @pytest.fixture
-def settings(tmp_path) -> list[str]:
+def settings(tmp_path, write_pairs) -> list[str]:
     """A run of 3 steps on 16 pairs, evaluated after each."""
-    rng = np.random.default_rng(0)
-    rows = ["image,caption"]
-    for n in range(16):
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(tmp_path / f"{n}.png")
-        rows.append(f"{n}.png,thing {n}")
-    (tmp_path / "pairs.csv").write_text("\n".join(rows))
-    source = f"pairs:{tmp_path}/pairs.csv"
+    source = f"pairs:{write_pairs(tmp_path, 16)}"
     return [
         *("--model.name", "ViT-test", "--model.dtype", "float32", "--data.batch-size", "8"),
         *("--data.source", source, "--data.eval-source", source, "--evaluation.batch-size", "8"),

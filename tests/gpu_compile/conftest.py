@@ -17,6 +17,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return None if asked and gpu_compiler.is_installed() else True
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_as_in_a_run(optimized):
+    """Its programs are optimized, as no others of the tests are."""
+
+
 @pytest.fixture(scope="session")
 def compile_for():
     """`compile_for("h100:8", batch_size=64, name=..., loss=...)`: the train step, compiled."""

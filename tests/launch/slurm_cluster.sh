@@ -29,7 +29,7 @@ while (($#)); do
     --keep) keep=yes ;;
     --dry-run) dry_run=yes ;;
     --help | -h) help && exit 0 ;;
-    *) fail "unknown option $1 (--help says more)" ;;
+    *) fail "unknown option $1 (see --help)" ;;
   esac
   shift
 done

@@ -12,22 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory, program_cache):
+def train(tmp_path_factory, program_cache, write_pairs):
     """`train(processes, *arguments)` trains a tiny model, and gives its run directory."""
     place = tmp_path_factory.mktemp("local")
-    rng = np.random.default_rng(0)
-    lines = ["image,caption"]
-    for number in range(16):
-        pixels_HWC = rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)
-        Image.fromarray(pixels_HWC).save(place / f"{number}.png")
-        lines.append(f"{number}.png,thing number {number} of {number % 5}")
-    (place / "captions.csv").write_text("\n".join(lines))
+    write_pairs(place, 16)
     environment = {name: os.environ[name] for name in ("HOME", "PATH") if name in os.environ}
     environment |= {
         "CLIP_JAX": str(Path(sysconfig.get_path("scripts")) / "clip-jax"),
@@ -77,9 +70,9 @@ def test_several_processes_train_the_same_as_one(train, alone):
     np.testing.assert_allclose(losses(workdir), alone, rtol=2e-5)
     logs = sorted(path.name for path in (workdir / "logs").iterdir())
     assert logs == [f"process-{number:02}.log" for number in range(processes)]
-    # Only process 0 writes what they share; the others' accounts have their number.
-    accounts = sorted(path.name for path in workdir.glob("bad_samples*"))
-    assert accounts == [
+    # Only process 0 writes what they share; the others' files have their number.
+    files = sorted(path.name for path in workdir.glob("bad_samples*"))
+    assert files == [
         *(f"bad_samples.{number}.json" for number in range(1, processes)),
         "bad_samples.json",
     ]

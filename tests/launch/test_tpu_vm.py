@@ -106,7 +106,7 @@ def test_watch_makes_a_preempted_tpu_anew_and_starts_the_run_again(place):
     states = ["READY", "PREEMPTED", "CREATING", "READY"]
     found, verbs = watched(place, states, ["runs", "0"])
     assert found.returncode == 0, found.stderr
-    assert "run1 is PREEMPTED: making it anew, 1 of 50" in found.stderr
+    assert "run1 is PREEMPTED: creating it again, 1 of 50" in found.stderr
     #                look   delete    create    copy   install start  look
     assert verbs == ["ssh", "delete", "create", "scp", "ssh", "ssh", "ssh"]
 

@@ -76,9 +76,9 @@ def reference():
 def assert_close():
     """Each array is as near to the other as `tolerance` of that one's length."""
 
-    def check(actual, expected, tolerance: float = 1e-5):
+    def check(actual, expected, tolerance: float = 1e-5, name: str = ""):
         for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             distance = np.linalg.norm(np.asarray(a, np.float64) - b)
-            assert distance <= tolerance * np.linalg.norm(b)
+            assert distance <= tolerance * np.linalg.norm(b), name
 
     return check

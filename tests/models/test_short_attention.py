@@ -176,7 +176,7 @@ def test_blocks_with_the_kernel_train_like_blocks_without_it(mesh, remat):
         )
 
     (none, expected), (kernels, found) = gradients("plain"), gradients("pallas")
-    # Forward and backward; computed anew under `full` alone, as the result is kept otherwise.
+    # Forward and backward; computed again under `full` alone, as the result is kept otherwise.
     assert (none, kernels) == (0, 3 if remat == "full" else 2)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(b) + 1e-3

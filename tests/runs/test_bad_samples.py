@@ -1,4 +1,4 @@
-"""Each process's account of bad samples, into a checkpoint and out of it."""
+"""Each process's counts of bad samples, into a checkpoint and out of it."""
 
 import pytest
 
@@ -6,14 +6,14 @@ from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.samples import BadSample
 from clip_jax.distributed.multihost import allgather_json
 from clip_jax.runs import bad_samples
-from clip_jax.runs.bad_samples import take_account
+from clip_jax.runs.bad_samples import own_counts
 
 
-def account(process: int) -> dict:
-    ledger = BadSamples()
+def counts_of(process: int) -> dict:
+    bad_samples = BadSamples()
     bad = BadSample("torn", key=f"k{process}", shard=f"shard-{process}")
-    ledger.record(100, [bad] * (process + 1))
-    return ledger.to_json()
+    bad_samples.record(100, [bad] * (process + 1))
+    return bad_samples.to_json()
 
 
 @pytest.fixture
@@ -30,18 +30,18 @@ def processes(monkeypatch):
 def test_each_process_gets_its_own_account_back(processes):
     for index in range(3):
         processes(index, 3)
-        assert take_account([account(0), account(1), account(2)]) == account(index)
+        assert own_counts([counts_of(0), counts_of(1), counts_of(2)]) == counts_of(index)
 
 
 def test_with_other_processes_the_first_goes_on_with_the_sum(processes):
     processes(0, 2)
-    total = take_account([account(0), None, account(2)])
+    total = own_counts([counts_of(0), None, counts_of(2)])
     assert (total["seen"], total["bad"]) == (200, 4)
     assert total["by_reason"] == {"torn": 4}
     assert total["worst_shards"] == {"torn": {"shard-0": 1, "shard-2": 3}}
     processes(1, 2)
-    assert take_account([account(0), None, account(2)]) is None
+    assert own_counts([counts_of(0), None, counts_of(2)]) is None
 
 
 def test_one_process_gathers_its_own():
-    assert allgather_json(account(0)) == [account(0)]
+    assert allgather_json(counts_of(0)) == [counts_of(0)]

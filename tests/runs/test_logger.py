@@ -130,7 +130,7 @@ def test_the_lines_and_the_events_hold_the_same_figures(run):
 def test_processes_other_than_the_main_one_show_nothing(run, monkeypatch, capsys):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     with start(run, progress=True, loggers=("jsonl", "tensorboard")) as log:
-        log.say("a line")
+        log.print("a line")
         log.step(10, {"loss": 1.0})
     assert not list(run.path.glob("events*"))
     assert capsys.readouterr().err == ""

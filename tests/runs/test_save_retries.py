@@ -69,7 +69,7 @@ def test_training_does_not_wait_for_a_storage_that_does_not_answer(tmp_path, clo
     retries = SaveRetries(epath.Path(tmp_path / "gone"), 600)
     retries.failed("step 3", FULL)
     clock.now += 6
-    assert not ask(retries)  # it failed beside the training, and the pause begins anew
+    assert not ask(retries)  # it failed beside the training, and the pause begins again
     assert "the storage does not answer: FileNotFoundError" in caplog.text
     clock.now += 6
     assert not ask(retries)

@@ -18,8 +18,6 @@ from clip_jax.training.state import abstract_state, new_state
 from clip_jax.training.step import abstract_batch, jit_train_step
 
 B = 32
-# Programs this small run in no time; what takes time is to make them fast.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 # A first token that spoils the batch: its loss, its gradient alone, or the gradient's size.
 LOSS_IS_NAN, GRADIENT_IS_NAN, GRADIENT_IS_HUGE = 61, 62, 63
 
@@ -112,12 +110,12 @@ class Compiled:
     """A train step and what it starts from; `state()` gives a new copy, as a step uses it up."""
 
     step: Callable
-    places: Any
+    shardings: Any
     first: Any
 
     def state(self, **changes):
         return jax.device_put(
-            jax.tree.map(np.array, self.first.replace(**changes)), self.places, may_alias=False
+            jax.tree.map(np.array, self.first.replace(**changes)), self.shardings, may_alias=False
         )
 
 
@@ -144,8 +142,8 @@ def compiled(draw):
         step = jit_train_step(mesh, abstract, model=model, optimizer=optimizer, cfg=cfg)
         lowered = step.lower(abstract, abstract_batch(mesh, model, B))
         return Compiled(
-            step=lowered.compile(compiler_options=QUICKLY),
-            places=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+            step=lowered.compile(),
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
             first=jax.device_get(new_state(jax.random.key(0), variables=draw(model), **parts)),
         )
 

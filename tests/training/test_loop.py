@@ -77,10 +77,13 @@ class Story:
 
 
 class Batches:
-    ledger = None
+    bad_samples = None
 
     def __next__(self):
-        self.ledger = {**BadSamples().to_json(), "seen": (self.ledger or {"seen": 0})["seen"] + 8}
+        self.bad_samples = {
+            **BadSamples().to_json(),
+            "seen": (self.bad_samples or {"seen": 0})["seen"] + 8,
+        }
         return {}
 
 
@@ -207,13 +210,13 @@ def test_an_evaluation_that_fails_ends_no_training_and_the_run_says_so_at_its_en
     sound.parts.evaluate.check()
 
 
-def test_a_saved_step_was_logged_and_its_samples_are_accounted_for(made):
+def test_a_saved_step_was_logged_and_its_samples_are_counted(made):
     story = Story()
     run = made(story)
     run.fit()
     lines = [line for line in run.run.metrics() if "loss" in line]
     assert [(line["step"], line["loss"]) for line in lines] == [(2, 5), (4, 3), (6, 1)]
-    assert story.metadata["ledgers"][0]["seen"] == 6 * 8
+    assert story.metadata["bad_samples"][0]["seen"] == 6 * 8
     assert story.metadata["config"]["steps"] == 6
 
 
@@ -313,13 +316,13 @@ def test_hooks_are_named_by_their_modules():
         make_hooks(("nowhere.at_all:f",))
 
 
-def test_the_account_of_bad_samples_is_left_in_the_run(made):
+def test_the_counts_of_bad_samples_are_written_to_the_run(made):
     run = made(Story())
-    account = {**BadSamples().to_json(), "seen": 48}
-    loop.report(run.parts, run.run, account)
+    counts = {**BadSamples().to_json(), "seen": 48}
+    loop.report(run.parts, run.run, counts)
     assert json.loads((run.run.path / "bad_samples.json").read_text())["seen"] == 48
     assert not (run.run.path / "report.html").exists()
     shown = dataclasses.replace(CFG, logging=dataclasses.replace(CFG.logging, report=True))
     run.parts.setup.cfg = shown
-    loop.report(run.parts, run.run, account)
+    loop.report(run.parts, run.run, counts)
     assert "Devices" in (run.run.path / "report.html").read_text()

@@ -1,4 +1,4 @@
-"""Batches on the devices ahead of their step: in order, with their own account, and no thread left."""
+"""Batches on the devices ahead of their step: in order, with their own counts of bad samples, and no thread left."""
 
 import threading
 
@@ -16,7 +16,7 @@ class Numbered(Batches):
     """Batch k is full of k and one of its samples was bad. After the last one comes the error."""
 
     def __init__(self, last: int, *, first: int = 0, error: Exception | None = None):
-        super().__init__(first, BadSamples(), lambda ledger: None)
+        super().__init__(first, BadSamples(), lambda bad_samples: None)
         self._last, self._error = last, error
         self.fifth = threading.Event()  # set when batch 5 is asked for
 
@@ -48,8 +48,8 @@ def test_the_account_is_of_the_batches_given_and_not_of_those_read_ahead(mesh):
         next(batches)
         next(batches)
         assert source.fifth.wait(timeout=30)  # the thread is ahead
-        assert batches.ledger["seen"] == 2 * 8
-        assert batches.ledger["bad"] == 2
+        assert batches.bad_samples["seen"] == 2 * 8
+        assert batches.bad_samples["bad"] == 2
 
 
 def test_what_breaks_in_the_thread_is_raised_where_the_batch_is_asked_for(mesh):

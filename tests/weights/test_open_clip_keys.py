@@ -14,6 +14,17 @@ from clip_jax.weights.open_clip_config import read_config, write_config
 HONOURED, REFUSED, WITHOUT_EFFECT = "honoured", "refused", "without effect"
 # Another value than the default, and what becomes of it in a model without timm and without a
 # Hugging Face tower, of which keys with their names say nothing.
+BLOCKS = {
+    "act_kwargs": ({"approximate": "tanh"}, HONOURED),
+    "norm_kwargs": ({"eps": 1e-6}, HONOURED),
+    "block_type": ("custom", REFUSED),
+    "qk_norm": (True, REFUSED),
+    "scaled_cosine_attn": (True, REFUSED),
+    "scale_heads": (True, REFUSED),
+    "scale_attn_inner": (True, REFUSED),
+    "scale_attn": (True, REFUSED),
+    "scale_fc": (True, REFUSED),
+}
 VISION = {
     "layers": (6, HONOURED),
     "width": (128, HONOURED),
@@ -31,15 +42,7 @@ VISION = {
     "final_ln_after_pool": (True, WITHOUT_EFFECT),  # with the class token; see below for "avg"
     "pool_type": ("avg", HONOURED),
     "output_tokens": (True, REFUSED),
-    "act_kwargs": ({"approximate": "tanh"}, HONOURED),
-    "norm_kwargs": ({"eps": 1e-6}, HONOURED),
-    "block_type": ("custom", REFUSED),
-    "qk_norm": (True, REFUSED),
-    "scaled_cosine_attn": (True, REFUSED),
-    "scale_heads": (True, REFUSED),
-    "scale_attn_inner": (True, REFUSED),
-    "scale_attn": (True, REFUSED),
-    "scale_fc": (True, REFUSED),
+    **BLOCKS,
     "timm_model_name": ("convnext_base", REFUSED),
     "timm_model_pretrained": (True, WITHOUT_EFFECT),
     "timm_pool": ("abs_attn", WITHOUT_EFFECT),
@@ -68,15 +71,7 @@ TEXT = {
     "proj_bias": (True, HONOURED),
     "proj_type": ("none", HONOURED),
     "output_tokens": (True, REFUSED),
-    "act_kwargs": ({"approximate": "tanh"}, HONOURED),
-    "norm_kwargs": ({"eps": 1e-6}, HONOURED),
-    "block_type": ("custom", REFUSED),
-    "qk_norm": (True, REFUSED),
-    "scaled_cosine_attn": (True, REFUSED),
-    "scale_heads": (True, REFUSED),
-    "scale_attn_inner": (True, REFUSED),
-    "scale_attn": (True, REFUSED),
-    "scale_fc": (True, REFUSED),
+    **BLOCKS,
     "hf_model_name": ("roberta-base", REFUSED),
     "hf_model_pretrained": (False, WITHOUT_EFFECT),
     "hf_proj_type": ("linear", WITHOUT_EFFECT),

@@ -8,7 +8,7 @@ SPLITS = {"train": ("train", "restval"), "test": ("test", "val")}
 
 
 def rows_of_json(data: bytes, path: str, split: str) -> tuple[list[dict], str | None]:
-    """Rows of image and captions, and what was left out, if anything.
+    """Rows of image and captions, and a note on skipped images, if any.
 
     Raises:
       ValueError: it is none of the layouts that are known.
@@ -68,7 +68,7 @@ def _karpathy(images: list[dict], split: str) -> tuple[list[dict], str | None]:
         if image.get("split") in wanted
     ]
     others = ", ".join(f"{count} {name}" for name, count in counts.items() if name not in wanted)
-    return rows, f"images of other splits are left out: {others}" if others else None
+    return rows, f"images of other splits are skipped: {others}" if others else None
 
 
 def test_split(splits: Counter) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The files below a folder, on a disk or behind a URL: images, what lies beside them, what is left out."""
+"""The files below a folder, on a disk or behind a URL: images, files beside them, and skipped files."""
 
 import os
 from collections import Counter
@@ -69,4 +69,4 @@ def left_out(files: list[str], root: str) -> str | None:
         return None
     kinds = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in others)
     said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
-    return f"{len(others):_} files are left out ({said}), such as {root}/{others[0]}"
+    return f"{len(others):_} files are skipped ({said}), such as {root}/{others[0]}"

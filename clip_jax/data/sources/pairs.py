@@ -178,7 +178,7 @@ def has_test_split(location: str, cfg: DataConfig) -> bool:
 
 
 def _in_utf8(path: str, cfg: DataConfig, split: Split, cache: Path) -> tuple[str, str, str | None]:
-    """A list on this disk in UTF-8, the fingerprint of its content, and what was left out."""
+    """A list on this disk in UTF-8, the fingerprint of its content, and a note on skipped rows."""
     suffix = _suffix(path)
     if not storage.is_url(path) and suffix not in LAYOUTS:
         digest = xxhash.xxh3_64()

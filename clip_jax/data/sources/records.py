@@ -278,11 +278,11 @@ def _refuse_part_of_a_set(name: str, names: list[str]):
         _refuse(name, "lacks", sorted(expected.difference(names)), "belong to the others")
 
 
-def _refuse(name: str, verb: str, files: list[str], why: str):
+def _refuse(name: str, fault: str, files: list[str], why: str):
     if files:
         shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
         raise ValueError(
-            f"{name} {verb} {len(files)} files that {why}: {shown}. Copy or convert the data again "
+            f"{name} {fault} {len(files)} files that {why}: {shown}. Copy or convert the data again "
             "into an empty folder, or name the files by a pattern"
         )
 

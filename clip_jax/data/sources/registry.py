@@ -1,6 +1,7 @@
 """Opens what `data.source` names: one entry point for every format."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import xxhash
@@ -10,6 +11,7 @@ from clip_jax.config import DataConfig
 from clip_jax.data.bad_samples import refuse_lost
 from clip_jax.data.samples import BadSample, Sample, Source, SourceFormat, Split
 from clip_jax.data.shuffle import hash64
+from clip_jax.data.sources.subset import take_subset
 
 __all__ = [
     "FORMATS",
@@ -50,23 +52,35 @@ def open_source(spec: str, split: Split, cfg: DataConfig) -> Source:
         outside the tree, `package.module:NAME[:location]` with a dot in the module's name. NAME is
         a SourceFormat, or called as NAME(location, split, cfg).
       split: "train" or "test". A source without splits of its own gives all of its samples.
-      cfg: where prepared data lies and which columns to take.
+      cfg: where prepared data lies, which columns to take, and the part of the samples (`subset`,
+        of which there is one for this source).
 
     Raises:
       ValueError: the format is unknown or the data cannot be used; the message says why.
       FileNotFoundError: a file that the spec names is not there.
     """
+    if len(cfg.subset) > 1:
+        raise ValueError(f"data.subset names {len(cfg.subset)} files for one source, {spec!r}")
     format, location = _parse(spec)
     source = format.open(location, split, cfg)
     if len(source) == 0:
         raise ValueError(f"data.source {spec!r} has no samples")
-    return _complete(source, spec)
+    source = _complete(source, spec)
+    return take_subset(source, cfg.subset[0], cfg) if cfg.subset else source
 
 
 def open_sources(cfg: DataConfig, split: Split = "train") -> list[Source]:
-    """Open all of `cfg.source`, after a check of their weights."""
+    """Open all of `cfg.source`, each with its subset, after a check of their weights."""
     check_weights(cfg.source, cfg.weights)
-    return [_open_for_a_run(spec, split, cfg) for spec in cfg.source]
+    if cfg.subset and len(cfg.subset) != len(cfg.source):
+        raise ValueError(
+            f"data.subset names {len(cfg.subset)} files for {len(cfg.source)} sources: give one for "
+            'each, "all" where a source is taken whole'
+        )
+    return [
+        _open_for_a_run(spec, split, replace(cfg, subset=cfg.subset[place : place + 1]))
+        for place, spec in enumerate(cfg.source)
+    ]
 
 
 def _open_for_a_run(spec: str, split: Split, cfg: DataConfig) -> Source:
@@ -83,8 +97,10 @@ def _open_for_a_run(spec: str, split: Split, cfg: DataConfig) -> Source:
 def open_eval_source(cfg: DataConfig) -> Source | None:
     """What a run is evaluated on: `cfg.eval_source`, or the first source's own test split.
 
-    None where there is neither: a list of pairs is all for training.
+    None where there is neither: a list of pairs is all for training. `cfg.subset` is of the data
+    that is trained on; `cfg.eval_subset` is of this.
     """
+    cfg = replace(cfg, subset=(cfg.eval_subset,) if cfg.eval_subset else ())
     if cfg.eval_source is not None:
         return _open_for_a_run(cfg.eval_source, "test", cfg)
     for spec in cfg.source:
@@ -149,7 +165,7 @@ def _parse(spec: str) -> tuple[SourceFormat, str]:
 
 
 def _complete(source: Source, spec: str) -> Source:
-    """Fill in what a class from outside the tree may leave out."""
+    """Fill in the attributes that a class from outside the tree may omit."""
     digest = xxhash.xxh3_64(f"{spec} {len(source)}".encode("utf-8", "surrogateescape"))
     defaults = {
         "name": spec,

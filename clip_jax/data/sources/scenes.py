@@ -183,7 +183,7 @@ def full_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def random_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Some of what can be said, as people do: attributes are left out here and there."""
+    """Some of what can be said, as people do: some attributes are omitted."""
     return _caption(scene, rng, keep=0.2)
 
 

@@ -1,4 +1,4 @@
-"""Training and test files in one folder, told apart by their names."""
+"""Training and test files in one folder, distinguished by their names."""
 
 import os
 import re
@@ -21,7 +21,7 @@ def is_split(name: str) -> bool:
 
 
 def choose(paths: Sequence[str], split: Split, *, name: str) -> tuple[list[str], str | None]:
-    """The files of a split, and what was left out, if anything.
+    """The files of a split, and a note on skipped files, if any.
 
     Files whose names say no split, or all the same one, are all taken.
 

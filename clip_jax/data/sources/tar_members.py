@@ -47,7 +47,7 @@ def members(
 
     `read(first, last)` gives bytes. A header that is zeroed or damaged is passed by looking for
     the next block that is a good one; tarfile would take a zeroed one for the end and be silent.
-    `on_damage` is told where. The file after a damaged long name is passed over, since its own
+    `on_damage` is called with the position. The file after a damaged long name is passed over, since its own
     header has but a part of the name.
     """
     place, first, long_name, long_size, nameless = start, None, None, None, False

@@ -145,7 +145,7 @@ def _rates(batches: Batches, seconds: float) -> tuple[float, float]:
 
 
 def _time(action: Callable, items: Sequence) -> float:
-    """Mean seconds of processor time for one item; what is bad is left out."""
+    """Mean seconds of processor time for one item; bad items do not count."""
     taken = []
     for item in items:
         start = time.thread_time()

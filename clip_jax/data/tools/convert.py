@@ -50,7 +50,7 @@ def convert(
 
     Returns:
       The manifest that is written last, as manifest.json: name, samples, size and xxh3 hash of
-      each file, and what was left out and why.
+      each file, and what was skipped and why.
 
     Raises:
       ValueError: `out` holds a conversion, or more than cfg.max_bad_share of the samples are bad.
@@ -133,13 +133,13 @@ def write_shard(source: Source, start: int, end: int, path: str) -> dict:
 
 
 def write_manifest(entries: Iterable[dict], source: Source, out: str, max_bad_share: float) -> dict:
-    """Check how much was left out, then say what was written."""
+    """Check how much was skipped, then print what was written."""
     entries = sorted(entries, key=lambda entry: entry["name"])
-    ledger = BadSamples()
+    bad_samples = BadSamples()
     for entry in entries:
         bad = [BadSample(reason, key=key, shard=shard) for key, reason, shard in entry["bad"]]
-        ledger.record(entry["samples"] + len(bad), bad)
-    ledger.check(max_bad_share, whole=ledger.seen)
+        bad_samples.record(entry["samples"] + len(bad), bad)
+    bad_samples.check(max_bad_share, whole=bad_samples.seen)
     bad = [pair for entry in entries for pair in entry["bad"]]
     manifest = {
         "format": "ArrayRecord of tf.train.Example with image, caption, key",

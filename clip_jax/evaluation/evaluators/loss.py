@@ -36,15 +36,15 @@ def measure(data: Embedded) -> Evaluation:
     split = size >= mesh.size
     if split:
         size -= size % mesh.size
-    place = (sharding.batch_sharding if split else sharding.replicated)(mesh)
+    to = (sharding.batch_sharding if split else sharding.replicated)(mesh)
     loss, params = _batch_loss(mesh, data.loss, split), data.encoder.variables["params"]
     scalars = jnp.exp(params["logit_scale"]), params.get("logit_bias")
     values = []
     for start in range(0, len(order) - size + 1, size):
         check_stop(data.should_stop)
         rows = order[start : start + size]
-        z_image_BE = put(data.z_image_NE[image_N[rows]], place)
-        z_text_BE = put(data.z_text_ME[first_N[rows]], place)
+        z_image_BE = put(data.z_image_NE[image_N[rows]], to)
+        z_text_BE = put(data.z_text_ME[first_N[rows]], to)
         values.append(loss(Outputs(z_image_BE, z_text_BE, *scalars)))
     found = jax.tree.map(lambda *x: float(np.mean(x)), *jax.device_get(values))
     return Evaluation(metrics=found)

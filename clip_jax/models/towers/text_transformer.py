@@ -1,7 +1,6 @@
 """The text tower: token and position embeddings, a transformer, and the vector at one position."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from clip_jax.config import Activation, AttentionKind, Remat
-from clip_jax.models.layers import LayerNorm, Transformer, identity
+from clip_jax.config import Activation
+from clip_jax.models.layers import LayerNorm, transformer
 from clip_jax.models.linear import Dense
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
 from clip_jax.models.tower import Compute, TextTower
@@ -76,7 +75,7 @@ class TextConfig(TextTower, group="text."):
         return dataclasses.replace(self, vocab_size=vocab_size, **end)
 
     def module(self, embed_dim: int, compute: Compute) -> "TextTransformer":
-        return TextTransformer(self, embed_dim, **vars(compute))
+        return TextTransformer(self, embed_dim, compute)
 
     def flops(self, embed_dim: int, *, train: bool = False) -> float:
         """Every position counts."""
@@ -111,16 +110,12 @@ class TextTransformer(nn.Module):
 
     config: TextConfig
     embed_dim: int
-    dtype: jnp.dtype
-    remat: Remat = "none"
-    attention: AttentionKind = "auto"
-    unroll: int = 1
-    constrain: Callable[[jax.Array], jax.Array] = identity
+    compute: Compute
 
     @nn.compact
     def __call__(self, tokens_BL: jax.Array, *, train: bool = False) -> tuple[jax.Array, jax.Array]:
         cfg = self.config
-        D, L = cfg.width, tokens_BL.shape[1]
+        D, L, dtype = cfg.width, tokens_BL.shape[1], self.compute.dtype
         embedding_VD = self.param(
             "token_embedding", nn.initializers.normal(0.02), (cfg.vocab_size, D)
         )
@@ -128,21 +123,8 @@ class TextTransformer(nn.Module):
             "position_embedding", nn.initializers.normal(0.01), (cfg.context_length, D)
         )
         # Added in float32, so that the positions' gradient is summed over the batch in float32.
-        x_BLD = (embedding_VD[tokens_BL] + position_LD[None, :L]).astype(self.dtype)
-        x_BLD = Transformer(
-            depth=cfg.depth,
-            heads=cfg.heads,
-            mlp_width=cfg.mlp_width,
-            activation=cfg.activation,
-            norm_epsilon=cfg.norm_epsilon,
-            causal=cfg.causal,
-            kind=self.attention,
-            remat=self.remat,
-            dtype=self.dtype,
-            unroll=self.unroll,
-            constrain=self.constrain,
-            name="transformer",
-        )(x_BLD)
+        x_BLD = (embedding_VD[tokens_BL] + position_LD[None, :L]).astype(dtype)
+        x_BLD = transformer(cfg, self.compute, causal=cfg.causal)(x_BLD)
         if cfg.pool == "argmax":
             # The end token has the largest id, so argmax finds its position.
             last_B = tokens_BL.argmax(axis=-1)
@@ -151,10 +133,10 @@ class TextTransformer(nn.Module):
         else:
             last_B = jnp.full(tokens_BL.shape[0], L - 1)
         x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
-        x_BD = LayerNorm(cfg.norm_epsilon, self.dtype, name="post_norm")(x_BD)
+        x_BD = LayerNorm(cfg.norm_epsilon, dtype, name="post_norm")(x_BD)
         if not cfg.projection:
             return x_BD, x_BLD
         x_BE = Dense(
-            self.embed_dim, D**-0.5, self.dtype, use_bias=cfg.projection_bias, name="projection"
+            self.embed_dim, D**-0.5, dtype, use_bias=cfg.projection_bias, name="projection"
         )(x_BD)
         return x_BE, x_BLD

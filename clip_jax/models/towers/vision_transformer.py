@@ -1,7 +1,6 @@
 """The image tower as a vision transformer, with the heads of CLIP, CLIPA and SigLIP."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from clip_jax.config import Activation, AttentionKind, Remat
+from clip_jax.config import Activation
 from clip_jax.models.attention import plain_attention
-from clip_jax.models.layers import LayerNorm, Mlp, Transformer, identity
+from clip_jax.models.layers import LayerNorm, Mlp, transformer
 from clip_jax.models.linear import Dense
 from clip_jax.models.positions import resize_grid, square_side
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
@@ -40,7 +39,7 @@ class VisionTransformerConfig(ImageTower, group="vision."):
     patch_bias: bool = False
     projection: bool = True  # SigLIP has none: its pooled vector is the embedding
     position: Literal["learned", "sincos2d"] = "learned"
-    patch_dropout: BelowOne = 0.0  # share of patches left out in training (FLIP, arXiv:2212.00794)
+    patch_dropout: BelowOne = 0.0  # share of patches dropped in training (FLIP, arXiv:2212.00794)
 
     above_blocks = ("post_norm", "pool", "projection")
     free_fields = ("image_size", "patch_dropout")
@@ -74,7 +73,7 @@ class VisionTransformerConfig(ImageTower, group="vision."):
         return self.image_size // self.patch_size
 
     def module(self, embed_dim: int, compute: Compute) -> "VisionTransformer":
-        return VisionTransformer(self, embed_dim, **vars(compute))
+        return VisionTransformer(self, embed_dim, compute)
 
     def flops(self, embed_dim: int, *, train: bool = False) -> float:
         """With `train`, after patch dropout."""
@@ -121,22 +120,18 @@ class VisionTransformer(nn.Module):
 
     config: VisionTransformerConfig
     embed_dim: int
-    dtype: jnp.dtype
-    remat: Remat = "none"
-    attention: AttentionKind = "auto"
-    unroll: int = 1
-    constrain: Callable[[jax.Array], jax.Array] = identity
+    compute: Compute
 
     @nn.compact
     def __call__(
         self, images_BHWC: jax.Array, *, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
         cfg = self.config
-        D = cfg.width
+        D, dtype = cfg.width, self.compute.dtype
         small = nn.initializers.normal(D**-0.5)
-        x_BLD = PatchEmbedding(
-            D, cfg.patch_size, cfg.patch_bias, self.dtype, name="patch_embedding"
-        )(images_BHWC)
+        x_BLD = PatchEmbedding(D, cfg.patch_size, cfg.patch_bias, dtype, name="patch_embedding")(
+            images_BHWC
+        )
         # In float32 up to here, so that their gradients are summed over the batch in float32.
         if cfg.class_token:
             class_D = self.param("class_embedding", small, (D,))
@@ -146,33 +141,18 @@ class VisionTransformer(nn.Module):
             position_LD = self.param("position_embedding", small, x_BLD.shape[1:])
         else:
             position_LD = sincos2d(cfg.grid, D, class_token=cfg.class_token)
-        x_BLD = (x_BLD + position_LD[None]).astype(self.dtype)
+        x_BLD = (x_BLD + position_LD[None]).astype(dtype)
         if train and cfg.patch_dropout:
             x_BLD = drop_patches(
                 x_BLD, self.make_rng("dropout"), cfg.patch_dropout, class_token=cfg.class_token
             )
-        norm = {"epsilon": cfg.norm_epsilon, "dtype": self.dtype}
+        norm = {"epsilon": cfg.norm_epsilon, "dtype": dtype}
         if cfg.pre_norm:
             x_BLD = LayerNorm(name="pre_norm", **norm)(x_BLD)
-        x_BLD = Transformer(
-            depth=cfg.depth,
-            heads=cfg.heads,
-            mlp_width=cfg.mlp_width,
-            activation=cfg.activation,
-            norm_epsilon=cfg.norm_epsilon,
-            causal=False,
-            kind=self.attention,
-            remat=self.remat,
-            dtype=self.dtype,
-            unroll=self.unroll,
-            constrain=self.constrain,
-            name="transformer",
-        )(x_BLD)
+        x_BLD = transformer(cfg, self.compute, causal=False)(x_BLD)
         x_BD = self.pool(x_BLD, LayerNorm(name="post_norm", **norm))
         if cfg.projection:
-            x_BD = Dense(self.embed_dim, D**-0.5, self.dtype, use_bias=False, name="projection")(
-                x_BD
-            )
+            x_BD = Dense(self.embed_dim, D**-0.5, dtype, use_bias=False, name="projection")(x_BD)
         return x_BD, x_BLD
 
     def pool(self, x_BLD: jax.Array, norm: LayerNorm) -> jax.Array:
@@ -181,7 +161,7 @@ class VisionTransformer(nn.Module):
         if cfg.pool == "class":
             return norm(x_BLD[:, 0])
         if cfg.pool == "map":
-            return AttentionPool(cfg, self.dtype, name="pool")(norm(x_BLD))
+            return AttentionPool(cfg, self.compute.dtype, name="pool")(norm(x_BLD))
         first = int(cfg.class_token)
         if cfg.pool_before_norm:
             return norm(x_BLD[:, first:].mean(axis=1))

@@ -40,7 +40,7 @@ def collectives_of(
     """
     if instruction.opcode == "fusion":
         for inner in called:
-            if any("AsyncCollectiveStart" in each.rest for each in inner.instructions):
+            if any("AsyncCollectiveStart" in each.attributes for each in inner.instructions):
                 for each in inner.instructions:
                     yield from _read(each, inner, count, False)
         return
@@ -66,10 +66,10 @@ def _read(
     instruction: Instruction, computation: Computation, count: int, synchronous: bool
 ) -> Iterator[Collective]:
     kind = instruction.opcode.removesuffix("-start")
-    if kind == "send" and "_xla_megascale_transfer_type" in instruction.rest:
+    if kind == "send" and "_xla_megascale_transfer_type" in instruction.attributes:
         kind, group = _between_slices(instruction)
     elif kind in COLLECTIVES:
-        group = replica_group(instruction.rest)
+        group = replica_group(instruction.attributes)
     else:
         return
     by_dtype: dict[str, int] = defaultdict(int)
@@ -77,7 +77,7 @@ def _read(
         for array in arrays_of(computation.type_of(name)):
             if array.dtype != "token":
                 by_dtype[array.dtype] += array.bytes
-    found = re.search(r'op_name="([^"]*)"', instruction.rest)
+    found = re.search(r'op_name="([^"]*)"', instruction.attributes)
     source = found.group(1) if found else ""
     for dtype, size in by_dtype.items():
         whole = size * len(group) if kind == "all-gather" else size
@@ -89,9 +89,9 @@ def _between_slices(send: Instruction) -> tuple[str, tuple[int, ...]]:
 
     Its target is `{1,2}x{0:255}`, the slices and the devices of each; a device meets its likes.
     """
-    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.rest).group(1)
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes).group(1)
     slices, last = re.search(
-        r'_xla_megascale_target="\{([\d,]+)\}x\{\d+:(\d+)\}"', send.rest
+        r'_xla_megascale_target="\{([\d,]+)\}x\{\d+:(\d+)\}"', send.attributes
     ).groups()
     inside = int(last) + 1
     group = tuple(place * inside for place in range(slices.count(",") + 1))

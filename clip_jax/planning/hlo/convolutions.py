@@ -43,8 +43,10 @@ def product_of(instruction: Instruction, computation: Computation) -> Product:
 def dot_product(instruction: Instruction, computation: Computation) -> Product:
     out = arrays_of(instruction.type)[0]
     left = arrays_of(computation.type_of(instruction.operands[0]))[0]
-    depth = math.prod(left.dims[i] for i in _numbers(instruction.rest, "lhs_contracting_dims"))
-    batch = math.prod(left.dims[i] for i in _numbers(instruction.rest, "lhs_batch_dims"))
+    depth = math.prod(
+        left.dims[i] for i in _numbers(instruction.attributes, "lhs_contracting_dims")
+    )
+    batch = math.prod(left.dims[i] for i in _numbers(instruction.attributes, "lhs_batch_dims"))
     results = math.prod(out.dims)
     rows = math.prod(left.dims) // max(depth * batch, 1)
     return Product(2.0 * results * depth, rows, results // max(rows * batch, 1), depth)
@@ -60,10 +62,10 @@ def convolution_product(instruction: Instruction, computation: Computation) -> P
     out = arrays_of(instruction.type)[0]
     left, right = (arrays_of(computation.type_of(name))[0] for name in instruction.operands[:2])
     labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
-    assert labels, instruction.rest
+    assert labels, instruction.attributes
     lhs, rhs, result = labels.groups()
     spatial = sorted(label for label in lhs if label.isdigit())
-    window = _window(instruction.rest, len(spatial))
+    window = _window(instruction.attributes, len(spatial))
     rows, columns = out.dims[result.index("b")], out.dims[result.index("f")]
     depth = right.dims[rhs.index("i")]  # those of one group already
     flops = 2.0 * rows * columns * depth
@@ -84,16 +86,6 @@ def convolution_product(instruction: Instruction, computation: Computation) -> P
         else:
             rows, depth = rows * places, depth * kernel
     return Product(flops, rows, columns, depth)
-
-
-def dot_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for every multiplication and addition."""
-    return dot_product(instruction, computation).flops
-
-
-def convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for every multiplication and addition with a number that is there."""
-    return convolution_product(instruction, computation).flops
 
 
 def _valid_products(
@@ -118,8 +110,8 @@ def _valid_products(
     return count
 
 
-def _window(rest: str, axes: int) -> dict[str, list[int]]:
-    found = re.search(r"window=\{([^}]*)\}", rest)
+def _window(attributes: str, axes: int) -> dict[str, list[int]]:
+    found = re.search(r"window=\{([^}]*)\}", attributes)
     parts = dict(part.split("=") for part in found.group(1).split()) if found else {}
 
     def values(name: str, default: int) -> list[int]:
@@ -138,6 +130,6 @@ def _window(rest: str, axes: int) -> dict[str, list[int]]:
     }
 
 
-def _numbers(rest: str, name: str) -> list[int]:
-    found = re.search(rf"{name}=\{{([\d,]*)\}}", rest)
+def _numbers(attributes: str, name: str) -> list[int]:
+    found = re.search(rf"{name}=\{{([\d,]*)\}}", attributes)
     return [int(n) for n in found.group(1).split(",") if n] if found else []

@@ -15,7 +15,7 @@ def compile_with_dump(
 ) -> Iterator[tuple[jax.stages.Compiled, Path]]:
     """The compiled program, and a folder with the texts of its stages while the context lasts.
 
-    It is compiled again: JAX's cache would give it back without them. Its key leaves out where the
+    It is compiled again: JAX's cache would give it back without them. Its key does not hold where the
     texts go.
 
     Args:

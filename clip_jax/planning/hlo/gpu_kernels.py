@@ -21,7 +21,7 @@ def kernel_name(instruction: Instruction) -> str:
         if target.startswith("__cudnn$conv"):
             return "cuDNN convolution"
     if instruction.opcode == "fusion":
-        kind = re.search(r'"kind":"(\w*gemm\w*)"', instruction.rest)
+        kind = re.search(r'"kind":"(\w*gemm\w*)"', instruction.attributes)
         return "Triton product" if kind else ""
     return ""
 
@@ -31,14 +31,16 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> tuple[fl
     target = target_of(instruction) if instruction.opcode == "custom-call" else ""
     if target.startswith("__cudnn$fmha"):
         dims = re.search(
-            r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]', instruction.rest
+            r'"intermediate_tensor_shape":.*?"dimensions": ?\[([^\]]*)\]', instruction.attributes
         )
         logits = math.prod(int(n) for n in re.findall(r"\d+", dims.group(1)))  # B N L M
         width = arrays_of(computation.type_of(instruction.operands[0]))[0].dims[-1]
         return 2.0 * _ATTENTION_PRODUCTS[_direction(target)] * logits * width, 0.0
     if target.startswith("__cublas$"):
         left = arrays_of(computation.type_of(instruction.operands[0]))[0]
-        contracted = re.search(r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', instruction.rest)
+        contracted = re.search(
+            r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', instruction.attributes
+        )
         sums = math.prod(left.dims[int(n)] for n in re.findall(r"\d+", contracted.group(1)))
         flops = 2.0 * math.prod(arrays_of(instruction.type)[0].dims) * sums
         return (0.0, flops) if left.dtype in ("f32", "f64") else (flops, 0.0)

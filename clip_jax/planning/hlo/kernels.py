@@ -12,7 +12,7 @@ def is_kernel(instruction: Instruction) -> bool:
 
 def stated_cost(kernel: Instruction, name: str) -> float | None:
     """Of a kernel's `cost_estimate`: "flops" or "bytes_accessed"; None where it states none."""
-    estimate = re.search(r'"cost_estimate":\{([^}]*)\}', kernel.rest)
+    estimate = re.search(r'"cost_estimate":\{([^}]*)\}', kernel.attributes)
     found = re.search(rf'"{name}":"?(\d+)', estimate.group(1)) if estimate else None
     return float(found.group(1)) if found else None
 

@@ -152,7 +152,7 @@ def _work(
         moved, tiled = (
             moved_bytes(module, instruction, computation, tiled=t) for t in (False, True)
         )
-    cycles = _CYCLES.search(instruction.rest)
+    cycles = _CYCLES.search(instruction.attributes)
     return Work(
         flops=flops,
         float32_flops=float32_flops,
@@ -174,13 +174,13 @@ def _products(
         return [found for each in inner.instructions for found in _products(module, each, inner)]
     if instruction.opcode not in ("dot", "convolution"):
         return []
-    exact = "operand_precision={highest" in instruction.rest
+    exact = "operand_precision={highest" in instruction.attributes
     return [(product_of(instruction, computation), exact)]
 
 
 def trip_count(module: Module, loop: Instruction) -> int:
     """How often a loop runs: XLA's note where there is one, else the bound that it compares with."""
-    if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+    if noted := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(noted.group(1))
     condition = module.computations[loop.attribute("condition")]
     bounds = []

@@ -42,7 +42,7 @@ def read_partitioned(text: str, *, fused_attention: bool) -> Program:
         names = instruction.operands[:2]
         sizes = [bytes_of(computation.type_of(name)) for name in names]
         sizes.append(_stored_bytes(instruction, computation))
-        batched = re.search(r"lhs_batch_dims=\{\d", instruction.rest)
+        batched = re.search(r"lhs_batch_dims=\{\d", instruction.attributes)
         if fused_attention and batched:
             sizes.remove(max(sizes))
         return 2.0 * sum(sizes)

@@ -83,7 +83,7 @@ class Instruction(NamedTuple):
     type: str
     opcode: str
     operands_text: str
-    rest: str  # attributes and metadata
+    attributes: str  # and metadata
     is_root: bool
 
     @property
@@ -94,15 +94,15 @@ class Instruction(NamedTuple):
     def called(self) -> list[str]:
         """Computations of a fusion, call, loop or conditional."""
         found = re.findall(
-            r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", self.rest
+            r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.-]+)", self.attributes
         )
-        if branches := re.search(r"branch_computations=\{([^}]*)\}", self.rest):
+        if branches := re.search(r"branch_computations=\{([^}]*)\}", self.attributes):
             found += re.findall(r"%?([\w.-]+)", branches.group(1))
         return found
 
     def attribute(self, name: str) -> str:
         """Of a single value without commas: `body`, `condition`, `calls`, `dim_labels`."""
-        found = re.search(rf"\b{name}=%?([^,\s]+)", self.rest)
+        found = re.search(rf"\b{name}=%?([^,\s]+)", self.attributes)
         return found.group(1) if found else ""
 
 
@@ -180,7 +180,7 @@ def _instruction(line: str) -> Instruction:
         type=type_text,
         opcode=call[:start],
         operands_text=call[start + 1 : stop - 1],
-        rest=call[stop:],
+        attributes=call[stop:],
         is_root=left.startswith("ROOT "),
     )
 

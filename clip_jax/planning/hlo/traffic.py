@@ -63,7 +63,7 @@ def moved_bytes(
 
 def target_of(instruction: Instruction) -> str:
     """The name of what a custom call calls."""
-    found = re.search(r'custom_call_target="([^"]*)"', instruction.rest)
+    found = re.search(r'custom_call_target="([^"]*)"', instruction.attributes)
     return found.group(1) if found else ""
 
 
@@ -75,7 +75,7 @@ def _part(whole: str, part: str, tiled: bool) -> float:
 
 def _of_fusion(module: Module, fusion: Instruction, computation: Computation, tiled: bool) -> float:
     inner = module.computations[fusion.attribute("calls")]
-    passed_on = {int(index) for index in _PASSED_ON.findall(fusion.rest)}
+    passed_on = {int(index) for index in _PASSED_ON.findall(fusion.attributes)}
     read, in_place = 0.0, 0.0
     for index, name in enumerate(fusion.operands):
         whole = bytes_of(computation.type_of(name), tiled=tiled)

@@ -39,7 +39,7 @@ def write_report(
 ) -> epath.Path:
     """Write `report.html` from what the run directory holds: settings, metrics, snapshots, evaluation.
 
-    Whatever is missing there is left out of the page. The same directory gives the same page.
+    A part without data is omitted. The same directory gives the same page.
 
     Args:
       run_directory: of the run.

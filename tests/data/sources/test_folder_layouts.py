@@ -41,7 +41,7 @@ def test_captions_beside_images_are_their_captions(write, settings, encode, fold
     source = open_source(f"folder:{root}", "train", settings())
     assert captions(source) == [(f"picture number {k}",) for k in range(3)]
     assert source[2].image == encode((40, 100, 200)) and source.classes is None
-    assert f"3 .{ending}" in source.notes[0] and "2 files are left out" in source.notes[1]
+    assert f"3 .{ending}" in source.notes[0] and "2 files are skipped" in source.notes[1]
 
 
 def test_an_image_without_its_text_is_counted_and_named(write, settings):
@@ -121,7 +121,7 @@ def test_what_is_left_out_is_counted_and_named(write, settings):
     )
     source = open_source(f"folder:{root}", "test", settings())
     assert len(source) == 1
-    assert source.notes[0].startswith("3 files are left out (2 .heic, 1 .svg), such as ")
+    assert source.notes[0].startswith("3 files are skipped (2 .heic, 1 .svg), such as ")
     assert source.notes[1] == "1 images lie in no class folder, such as e.png"
 
 

@@ -255,7 +255,7 @@ def test_karpathys_file_says_which_images_are_for_tests(read, tmp_path, settings
     assert captions(read("dataset.json", text)) == [NUMBERS[0], NUMBERS[2]]
     assert captions(read("dataset.json", text, split="test")) == [NUMBERS[1]]
     assert read("dataset.json", text).notes == (
-        "images of other splits are left out: 1 test, 1 val",
+        "images of other splits are skipped: 1 test, 1 val",
     )
 
 

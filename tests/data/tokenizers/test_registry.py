@@ -204,3 +204,27 @@ def test_a_file_that_clips_own_tokenizer_would_not_read_is_refused():
     cfg = TokenizerConfig(path="spiece.model")
     with pytest.raises(ValueError, match=r"tokenizer.path=spiece.model .* tokenizer.kind"):
         make_tokenizer(cfg, "clip", 77, list)
+
+
+def test_a_foreign_tokenizer_without_an_end_token_gets_one():
+    own = HuggingFaceTokenizer(word_tokenizer(with_end=True), 6)
+    added = HuggingFaceTokenizer(word_tokenizer(with_end=False), 6)
+    assert own(["a red circle"]).tolist() == [[2, 3, 4, 5, 0, 0]]
+    assert added(["a red circle"]).tolist() == [[2, 3, 4, 6, 0, 0]]
+    assert (own.vocab_size, added.vocab_size) == (6, 7)
+
+
+def test_clipa_has_no_end_token():
+    tokenizer = ClipaTokenizer(word_tokenizer(with_end=False), 6)
+    assert tokenizer(["a red circle"]).tolist() == [[2, 3, 4, 0, 0, 0]]
+    assert tokenizer(["a red circle a red circle"]).tolist() == [[2, 3, 4, 2, 3, 0]]
+    assert tokenizer.vocab_size == 6
+
+
+def test_what_stands_before_a_text_is_no_end_token():
+    tokenizer = hf.Tokenizer.from_str(word_tokenizer(with_end=False).decode())
+    tokenizer.post_processor = hf.processors.TemplateProcessing(
+        single="[UNK] $A [PAD]", special_tokens=[("[UNK]", 1), ("[PAD]", 0)]
+    )
+    start = HuggingFaceTokenizer(tokenizer.to_str().encode(), 6)
+    assert start(["a red"]).tolist() == [[1, 2, 3, 6, 0, 0]]

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 
 from clip_jax.models.architectures import model_config
+from clip_jax.models.tower import Compute
 from clip_jax.models.towers.text_transformer import TextTransformer
 
 CONFIG = model_config("ViT-test").text  # 8 tokens, ids below 64
 END = 63
+FLOAT32 = Compute(dtype=jnp.float32)
 
 
 def tower(**changes) -> TextTransformer:
-    return TextTransformer(dataclasses.replace(CONFIG, **changes), embed_dim=16, dtype=jnp.float32)
+    return TextTransformer(dataclasses.replace(CONFIG, **changes), embed_dim=16, compute=FLOAT32)
 
 
 @pytest.fixture(scope="module")

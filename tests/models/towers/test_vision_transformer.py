@@ -1,4 +1,4 @@
-"""The vision transformer: patches, heads, and patches left out in training."""
+"""The vision transformer: patches, heads, and patches dropped in training."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clip_jax.models.architectures import model_config
+from clip_jax.models.tower import Compute
 from clip_jax.models.towers.vision_transformer import (
     PatchEmbedding,
     VisionTransformer,
@@ -19,11 +20,12 @@ from clip_jax.models.towers.vision_transformer import (
 CONFIG = model_config("ViT-test").vision  # 16 pixels, patches of 8: a grid of 2 x 2
 MAP = {"pool": "map", "class_token": False}
 MEAN = {"pool": "mean"}
+FLOAT32 = Compute(dtype=jnp.float32)
 
 
 def tower(**changes) -> VisionTransformer:
     config = dataclasses.replace(CONFIG, **changes)
-    return VisionTransformer(config, embed_dim=16, dtype=jnp.float32)
+    return VisionTransformer(config, embed_dim=16, compute=FLOAT32)
 
 
 def drawn(model, images_BHWC) -> dict:

@@ -1,4 +1,4 @@
-"""A program is compiled anew for its dump, whatever the cache holds."""
+"""A program is compiled again for its dump, whatever the cache holds."""
 
 import jax
 import jax.numpy as jnp
