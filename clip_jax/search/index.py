@@ -211,7 +211,7 @@ def _build_graph(
     # USearch is of an extra, which an exact index does not need.
     from clip_jax.search import approximate
 
-    approximate.build(vectors, path, **dataclasses.asdict(graph), report=say)
+    approximate.build(vectors, path, **dataclasses.asdict(graph), report=report)
     search = approximate.ApproximateSearch(path, vectors, expansion=approximate.EXPANSIONS[0])
     exact = ExactSearch(vectors, local_mesh(), resident=False)
     rng, queries = np.random.default_rng(0), {}
