@@ -22,7 +22,10 @@ PARITY = [
     "webdataset>=0.2.5,<=0.2.86",
 ]
 PLAN = ["libtpu>=0.0.52; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+SEARCH = ["pyarrow>=21", "usearch>=2.26"]
+SERVE = [*SEARCH, "starlette>=1.0", "uvicorn>=0.40"]
 TEST = [
+    *SERVE,
     *PLAN,
     "aiohttp>=3.12",
     "apache-beam>=2.69",
@@ -30,7 +33,6 @@ TEST = [
     "gcsfs>=2025.9",
     "psutil>=7.0",
     "pyrefly==1.5.0",
-    "pyarrow>=21",
     "pytest>=8.4",
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
@@ -51,6 +53,7 @@ setup(
         "clip_jax.data.tokenizers": ["*.xz"],
         "clip_jax.evaluation.bench": ["*.jinja", "suites/*.toml", "prompts/*"],
         "clip_jax.runs.report": ["*.jinja"],
+        "clip_jax.search": ["*.html"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -85,6 +88,9 @@ setup(
     extras_require={
         "test": TEST,
         "parquet": ["pyarrow>=21"],
+        "search": SEARCH,
+        "serve": SERVE,
+        "browser": ["selenium>=4.40"],
         "beam": ["apache-beam>=2.69"],
         "plan": PLAN,
         # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would

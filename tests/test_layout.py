@@ -32,6 +32,8 @@ LAYERS = (
     ("runs",),
     ("evaluation", "weights"),
     ("load", "distributed"),
+    ("collection",),
+    ("search",),
     ("training",),
     ("planning",),
     ("cli",),

@@ -47,7 +47,7 @@ class Batches(abc.ABC):
             raise ValueError("these batches are closed")
         arrays, bad = self._read(self.step)
         self.step += 1
-        self.bad_samples.record(len(arrays["image"]), bad)
+        self.bad_samples.record(len(next(iter(arrays.values()))), bad)
         self._check(self.bad_samples)
         return arrays
 
