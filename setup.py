@@ -21,7 +21,11 @@ PARITY = [
     "webdataset>=0.2.5,<=0.2.86",
 ]
 PLAN = ["libtpu>=0.0.52; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+# k-means, PCA and UMAP. All have wheels for Python 3.11 to 3.13 and releases of this year; umap-learn draws in
+# numba and its compiler, 50 MB, which is why no other extra has them.
+MAP = ["pyarrow>=21", "scikit-learn>=1.7", "umap-learn>=0.5.9"]
 TEST = [
+    *MAP,
     *PLAN,
     "aiohttp>=3.12",
     "apache-beam>=2.69",
@@ -46,7 +50,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax.runs.report": ["*.jinja"], "clip_jax.data.tokenizers": ["*.xz"]},
+    package_data={
+        "clip_jax.curation": ["*.jinja"],
+        "clip_jax.data.tokenizers": ["*.xz"],
+        "clip_jax.runs.report": ["*.jinja"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "array_record>=0.8.1",
@@ -80,6 +88,7 @@ setup(
     extras_require={
         "test": TEST,
         "parquet": ["pyarrow>=21"],
+        "map": MAP,
         "beam": ["apache-beam>=2.69"],
         "plan": PLAN,
         # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would

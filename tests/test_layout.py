@@ -33,6 +33,8 @@ LAYERS = (
     ("runs",),
     ("evaluation", "weights"),
     ("load", "distributed"),
+    ("collection",),
+    ("curation",),
     ("training",),
     ("planning",),
     ("cli",),
