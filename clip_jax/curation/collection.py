@@ -1,17 +1,23 @@
 """The embeddings of `clip-jax embed` with the source that they are of."""
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from clip_jax.collection.embeddings import Embeddings, open_embeddings
+from clip_jax.config import DataConfig
+from clip_jax.config_io import from_json
 from clip_jax.curation.concepts import hash_keys
 from clip_jax.curation.vectors import Rows
-from clip_jax.data.samples import Source
+from clip_jax.data.samples import Sample, Source
+from clip_jax.data.sources.registry import open_source
 from clip_jax.data.sources.subset import base
 from clip_jax.data.subset_file import write_subset
 from clip_jax.redaction import redact
+
+log = logging.getLogger(__name__)
 
 
 class EmbeddedSource:
@@ -29,7 +35,7 @@ class EmbeddedSource:
             )
         if manifest["source_fingerprint"] != source.fingerprint:
             raise ValueError(
-                f"{root} has the embeddings of {manifest.get('source')} ({manifest['samples']:_} samples), "
+                f"{root} has the embeddings of {manifest['origin']['source']} ({manifest['samples']:_} samples), "
                 f"and {source.name} has {len(source):_} samples and another fingerprint: embed this source, "
                 "or name the one that was embedded, with the same data.subset"
             )
@@ -80,14 +86,35 @@ class EvaluationSet:
             )
         if "image" not in embeddings.vectors:
             raise ValueError(f"{path} has no embeddings of images")
-        self.name, self.rows = str(manifest.get("source") or path), embeddings.vectors["image"]
-        self.embeddings = embeddings
+        self.name, self.rows = str(manifest["origin"]["source"]), embeddings.vectors["image"]
+        self.embeddings, self.source = embeddings, reopen(embeddings)
+
+    def sample(self, row: int) -> Sample | None:
+        """The sample of a row, where the source is still there."""
+        if self.source is None:
+            return None
+        return self.source[self.embeddings.metadata["sample"][row].as_py()]
 
     def key(self, row: int) -> str:
         return self.embeddings.metadata["key"][row].as_py()
 
     def caption(self, row: int) -> str:
         return self.embeddings.metadata["caption"][row].as_py()
+
+
+def reopen(embeddings: Embeddings) -> Source | None:
+    """The source that `clip-jax embed` read, if it is still there and still the same."""
+    manifest = embeddings.manifest
+    assert manifest is not None
+    origin = manifest["origin"]
+    try:
+        settings = {**manifest["reading"], "data_dir": origin["data_dir"]}
+        cfg = from_json(DataConfig, settings, origin=str(embeddings.root))
+        source = open_source(origin["source"], origin["split"], cfg)
+    except (OSError, ValueError) as error:
+        log.warning("%s: the evaluation set's pictures are not shown: %s", embeddings.root, error)
+        return None
+    return source if source.fingerprint == manifest["source_fingerprint"] else None
 
 
 def _texts(column: pa.ChunkedArray) -> Iterator[str]:

@@ -116,7 +116,12 @@ class _Page:
         if decision.set_N is None:
             return self._picture(partner)
         one = self._sets[int(decision.set_N[row])]
-        return Picture(None, redact(f"{one.name}: {one.key(partner)}"), one.caption(partner))
+        try:
+            sample = one.sample(partner)
+            image = None if sample is None else thumbnail(sample, self._data, side=SIDE)[0]
+        except BadSample:
+            image = None
+        return Picture(image, redact(f"{one.name}: {one.key(partner)}"), one.caption(partner))
 
     def _picture(self, row: int) -> Picture:
         if row not in self._pictures:

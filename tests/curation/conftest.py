@@ -79,7 +79,8 @@ def _write_embeddings(folder: Path, source, samples, *, part: int = 64, **vector
         )
         pq.write_table(table, folder / "metadata" / f"metadata_{number:04d}.parquet")
     manifest = {
-        "source": source.name,
+        "origin": {"source": source.name, "split": "train", "data_dir": "data"},
+        "reading": {},
         "source_fingerprint": source.fingerprint,
         "samples": len(source),
         "rows": len(samples),

@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -25,10 +27,9 @@ def two_kinds(vectors, near, pictures, write_embeddings, tmp_path):
     return EmbeddedSource(open_embeddings(folder), pictures(120)), kind_N
 
 
-@pytest.mark.parametrize("method", ["pca", "umap"])
-def test_what_is_near_lies_together_with_its_captions(two_kinds, method):
+def test_what_is_near_lies_together_with_its_captions(two_kinds):
     collection, kind_N = two_kinds
-    drawn = maps.make_map(collection, MapConfig(method=method, clusters=2))
+    drawn = maps.make_map(collection, MapConfig(clusters=2))
     np.testing.assert_array_equal(drawn.cluster_P, kind_N)  # the larger cluster is the first
     assert [one.size for one in drawn.clusters] == [80, 40]
     assert all("dog" in text for text in drawn.clusters[0].captions)
@@ -37,6 +38,28 @@ def test_what_is_near_lies_together_with_its_captions(two_kinds, method):
     centers = np.stack([drawn.xy_P2[kind_N == kind].mean(axis=0) for kind in (0, 1)])
     spread = max(drawn.xy_P2[kind_N == kind].std(axis=0).max() for kind in (0, 1))
     assert np.linalg.norm(centers[0] - centers[1]) > 3 * spread
+
+
+def test_umap_is_asked_for_cosines_and_one_thread(two_kinds, monkeypatch):
+    """A stand-in for the library, which compiles for half a minute when it is first used."""
+    collection, _ = two_kinds
+    asked = []
+
+    class Umap:
+        def __init__(self, **settings):
+            asked.append(settings)
+
+        def fit_transform(self, z_PE):
+            return np.stack([z_PE[:, 0] * 3 - 1, z_PE[:, 1]], axis=1)
+
+    monkeypatch.setitem(sys.modules, "umap", types.SimpleNamespace(UMAP=Umap))
+    drawn = maps.make_map(collection, MapConfig(method="umap", points=40, neighbors=50, seed=5))
+    assert asked == [{"n_neighbors": 39, "metric": "cosine", "random_state": 5, "n_jobs": 1}]
+    assert drawn.xy_P2.min() == 0 and drawn.xy_P2.max() == 1
+    z_PE = collection.image.take(drawn.row_P)
+    assert np.corrcoef(drawn.xy_P2[:, 0], z_PE[:, 0])[0, 1] > 0.99
+    with pytest.raises(ValueError, match="method is pca"):
+        MapConfig(neighbors=50)
 
 
 def test_the_page_holds_all_that_it_shows(two_kinds):
