@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.curation.neighbors import MARGIN, NONE, TILE, Columns
+from clip_jax.curation.neighbors import CACHE_BYTES, MARGIN, NONE, TILE, Columns
 from clip_jax.curation.vectors import Rows, cosines, unit
 
 BLOCK = 1024  # samples that are decided at once
+CLUSTER_TILE = 512  # columns of a cluster that a device compares at once, at most
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class _Search:
         self._place_N = np.zeros(len(rows), np.int64)
         self._place_N[order_N] = np.arange(len(order_N))
         self._clusters_NC = clusters_NC
-        self._tile = tile if clusters_NC is None else min(tile, 512)
+        clusters = 1 if clusters_NC is None else int(clusters_NC.max()) + 1
+        tile = tile if clusters_NC is None else min(tile, CLUSTER_TILE)
+        self._columns = {"tile": tile, "cache_bytes": CACHE_BYTES // clusters}
         self._kept: dict[int, Columns] = {}
 
     def take_block(self, number_B: np.ndarray, found: Nearest):
@@ -104,7 +107,7 @@ class _Search:
             kept_R = place_R[kept_B[place_R]]
             self._note_below_within(number_B[kept_R], z_BE[kept_R], found)
             if cluster not in self._kept:
-                self._kept[cluster] = Columns(self._rows, self._mesh, tile=self._tile)
+                self._kept[cluster] = Columns(self._rows, self._mesh, **self._columns)
             self._kept[cluster].append(number_B[kept_R])
 
     def _groups(self, number_B: np.ndarray) -> dict[int, np.ndarray]:
