@@ -24,6 +24,7 @@ LAYERS = (
         "open_files",
         "registry",
         "redaction",
+        "refusals",
         "storage",
         "distributed.multihost",
         "models.tower",
