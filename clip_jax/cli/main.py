@@ -13,8 +13,10 @@ import tyro
 
 from clip_jax.cli import environment
 from clip_jax.cli.arguments import parse, run_config, take_config
+from clip_jax.cli.collection import classify, embed
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
+from clip_jax.cli.search import index, search, serve
 from clip_jax.cli.settings import settings
 from clip_jax.config import TrainConfig
 from clip_jax.hardware import let_cpu_devices_wait, silence_absent_tpus
@@ -168,6 +170,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export_command,
     "data": data_command,
     "plan": plan,
+    "embed": embed,
+    "classify": classify,
+    "index": index,
+    "search": search,
+    "serve": serve,
 }
 
 

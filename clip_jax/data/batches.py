@@ -45,7 +45,7 @@ class Batches:
             raise ValueError("these batches are closed")
         arrays, bad = self._read(self.step)
         self.step += 1
-        self.bad_samples.record(len(arrays["image"]), bad)
+        self.bad_samples.record(len(next(iter(arrays.values()))), bad)
         self._check(self.bad_samples)
         return arrays
 

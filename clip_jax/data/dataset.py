@@ -65,7 +65,7 @@ class TrainDataset:
         self._first = process_index * self.rows
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
         self._image_size, self._seed = image_size, seed
-        self._preprocess = _with_rotation(preprocess, cfg)
+        self._preprocess = with_rotation(preprocess, cfg)
         self._order = make_order(self._sources, cfg, seed=seed)
         self._memory = cfg.read_ahead_mb * 1_000_000
         self._open()
@@ -171,10 +171,12 @@ class TrainDataset:
         return plan
 
     def _load(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if not sample.captions:
+            raise BadSample("missing-caption", key=sample.key, shard=sample.shard)
         caption = sample.captions[0]
         if len(sample.captions) > 1:
             caption = sample.captions[int(rng.choice(len(sample.captions), p=sample.caption_probs))]
-        image_HWC = _or_bad(
+        image_HWC = or_bad(
             sample,
             train_image,
             sample.image,
@@ -215,7 +217,7 @@ class EvalDataset:
         self.rows = batch_size // process_count
         self._batch_size, self._first = batch_size, process_index * self.rows
         self._source, self._tokenizer, self._cfg = source, tokenizer, cfg
-        self._image_size, self._preprocess = image_size, _with_rotation(preprocess, cfg)
+        self._image_size, self._preprocess = image_size, with_rotation(preprocess, cfg)
         self._samples = min(len(source), max_samples or len(source))
         self.batches = -(-self._samples // batch_size)
 
@@ -235,7 +237,7 @@ class EvalDataset:
         index = place * len(self._source) // self._samples
         try:
             sample = self._source[index]
-            image_HWC = _or_bad(
+            image_HWC = or_bad(
                 sample,
                 eval_image,
                 sample.image,
@@ -287,7 +289,7 @@ def fill(
     return bad
 
 
-def _with_rotation(preprocess: PreprocessConfig, cfg: DataConfig) -> PreprocessConfig:
+def with_rotation(preprocess: PreprocessConfig, cfg: DataConfig) -> PreprocessConfig:
     """EXIF rotation where either the model was trained with it, or a setting says so."""
     rotation = preprocess.exif_rotation or cfg.exif_rotation
     return dataclasses.replace(preprocess, exif_rotation=rotation)
@@ -300,7 +302,8 @@ def _spec(rows: int, image_size: int, tokenizer: Tokenizer) -> Spec:
     }
 
 
-def _or_bad(sample: Sample, load: Callable, *arguments):
+def or_bad(sample: Sample, load: Callable, *arguments):
+    """What `load` makes of the arguments; an image that cannot be used is a `BadSample`."""
     try:
         return load(*arguments)
     except ImageError as error:

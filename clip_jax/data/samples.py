@@ -20,13 +20,14 @@ class Sample:
     """One image with its captions, not yet decoded."""
 
     image: bytes = field(repr=False)  # an encoded file: JPEG, PNG, WebP, ...
-    captions: tuple[str, ...]  # one or more; training draws one, evaluation takes the first
+    captions: tuple[str, ...]  # training draws one, evaluation takes the first; none in `images:`
     key: str  # unique within the source and readable, such as "00012.tar/000120045"
     shard: str  # the file that a person would have to look into
     label: int | None = None  # index into the source's classes
     group: str | None = None  # results of a group are reported apart, such as "held_out"
     caption_probs: tuple[float, ...] | None = None  # of the captions; None: all alike
     had_broken_text: bool = False  # a caption lost characters that are no text
+    path: str | None = None  # the path or URL of the image's own file; None: it lies in a shard
 
     def __post_init__(self):
         """Keep out of every tokenizer, log and page what is no text, whatever the source is."""
