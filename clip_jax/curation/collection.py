@@ -1,23 +1,18 @@
 """The embeddings of `clip-jax embed` with the source that they are of."""
 
-import logging
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from clip_jax.collection.embeddings import Embeddings, open_embeddings
-from clip_jax.config import DataConfig
-from clip_jax.config_io import from_json
+from clip_jax.collection.origin import reopen
 from clip_jax.curation.concepts import hash_keys
 from clip_jax.curation.vectors import Rows
 from clip_jax.data.samples import Sample, Source
-from clip_jax.data.sources.registry import open_source
 from clip_jax.data.sources.subset import base
 from clip_jax.data.subset_file import write_subset
 from clip_jax.redaction import redact
-
-log = logging.getLogger(__name__)
 
 
 class EmbeddedSource:
@@ -100,21 +95,6 @@ class EvaluationSet:
 
     def caption(self, row: int) -> str:
         return self.embeddings.metadata["caption"][row].as_py()
-
-
-def reopen(embeddings: Embeddings) -> Source | None:
-    """The source that `clip-jax embed` read, if it is still there and still the same."""
-    manifest = embeddings.manifest
-    assert manifest is not None
-    origin = manifest["origin"]
-    try:
-        settings = {**manifest["reading"], "data_dir": origin["data_dir"]}
-        cfg = from_json(DataConfig, settings, origin=str(embeddings.root))
-        source = open_source(origin["source"], origin["split"], cfg)
-    except (OSError, ValueError) as error:
-        log.warning("%s: the evaluation set's pictures are not shown: %s", embeddings.root, error)
-        return None
-    return source if source.fingerprint == manifest["source_fingerprint"] else None
 
 
 def _texts(column: pa.ChunkedArray) -> Iterator[str]:

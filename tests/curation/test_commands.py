@@ -1,5 +1,6 @@
 """`clip-jax data filter` and `clip-jax data map` on embeddings, made before or by the command."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from clip_jax.cli import curation
 from clip_jax.cli import main as cli
+from clip_jax.cli.collection import data_of
 from clip_jax.cli.main import main
+from clip_jax.config import DataConfig, TrainConfig
 
 SOURCE, TEST = "planted_source.of:Pictures:90", "planted_source.of:Pictures:40"
 
@@ -96,3 +99,14 @@ def test_a_map_by_the_command(embedded, tmp_path):
     arguments = ["--embeddings", embedded(tmp_path / "e", SOURCE), "--points", "30"]
     assert main(["data", "map", SOURCE, str(tmp_path / "map.html"), *arguments]) == 0
     assert "30 of 90 image embeddings by PCA" in (tmp_path / "map.html").read_text()
+
+
+def test_the_subset_of_a_run_is_not_that_of_what_is_embedded(tmp_path):
+    data = DataConfig(
+        source=("pairs:train.csv",), subset=("kept.txt",), eval_subset="own.txt", threads=3
+    )
+    cfg = TrainConfig(data=data)
+    (tmp_path / "config.json").write_text(json.dumps(dataclasses.asdict(cfg)))
+    (tmp_path / "model.json").write_text("{}")
+    found = data_of(str(tmp_path))
+    assert (found.subset, found.eval_subset, found.threads) == ((), None, 3)
