@@ -18,9 +18,9 @@ import fsspec
 from absl import logging
 from etils import epath
 
-from clip_jax import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
-from clip_jax import refusals
-from clip_jax.open_files import OpenFiles, pread
+from clip_jax.storage import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
+from clip_jax.storage import refusals
+from clip_jax.storage.open_files import OpenFiles, pread
 
 T = TypeVar("T")
 
@@ -283,7 +283,7 @@ _listings: dict[str, tuple[float, dict[str, FileInfo]]] = {}
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: of several processes one goes on and the others wait."""
+    """Hold the lock file `path`: one of several processes proceeds, the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when the process ends
