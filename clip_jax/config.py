@@ -153,9 +153,8 @@ class DataConfig(Settings, group="data."):
     # shapes, pairs:FILE.csv, tar:GLOB, folder:DIR (class folders), tfds:NAME, parquet:GLOB, ...
     source: tuple[str, ...] = ("shapes",)
     weights: tuple[Positive, ...] | None = None  # of the sources; None: by their sizes
-    subset: tuple[
-        str, ...
-    ] = ()  # FILE for each source: samples that are kept; all: the whole source
+    # FILE for each source: samples that are kept; all: the whole source
+    subset: tuple[str, ...] = ()
     eval_source: str | None = None  # None: the source's own test split
     eval_subset: str | None = None  # as subset, of what is evaluated on
     eval_also: tuple[str, ...] = ()  # NAME=SOURCE each: more test data, measured as eval/NAME/...

@@ -34,6 +34,7 @@ LAYERS = (
     ("load", "distributed"),
     ("collection",),
     ("search",),
+    ("curation",),
     ("training",),
     ("planning",),
     ("cli",),

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,7 @@ from clip_jax.cli.arguments import parse
 from clip_jax.config import DataConfig, DistributedConfig, MeshConfig, TrainConfig
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.sources import registry
+from clip_jax.data.sources.subset import ALL
 from clip_jax.distributed import agreement, initialize
 from clip_jax.distributed.failures import together
 from clip_jax.evaluation.evaluators.zero_shot import (
@@ -63,14 +64,17 @@ def embed(args: list[str]) -> int:
             EmbedSettings, args, default=default, prog="clip-jax embed", description=EMBED_HELP
         )
 
-    return _embed(parsed(data=data_of(parsed().model)))
+    return embed_into(parsed(data=data_of(parsed().model)))
 
 
 def data_of(model: str) -> DataConfig:
-    """The data settings of a run, as defaults; those of nobody for released weights."""
+    """The data settings of a run, as defaults; those of nobody for released weights.
+
+    The run's subsets are of the run's sources, and are left out.
+    """
     run = RunDirectory(model, main=False)
     cfg = run.load_config() if run.holds_run else None
-    return (cfg or TrainConfig()).data
+    return replace((cfg or TrainConfig()).data, subset=(), eval_subset=None)
 
 
 def step_of(model: str, step: Step) -> int | None:
@@ -95,7 +99,8 @@ def absolute_source(spec: str) -> str:
 
 
 @together
-def _embed(settings: EmbedSettings) -> int:
+def embed_into(settings: EmbedSettings) -> int:
+    """Embed what the settings say, on all processes of the job."""
     # pyarrow, of an extra, is loaded for the commands that need it alone.
     from clip_jax.collection.embed import EmbedConfig
     from clip_jax.collection.embed import embed as embed_source
@@ -108,7 +113,9 @@ def _embed(settings: EmbedSettings) -> int:
     )
     step = step_of(settings.model, settings.step)
     loaded = load_to_host(settings.model, settings.architecture, step=settings.step)
-    source = registry.open_source(settings.source, settings.split, settings.data)
+    subset = tuple(one if one == ALL else absolute(one) for one in settings.data.subset)
+    data = replace(settings.data, subset=subset)
+    source = registry.open_source(settings.source, settings.split, data)
     agreement.check_equal({"samples": len(source), "data": source.fingerprint})
     main = jax.process_index() == 0
     origin = {
@@ -117,7 +124,7 @@ def _embed(settings: EmbedSettings) -> int:
         "step": step,
         "source": redact(absolute_source(settings.source)),
         "split": settings.split,
-        "data_dir": absolute(settings.data.data_dir),
+        "data_dir": absolute(data.data_dir),
     }
     with tolerant_streams():
         manifest = embed_source(
@@ -125,7 +132,7 @@ def _embed(settings: EmbedSettings) -> int:
             source,
             settings.out,
             cfg=cfg,
-            data=settings.data,
+            data=data,
             mesh=sharding.make_mesh(settings.mesh, jax.local_devices()),
             origin=origin,
             process_index=jax.process_index(),

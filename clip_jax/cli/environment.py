@@ -18,6 +18,9 @@ EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
     "h11": "serve",
+    "sklearn": "map",
+    "umap": "map",
+    "apache_beam": "beam",
 }
 
 

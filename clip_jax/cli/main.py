@@ -157,7 +157,7 @@ def export_command(args: list[str]) -> int:
 
 
 def data_command(args: list[str]) -> int:
-    """Look at data before training on it: index, stats, preview, bench, convert."""
+    """Look at data, filter and convert it: clip-jax data --help lists the commands."""
     from clip_jax.cli.data import data  # it imports TensorFlow Datasets, which takes half a second
 
     return data(args)

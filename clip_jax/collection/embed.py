@@ -35,7 +35,7 @@ KINDS = {"images": ("image",), "texts": ("text",), "both": ("image", "text")}
 # Of the data settings, those that say which samples there are and what is in them.
 READING = (
     "image_column", "caption_column", "label_column", "group_rows", "caption_lines", "separator",
-    "quoting", "image_folder", "encoding", "exif_rotation", "max_image_pixels",
+    "quoting", "image_folder", "encoding", "exif_rotation", "max_image_pixels", "subset",
 )  # fmt: skip
 AFTER_BARRIER = "all parts are written"
 

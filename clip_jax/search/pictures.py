@@ -2,19 +2,14 @@
 
 import functools
 import io
-import logging
 import threading
 
 from PIL import Image
 
-from clip_jax.config import DataConfig
-from clip_jax.config_io import from_json
+from clip_jax.collection.origin import reopen
 from clip_jax.data.images.transforms import ImageError, decode
-from clip_jax.data.samples import BadSample, Source
-from clip_jax.data.sources import registry
+from clip_jax.data.samples import BadSample
 from clip_jax.search.index import SearchIndex
-
-log = logging.getLogger(__name__)
 
 SIZES = (320, 1280)  # pixels of the longer side
 MAX_PIXELS = 50_000_000
@@ -33,7 +28,7 @@ class Pictures:
     """
 
     def __init__(self, index: SearchIndex):
-        self._index, self._source = index, open_source(index)
+        self._index, self._source = index, reopen(index.embeddings)
         self._decoding = threading.BoundedSemaphore(AT_ONCE)
         self._small = functools.lru_cache(KEPT)(self._read)
 
@@ -67,23 +62,3 @@ class Pictures:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         return buffer.getvalue()
-
-
-def open_source(index: SearchIndex) -> Source | None:
-    """The source that the rows of an index were embedded from, if it is still that."""
-    manifest = index.embeddings.manifest
-    if manifest is None:
-        return None
-    origin = manifest["origin"]
-    try:
-        kept = {"data_dir": origin["data_dir"]} if origin.get("data_dir") else {}
-        settings = {**manifest["reading"], **kept}
-        cfg = from_json(DataConfig, settings, origin=str(index.embeddings.root))
-        source = registry.open_source(origin["source"], origin["split"], cfg)
-    except (OSError, ValueError, KeyError) as error:
-        log.warning("No pictures are shown: the source of the embeddings cannot be read: %s", error)
-        return None
-    if source.fingerprint != manifest["source_fingerprint"]:
-        log.warning("No pictures are shown: %s has changed since it was embedded", source.name)
-        return None
-    return source
