@@ -50,7 +50,9 @@ def test_factors_have_16_bits_and_sums_32_in_both_directions():
         assert factors.count("bf16") == 2 and "f32>" in result and "bf16" not in result
 
 
-@pytest.mark.parametrize("make", [nn.initializers.lecun_normal, lambda: nn.initializers.normal(0.3)])
+@pytest.mark.parametrize(
+    "make", [nn.initializers.lecun_normal, lambda: nn.initializers.normal(0.3)]
+)
 def test_a_kernel_that_is_drawn_as_a_matrix_has_the_same_numbers(make):
     key, shape = jax.random.key(3), (3, 3, 2, 4)
     np.testing.assert_array_equal(drawn_as_matrix(make())(key, shape), make()(key, shape))
