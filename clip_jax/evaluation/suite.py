@@ -86,7 +86,11 @@ class Evaluators:
         def measured(source: Source, cfg: EvaluationConfig) -> "_DataSet":
             return _DataSet(source, model, mesh, tokenizer, cfg=cfg, data=data, loss=loss)
 
-        own = dataclasses.replace(cfg, classes=None, templates=None, probe_source=None)
+        # The training set is the first's, so that the others have no probes.
+        named = named_evaluators(cfg).items()
+        metrics = tuple(name for name, evaluator in named if "train" not in evaluator.needs)
+        own = {"classes": None, "templates": None, "probe_source": None, "metrics": metrics}
+        own = dataclasses.replace(cfg, **own)
         self._sets = {"": measured(first, cfg)}
         self._sets |= {f"{name}/": measured(source, own) for name, source in others.items()}
 
