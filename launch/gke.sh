@@ -162,7 +162,7 @@ case $command in
     ;;
   delete)
     if [[ -z $dry_run && $confirm != "$name" ]]; then
-      printf 'This deletes the JobSet %s and its pods. Its name, to go on: ' "$name" >&2
+      printf 'This deletes the JobSet %s and its pods. Type its name to continue: ' "$name" >&2
       read -r confirm || true
       [[ $confirm == "$name" ]] || fail "'$confirm' is not '$name': nothing is deleted"
     fi

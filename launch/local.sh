@@ -105,7 +105,7 @@ wait_for_all() { # sets `code` to that of the first process that ended badly
     done
     running=(${still[@]+"${still[@]}"})
     if [[ -n $since ]] && ((SECONDS - since > PATIENCE_S)); then
-      log "killing ${#running[@]} processes that go on ${PATIENCE_S} s after another has ended"
+      log "killing ${#running[@]} processes that still run ${PATIENCE_S} s after another has ended"
       hand_on KILL
       since=$SECONDS
     fi

@@ -244,7 +244,7 @@ case $command in
     ;;
   delete)
     if [[ -z $dry_run && $confirm != "$name" ]]; then
-      printf 'This deletes %s in %s, with its disks. Its name, to go on: ' "$name" "$zone" >&2
+      printf 'This deletes %s in %s, with its disks. Type its name to continue: ' "$name" "$zone" >&2
       read -r confirm || true
       [[ $confirm == "$name" ]] || fail "'$confirm' is not '$name': nothing is deleted"
     fi

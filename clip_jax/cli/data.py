@@ -98,7 +98,7 @@ def convert(
 
     Args:
         source: such as "tar:/data/{00000..00999}.tar".
-        out: a new folder, or gs:// and another; train on it with "records:OUT".
+        out: a new folder or the URL of one; train on it with "records:OUT". Again, it resumes.
         beam: on Apache Beam, where one machine is too small.
         beam_options: Beam's own, such as --runner=FlinkRunner.
         cfg: columns, cache folder and the share of bad samples that is let pass.

@@ -4,6 +4,7 @@ The step number is the whole state. Order is not left to a library: Grain's iter
 with another number of workers, gives other data without an error.
 """
 
+import abc
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ MOST_ROWS = 16  # of a batch that a thread takes at once
 AHEAD = 2  # batches that are read before they are asked for
 
 
-class Batches:
+class Batches(abc.ABC):
     """An iterator of batches that holds threads or processes: close it, or use `with`.
 
     A subclass says how: `_read` is called for one step after another, `_stop` once at the end.
@@ -30,10 +31,11 @@ class Batches:
         self._check = check
         self._closed = False
 
+    @abc.abstractmethod
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
         """The arrays and the bad samples of a batch; StopIteration after the last one."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _stop(self):
         """Stop threads or processes, which may not have been started."""
 

@@ -146,7 +146,7 @@ class BlockOrder:
     def windows(self, rows: range, step: int) -> Iterator[Window]:
         """The windows of some rows of every batch, in the order of the steps that need them first.
 
-        Nothing is in them that is needed before `step` alone. They go on for ever.
+        Nothing is in them that is needed before `step` alone. They never end.
         """
         each = self.batch_size // self.lanes
         lanes = range(rows.start // each, -(-rows.stop // each))

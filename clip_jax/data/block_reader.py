@@ -1,10 +1,11 @@
 """Reads whole blocks ahead of training, into bounded memory, in the order that they are needed."""
 
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from absl import logging
 
 from clip_jax import storage
@@ -17,6 +18,7 @@ CONNECTIONS = (
 )
 SPARE = 256_000_000  # bytes ahead of the windows in use, beyond a share of them
 MOST_STEPS = 64  # that are read ahead: of small data this would be epochs
+SOON = 4  # steps whose blocks are read first where many are to be read
 AHEAD = 1.0  # share of the windows in use that is read ahead
 
 
@@ -70,9 +72,10 @@ class BlockReader:
     ):
         self._sources, self._cache, self._memory = tuple(sources), cache, memory
         self._order, self._rows = order, rows
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
         self._pool = ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="blocks")
         self._held: dict[tuple[int, int, int], _Held] = {}
+        self._queue: list[tuple[Piece, Future]] = []
         self._used = self.most_used = self.bytes_read = self.requests = 0
         try:
             self._start(step)
@@ -83,6 +86,8 @@ class BlockReader:
     def sample(self, step: int, source: int, index: int, window: tuple[int, int, int]) -> Sample:
         """A sample of a window that a step needs, which is waited for."""
         with self._lock:
+            if self._closed:
+                raise CancelledError
             if window not in self._held:
                 self._step = max(self._step, step)
                 self._advance()
@@ -98,6 +103,8 @@ class BlockReader:
     def done(self, step: int):
         """Rows up to those of `step` have been made: their windows are forgotten, others read."""
         with self._lock:
+            if self._closed:
+                return
             self._step = max(self._step, step + 1)
             for key in [key for key, held in self._held.items() if held.window.last_step <= step]:
                 self._used -= self._held.pop(key).size
@@ -105,9 +112,13 @@ class BlockReader:
 
     def close(self):
         """Stop reading."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         with self._lock:
+            self._closed = True
+            for held in self._held.values():
+                for run in held.runs:
+                    run.cancel()
             self._held.clear()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _start(self, step: int):
         self._step = step
@@ -134,12 +145,41 @@ class BlockReader:
             needed = window.first_step <= self._step
             too_early = not ahead or window.first_step > self._step + MOST_STEPS
             if not needed and (too_early or self._used + size > self._limit):
-                return
-            runs = [self._pool.submit(self._read, piece) for piece in window.pieces]
-            self._held[window[2:5]] = _Held(window, runs, size)
+                break
+            self._held[window[2:5]] = _Held(window, [Future() for _ in window.pieces], size)
             self._used += size
             self.most_used = max(self.most_used, self._used)
+            self._queue += zip(window.pieces, self._held[window[2:5]].runs)
             self._next = next(self._windows)
+        if ahead and self._queue:
+            for piece, run in sorted(self._queue, key=self._urgency()):
+                self._pool.submit(self._fill, run, piece)
+            self._queue.clear()
+
+    def _urgency(self) -> Callable[[tuple[Piece, Future]], int]:
+        """In which of the next steps a piece is needed; a window is read over many of them."""
+        if len(self._queue) < CONNECTIONS:
+            return lambda entry: 0
+        size, count = self._order.batch_size, len(self._rows)
+        steps = np.arange(self._step, self._step + SOON)[:, None] * size
+        found = self._order.rows((steps + np.arange(self._rows.start, self._rows.stop)).ravel())
+        first: dict[tuple[int, int], int] = {}
+        starts = {source: [] for source in range(len(self._sources))}
+        for piece, _ in self._queue:
+            starts[piece.source].append(piece.start)
+        sorted_starts = {source: np.sort(some) for source, some in starts.items() if some}
+        for place, (source, index) in enumerate(zip(found.source.tolist(), found.index.tolist())):
+            known = sorted_starts.get(source)
+            if known is not None and (at := int(np.searchsorted(known, index, side="right"))):
+                first.setdefault((source, int(known[at - 1])), place // count)
+        return lambda entry: first.get((entry[0].source, entry[0].start), SOON)
+
+    def _fill(self, run: Future, piece: Piece):
+        try:
+            if run.set_running_or_notify_cancel():
+                run.set_result(self._read(piece))
+        except BaseException as error:  # for the row that waits
+            run.set_exception(error)
 
     def _read(self, piece: Piece) -> Run:
         source = self._sources[piece.source]
@@ -171,11 +211,3 @@ class _Held(NamedTuple):
             if piece.source == source and piece.start <= index < piece.end:
                 return number
         raise AssertionError(f"sample {index} of source {source} is in another window")
-
-
-def runs_of(windows: Iterator[Window], last_step: int) -> Iterator[Piece]:
-    """What is read until a step."""
-    for window in windows:
-        if window.first_step > last_step:
-            return
-        yield from window.pieces

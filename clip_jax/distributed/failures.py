@@ -98,7 +98,7 @@ def _explanation(error: Exception) -> Exception:
         time.sleep(ASK_EVERY_S / 2)
     return ProcessesMissing(
         f"another process is gone ({str(error).splitlines()[0][:120]}): the logs of the others say "
-        "which. Start all of them again, they go on"
+        "which. Start all of them again: they resume"
     )
 
 

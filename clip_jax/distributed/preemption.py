@@ -7,7 +7,7 @@ import sys
 import jax
 from jax.experimental import multihost_utils
 
-RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again, it goes on
+RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again, and it resumes
 INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT, as shells say: a person asked, so nobody starts it again
 
 

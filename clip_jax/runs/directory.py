@@ -265,7 +265,7 @@ class RunDirectory:
         self._lock = contextlib.ExitStack()
         self._lock.callback(os.close, folder)
         self._lock.callback(file.close)
-        # A data worker that outlives its killed parent must not go on holding the lock.
+        # A data worker that outlives its killed parent must not keep the lock.
         os.register_at_fork(after_in_child=self._lock.close)
 
 

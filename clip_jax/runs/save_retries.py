@@ -75,7 +75,7 @@ class SaveRetries:
         text = "another process failed" if error is None else f"{type(error).__name__}: {error}"
         self._reason = f"{what}: {text.splitlines()[0][:500]}"
         log.error(
-            "SAVING FAILED (%d in a row), %s. Training goes on; the next try is in %.0f s, and the "
+            "SAVING FAILED (%d in a row), %s. Training continues; the next try is in %.0f s, and the "
             "run stops in %.0f s if none succeeds. Is there room in %s, and can it be reached?",
             *(self._count, self._reason, pause, self._left(now), self._directory),
         )
@@ -112,7 +112,7 @@ class SaveRetries:
         return SaveFailed(
             f"No checkpoint could be written to {self._directory} for checkpoint.retry_seconds="
             f"{self._retry_s:g} ({self._reason}). Make room or mend the connection and start the "
-            f"same command again; it goes on from step {newest_step}."
+            f"same command again; it resumes from step {newest_step}."
         )
 
     def _left(self, now: float) -> float:

@@ -151,7 +151,7 @@ class Evaluations:
             if jax.process_count() > 1:
                 raise
             self._failed[step] = error
-            log.exception("The %s of step %d failed; the training goes on", what, step)
+            log.exception("The %s of step %d failed; the training continues", what, step)
         finally:
             self._progress.restart_clock()
 

@@ -32,7 +32,7 @@ class Profile:
         self._stop()
 
     def before(self, step: int):
-        """Call it before each step. A run that goes on in the middle of the steps traces the rest."""
+        """Call it before each step. A run that resumes in the middle of these steps traces the others."""
         if self._first <= step <= self._last and not self._is_on:
             jax.profiler.start_trace(self._directory)
             self._is_on = True

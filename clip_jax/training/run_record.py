@@ -79,7 +79,7 @@ def rate_jump(old: TrainConfig, new: TrainConfig, done: int) -> str:
 
 
 def write(setup: Setup, run: RunDirectory):
-    """Write what the run is made of, once it is known to go on."""
+    """Write what the run is made of, once its start is known to be allowed."""
     run.save_config(setup.cfg, setup.model.config)
     run.write_json("data.json", data_record(setup))
     run.write_json("environment.json", provenance.environment())

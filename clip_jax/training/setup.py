@@ -107,7 +107,7 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     check_devices(cfg, mesh)
     opened = registry.open_sources(cfg.data, "train")
     eval_source = _open_eval_source(cfg)
-    # A run that goes on has its own weights by now; one that was killed in its first save has not.
+    # A run that resumes has its own weights by now; one that was killed in its first save has not.
     saved = any(path.name.isdigit() for path in run.checkpoints.glob("[0-9]*"))
     started = run.holds_run and saved
     settings = cfg.model

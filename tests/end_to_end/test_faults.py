@@ -1,4 +1,4 @@
-"""Faults put into the real command: what is lost, what is said, and that the end is the same bits."""
+"""Faults put into the real command: what is lost, what is said, and that the end is bit-identical."""
 
 import contextlib
 import json
@@ -264,11 +264,11 @@ def test_asked_to_leave_in_an_evaluation(place, run, at):
 
 @pytest.mark.parametrize("at", [4, STEPS])
 def test_an_evaluation_fails(place, reference, run, at):
-    """The training goes on and its end is saved; the run says at its end that a result is missing."""
+    """The training continues and its end is saved; the run says at its end that a result is missing."""
     more = ("--data.eval-source", f"pairs:{place}/captions.csv", "--evaluation.every-steps", "4")
     with start(place, run, *more, fault=f"fail_in_evaluation={at}") as command:
         assert command.end() == 1
-        assert f"The evaluation of step {at} failed; the training goes on" in command.text
+        assert f"The evaluation of step {at} failed; the training continues" in command.text
         assert f"clip-jax: the evaluation of step {at} failed: 30 of 48 samples" in command.text
     assert_same_end(run, reference, compare_metrics=False)
     assert sum("eval/loss" in line for line in metrics(run)) == 1
@@ -351,7 +351,7 @@ def test_the_disk_stays_full(place, reference, run):
         (run / "go").touch()
         assert command.end() == 1
         assert "No checkpoint could be written" in command.text
-        assert "it goes on from step 2" in command.text
+        assert "it resumes from step 2" in command.text
         assert "Traceback" not in command.text
     assert steps_in(run) == [2]
     finish(place, run)

@@ -11,7 +11,7 @@
 # in /etc is written by this script, and a Slurm that the machine has is neither used nor touched.
 #
 # Two tasks train a tiny model undisturbed. Two tasks train it again, get SIGTERM by scancel in the
-# middle, leave with 75, are requeued and go on. The two ends must have the same bits.
+# middle, leave with 75, are requeued and resume. The two ends must be bit-identical.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -9,8 +9,6 @@ import pytest
 
 from clip_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, LayerNorm, Transformer, normalize
 
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 def transformer(**changes) -> Transformer:
     base = {"depth": 3, "heads": 2, "mlp_width": 32, "activation": "gelu", "norm_epsilon": 1e-5}
@@ -35,7 +33,7 @@ def loss_and_gradients(model, variables, x_BLD):
         return jnp.sin(model.apply(variables, x_BLD)).sum()
 
     program = jax.jit(jax.value_and_grad(loss)).lower(variables)
-    return program, program.compile(compiler_options=QUICKLY)(variables)
+    return program, program.compile()(variables)
 
 
 @pytest.fixture(scope="module")

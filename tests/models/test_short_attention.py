@@ -16,7 +16,6 @@ from clip_jax.models.layers import Transformer
 from clip_jax.models.short_attention import obstacle, short_attention, windows
 
 WIDTHS = {64: 2, 72: 16, 80: 8, 88: 16, 96: 4, 104: 16, 128: 1}  # heads of one group
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 def plain(qkv_BLX, heads: int, causal: bool):
@@ -38,7 +37,7 @@ def value_and_gradient(form, *given):
         out_BLD, vjp = jax.vjp(form, qkv_BLX)
         return out_BLD, vjp(d_out_BLD)[0]
 
-    return jax.device_get(jax.jit(both).lower(*given).compile(compiler_options=QUICKLY)(*given))
+    return jax.device_get(jax.jit(both)(*given))
 
 
 def in_float64(heads: int, causal: bool, qkv_BLX, d_out_BLD):

@@ -325,7 +325,7 @@ def test_a_run_stops_when_nothing_could_be_saved_for_too_long(tmp_path, full_dis
     checkpoints.save(1, make_state(1), metadata={}, force=True)
     full_disk[0] = True
     with pytest.raises(
-        SaveFailed, match=r"retry_seconds=0.05 .*No space left.*goes on from step 1"
+        SaveFailed, match=r"retry_seconds=0.05 .*No space left.*resumes from step 1"
     ):
         checkpoints.save(2, make_state(2), metadata={}, force=True)
     assert restored_step(tmp_path) == 1

@@ -165,7 +165,7 @@ def test_metrics_of_a_remote_folder_are_uploaded_whole(tmp_path, monkeypatch):
         for step in (1, 2):
             run.append_metrics({"step": step})
         assert [line["step"] for line in run.metrics()] == [1, 2]
-    with RunDirectory(tmp_path) as run:  # the next start goes on with them
+    with RunDirectory(tmp_path) as run:  # the next start continues with them
         run.rewind_metrics(1)
         run.append_metrics({"step": 5})
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()

@@ -88,7 +88,7 @@ def test_a_run_that_cannot_save_stops_after_the_given_time_and_no_earlier(tmp_pa
     clock.now += 1
     assert retries.hopeless(None)
     assert "(step 5: another process failed)" in str(retries.last_words(2))
-    assert "goes on from step 2" in str(retries.last_words(2))
+    assert "resumes from step 2" in str(retries.last_words(2))
     retries.succeeded(7)
     assert not retries.hopeless(None)
 

@@ -202,7 +202,7 @@ def test_an_evaluation_that_fails_ends_no_training_and_the_run_says_so_at_its_en
     assert run.fit() == 0
     assert ("save", 6, False, True) in story.events
     assert [e for e in story.events if e[0] == "record"] == [("record", 6, {"eval/loss": 1.0})]
-    assert "The evaluation of step 3 failed; the training goes on" in caplog.text
+    assert "The evaluation of step 3 failed; the training continues" in caplog.text
     with pytest.raises(EvaluationFailed, match=r"evaluation of step 3 failed: 30 of 48 .* step 6"):
         run.parts.evaluate.check()
     sound = made(Story())
@@ -326,3 +326,20 @@ def test_the_counts_of_bad_samples_are_written_to_the_run(made):
     run.parts.setup.cfg = shown
     loop.report(run.parts, run.run, counts)
     assert "Devices" in (run.run.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["bad_samples", "ledgers"])  # as earlier versions named them
+def test_a_resume_restores_the_counts_of_bad_samples_and_rewinds_the_metrics(made, name):
+    run, seen = made(Story()).run, []
+    for step in (2, 4, 6):
+        run.append_metrics({"step": step, "loss": 1.0})
+    counts, seconds = {**BadSamples().to_json(), "seen": 32}, {"stepping": 3.0}
+    restored = types.SimpleNamespace(
+        step=4, state="state", metadata={name: [counts], "goodput": seconds}
+    )
+    checkpoints = types.SimpleNamespace(restore=lambda like: restored)
+    goodput = types.SimpleNamespace(resumed_from=seen.append)
+    setup = types.SimpleNamespace(abstract_state=None)
+    assert loop.restore_or_start(setup, run, checkpoints, goodput) == ("state", counts)
+    assert [line["step"] for line in run.metrics()] == [2, 4]
+    assert seen == [seconds]

@@ -28,6 +28,9 @@ class Numbered(Batches):
         bad = [BadSample("torn", key=str(step), shard="s")]
         return {"image": np.full((8, 2), step), "tokens": np.full(8, step)}, bad
 
+    def _stop(self):
+        """It holds nothing."""
+
 
 def threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]

@@ -1,5 +1,6 @@
 """The files that a pattern names, on a disk or behind a URL."""
 
+import fnmatch
 import glob
 import os
 
@@ -60,4 +61,9 @@ def _expand_url(pattern: str) -> list[str]:
     filesystem, path = fsspec.core.url_to_fs(pattern)
     if "[" in pattern and "*" not in pattern and "?" not in pattern and storage.is_file(pattern):
         return [pattern]
+    folder, _, name = pattern.rpartition("/")
+    if not storage.is_web(pattern) and not any(character in folder for character in "*?["):
+        # Sizes and versions come with such a listing, and are asked for next.
+        known = storage.listing(folder)
+        return [f"{folder}/{one}" for one in known if fnmatch.fnmatchcase(one, name)]
     return [filesystem.unstrip_protocol(name) for name in filesystem.glob(path)]

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +17,12 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.block_cache import Span
+from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, splits
 from clip_jax.data.sources.patterns import expand
+from clip_jax.data.sources.record_blocks import RecordBlocks, RecordRun
 
 MANIFEST = "manifest.json"  # beside the files: what `convert` wrote
 SUFFIX = ".array_record"
@@ -62,7 +66,9 @@ class RecordsSource:
         classes: tuple[str, ...] | None = None,
         templates: tuple[str, ...] | None = None,
         notes: tuple[str, ...] = (),
+        entries: dict[str, dict] | None = None,
     ):
+        entries = entries or {}
         self._again = functools.partial(
             RecordsSource,
             paths,
@@ -72,17 +78,21 @@ class RecordsSource:
             classes=classes,
             templates=templates,
             notes=notes,
+            entries=entries,
         )
         self.name, self._paths, self.classes, self.templates = name, paths, classes, templates
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
-            counts = list(pool.map(_count, paths))
+        self.remote, infos = storage.is_url(paths[0]), storage.stat(paths)
+        if self.remote:
+            self._data = RecordBlocks(
+                paths, infos, [entries.get(os.path.basename(path), {}) for path in paths]
+            )
+            counts = self._data.counts
+        else:
+            with concurrent.futures.ThreadPoolExecutor(16) as pool:
+                counts = list(pool.map(_count, paths))
+            self._data = _local(paths, counts)
         self._first_S = np.cumsum([0, *counts])
         self._length = int(self._first_S[-1])
-        # Offsets stay in the files: in memory they would take eight bytes a record.
-        self._data = ArrayRecordDataSource(
-            [Whole(path, 0, count, count) for path, count in zip(paths, counts)],
-            reader_options={"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"},
-        )
         self._image, self._captions = "image", columns.CaptionColumns(("caption",), None)
         self.notes = notes
         if self._length:
@@ -96,7 +106,7 @@ class RecordsSource:
                 texts = (text for row in first for text in row[place])
                 columns.refuse_numbers(texts, column, where=paths[0])
         digest = xxhash.xxh3_64()
-        for path, info in zip(paths, storage.stat(paths)):
+        for path, info in zip(paths, infos):
             digest.update(f"{os.path.basename(path)} {info.size}".encode())
         self.fingerprint = digest.hexdigest()
 
@@ -131,11 +141,32 @@ class RecordsSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self._length:
             raise IndexError(index)
+        return self.parse(index, lambda: self._data[index])
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Runs of records behind a URL that are read in one piece; files on a disk are read at random."""
+        return self._data.blocks if isinstance(self._data, RecordBlocks) else None
+
+    def span(self, start: int, end: int) -> Span:
+        """Where samples `start` to `end` are, which lie in one block."""
+        assert isinstance(self._data, RecordBlocks)
+        return self._data.span(start, end)
+
+    def unpack(self, start: int, end: int, data: bytes) -> RecordRun:
+        """These samples, of the bytes of their span."""
+        assert isinstance(self._data, RecordBlocks)
+        return RecordRun(self.parse, start, self._data.unpack(start, end, data))
+
+    def parse(self, index: int, record: Callable[[], bytes]) -> Sample:
+        """A sample of its record, which fails to come where it is damaged."""
         file = int(np.searchsorted(self._first_S, index, side="right")) - 1
         shard = os.path.basename(self._paths[file])
         key = f"{shard}/{index - self._first_S[file]}"
         try:
-            features = self._features(index)
+            features = _features(record())
+        except OSError:  # of the storage: it says nothing of the record
+            raise
         except Exception as error:
             # ArrayRecord checks its chunks and has no exception type of its own.
             raise BadSample("unreadable-record", key=key, shard=shard) from error
@@ -163,12 +194,9 @@ class RecordsSource:
             caption_probs=probs,
         )
 
-    def _features(self, index: int) -> dict:
-        return tf_example_pb2.Example.FromString(self._data[index]).features.feature
-
     def _texts(self, index: int) -> list[list[str]]:
         try:
-            return self._captions.texts(_lists(self._features(index)))
+            return self._captions.texts(_lists(_features(self._data[index])))
         except columns.NotText as error:
             name = ",".join(self._captions.names)
             raise ValueError(error.message(name, where=self._paths[0])) from error
@@ -176,17 +204,28 @@ class RecordsSource:
             return [[] for _ in self._captions.names]
 
     def __reduce__(self):
+        if self.remote:
+            return _from_state, (self.__dict__,)  # what was read from the files' ends is kept
         return self._again, ()
+
+
+def _from_state(state: dict) -> RecordsSource:
+    source = object.__new__(RecordsSource)
+    source.__dict__.update(state)
+    return source
+
+
+def _local(paths: list[str], counts: list[int]) -> ArrayRecordDataSource:
+    # Offsets stay in the files: in memory they would take eight bytes a record.
+    return ArrayRecordDataSource(
+        [Whole(path, 0, count, count) for path, count in zip(paths, counts)],
+        reader_options={"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"},
+    )
 
 
 def open_source(location: str, split: Split, cfg: DataConfig) -> RecordsSource:
     """The files that the pattern `location` names, or all of a folder; or of one split."""
     name = f"records:{location}"
-    if storage.is_url(location) and not location.startswith("gs://"):
-        raise ValueError(
-            f"{name}: ArrayRecord files are read from a disk and from gs:// alone; copy them to a "
-            "disk, or mount the bucket"
-        )
     folder = storage.is_folder(location)
     paths, left_out = splits.choose(_expand(location), split, name=name)
     manifest = read_manifest(os.path.dirname(paths[0]))
@@ -201,6 +240,7 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> RecordsSource:
         classes=classes,
         templates=templates,
         notes=(left_out,) * bool(left_out),
+        entries={entry["name"]: entry for entry in manifest.get("shards", ())},
     )
 
 
@@ -212,6 +252,10 @@ def has_test_split(location: str, cfg: DataConfig) -> bool:
 def _expand(location: str) -> list[str]:
     folder = storage.is_folder(location)
     return expand(f"{location.rstrip('/')}/*{SUFFIX}*" if folder else location)
+
+
+def _features(record: bytes) -> dict:
+    return tf_example_pb2.Example.FromString(record).features.feature
 
 
 def _lists(features) -> dict:

@@ -123,7 +123,7 @@ def index_source(spec: str, cfg: DataConfig, *, workers: int | None = None) -> s
 
 
 def fingerprint(sources: Sequence[Source], weights: Sequence[float] | None = None) -> str:
-    """Of all that is trained on; a run that goes on compares it."""
+    """Of all that is trained on; a run that resumes compares it."""
     parts = [int(source.fingerprint, 16) % 2**64 for source in sources]
     parts += [int.from_bytes(repr(float(weight)).encode()[:8], "big") for weight in weights or ()]
     return f"{int(hash64(*parts)):016x}"

@@ -180,7 +180,7 @@ def _keep(places: Sequence[str], paths: Sequence[str], counts: Sequence[int]):
     content = json.dumps({os.path.basename(path): count for path, count in zip(paths, counts)})
     for place in places:
         try:
-            tar_parts.put(place, content.encode())
+            tar_parts.put(place, content.encode(), patient=False)
             return
         except Exception as error:  # of whatever type a client has; then there is the next place
             logging.info("%s cannot be written: %s", place, error)

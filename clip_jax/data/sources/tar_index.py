@@ -113,7 +113,10 @@ def _beside(paths: Sequence[str]) -> str:
     """The place of the index beside the shards."""
     # By where they lie from the first one on, so that the folder can be moved.
     first = os.path.dirname(paths[0])
-    names = [os.path.relpath(path, first or ".") for path in paths]
+    if storage.is_url(first):
+        names = [path.removeprefix(f"{first}/") for path in paths]
+    else:
+        names = [os.path.relpath(path, first or ".") for path in paths]
     # Versions of files behind a URL are others than those of the same files on a disk.
     kind = ["url"] * storage.is_url(paths[0])
     digest = hashlib.sha256(json.dumps([*names, len(names), *kind]).encode()).hexdigest()[:12]

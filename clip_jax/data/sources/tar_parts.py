@@ -89,8 +89,10 @@ def forget(folder: str):
 
 def can_write(folder: str) -> bool:
     """Whether files can be made in a folder behind a URL, which is only found out by trying."""
+    if storage.is_web(folder):
+        return False
     try:
-        put(f"{folder}/.clip_jax_probe", b"")
+        put(f"{folder}/.clip_jax_probe", b"", patient=False)
         filesystem, name = fsspec.core.url_to_fs(f"{folder}/.clip_jax_probe")
         filesystem.rm_file(name)
     except Exception:  # of whatever type a client has
@@ -98,7 +100,7 @@ def can_write(folder: str) -> bool:
     return True
 
 
-def put(path: str, content: bytes):
+def put(path: str, content: bytes, *, patient: bool = True):
     """Write a file on a disk or behind a URL; it appears when it is complete."""
     if not storage.is_url(path):
         storage.atomic_write(path, content)
@@ -112,7 +114,7 @@ def put(path: str, content: bytes):
             filesystem.makedirs(name.rpartition("/")[0], exist_ok=True)
             filesystem.pipe_file(name, content)
 
-    storage.retry(write, path)
+    storage.retry(write, path, patient=patient)
 
 
 class _Part:

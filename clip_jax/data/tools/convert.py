@@ -19,12 +19,13 @@ from clip_jax.config import DataConfig
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import cores
 from clip_jax.data.samples import BadSample, Source
-from clip_jax.data.sources import records
+from clip_jax.data.sources import record_blocks, records, tar_parts
 from clip_jax.data.sources.registry import open_source
 from clip_jax.redaction import masks_logs, redact, redact_logs
 
 PREFIX = "pairs-"  # of the names of the files
 SHARD_SAMPLES = 10_000
+PROGRESS = ".progress"  # a folder of what was written, until there is a manifest
 KEPT_BAD = 1000  # bad samples that the manifest names
 
 
@@ -42,8 +43,8 @@ def convert(
     Args:
       spec: a source as in `data.source`.
       cfg: its columns, where indexes lie, and the share of bad samples that is let pass.
-      out: a folder or an fsspec URL that holds no conversion yet. It is read there if it is a
-        folder or gs://; from another bucket it has to be copied.
+      out: a folder or an fsspec URL that holds no conversion yet. Files of one of the same source
+        that did not end are kept.
       split: of a source that has splits.
       shard_samples: samples in a file.
       workers: processes; None: one a core.
@@ -77,14 +78,17 @@ def plan_shards(samples: int, out: str, shard_samples: int) -> list[tuple[int, i
     filesystem, folder = fsspec.core.url_to_fs(out)
     if filesystem.exists(f"{folder}/{records.MANIFEST}"):
         raise ValueError(f"{out} holds converted data; choose another folder, or delete it")
-    left = filesystem.glob(f"{folder}/{PREFIX}*{records.SUFFIX}")
-    if left:
+    count = -(-samples // shard_samples)
+    left = [
+        os.path.basename(name) for name in filesystem.glob(f"{folder}/{PREFIX}*{records.SUFFIX}")
+    ]
+    others = [name for name in left if not name.endswith(f"-of-{count:05d}{records.SUFFIX}")]
+    if others:
         raise ValueError(
-            f"{out} holds {len(left)} files of a conversion that did not end, such as "
-            f"{os.path.basename(left[0])}; delete them, or choose another folder"
+            f"{out} holds {len(others)} files of another conversion that did not end, such as "
+            f"{others[0]}; delete them, or choose another folder"
         )
     filesystem.makedirs(folder, exist_ok=True)
-    count = -(-samples // shard_samples)
     return [
         (
             number * shard_samples,
@@ -96,7 +100,10 @@ def plan_shards(samples: int, out: str, shard_samples: int) -> list[tuple[int, i
 
 
 def write_shard(source: Source, start: int, end: int, path: str) -> dict:
-    """Write samples `start` to `end` as one file; its entry of the manifest."""
+    """Write samples `start` to `end` as one file, unless it is there; its entry of the manifest."""
+    of = {"fingerprint": source.fingerprint, "start": start, "end": end}
+    if (known := _read_progress(path, of)) is not None:
+        return known
     bad: list[BadSample] = []
     written = 0
     folder = None if storage.is_url(path) else os.path.dirname(path)
@@ -119,6 +126,7 @@ def write_shard(source: Source, start: int, end: int, path: str) -> dict:
             "samples": written,
             "size": os.path.getsize(partial),
             "xxh3": _hash(partial),
+            **_layout(partial),
             "bad": [[error.key, error.reason, error.shard] for error in bad],
         }
         if folder is None:
@@ -127,9 +135,18 @@ def write_shard(source: Source, start: int, end: int, path: str) -> dict:
         else:
             os.chmod(partial, 0o644)
             os.replace(partial, path)
+        # Only when the file is there: a conversion that goes on takes it for whole.
+        _write_progress(path, of | {"entry": entry})
     finally:
         Path(partial).unlink(missing_ok=True)
     return entry
+
+
+def _layout(path: str) -> dict:
+    """Where blocks begin, so that readers in a bucket need no look at the files' ends."""
+    (info,) = storage.stat([path])
+    found = record_blocks.describe(path, info)
+    return {name: found[name] for name in ("blocks", "footer")}
 
 
 def write_manifest(entries: Iterable[dict], source: Source, out: str, max_bad_share: float) -> dict:
@@ -154,7 +171,30 @@ def write_manifest(entries: Iterable[dict], source: Source, out: str, max_bad_sh
     }
     filesystem, folder = fsspec.core.url_to_fs(out)
     filesystem.pipe_file(f"{folder}/{records.MANIFEST}", json.dumps(manifest, indent=1).encode())
+    if filesystem.exists(f"{folder}/{PROGRESS}"):
+        filesystem.rm(f"{folder}/{PROGRESS}", recursive=True)
     return manifest
+
+
+def _progress(path: str) -> str:
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/{PROGRESS}/{name}.json"
+
+
+def _read_progress(path: str, of: dict) -> dict | None:
+    """The entry of a file that an earlier start wrote whole, of the same samples of the same source."""
+    filesystem, name = fsspec.core.url_to_fs(_progress(path))
+    if not filesystem.exists(name):
+        return None
+    known = json.loads(filesystem.cat_file(name))
+    entry = known.pop("entry")
+    file, size = fsspec.core.url_to_fs(path)[1], entry["size"]
+    whole = filesystem.exists(file) and filesystem.info(file)["size"] == size
+    return entry if known == of and whole else None
+
+
+def _write_progress(path: str, progress: dict):
+    tar_parts.put(_progress(path), json.dumps(progress).encode())
 
 
 def _hash(path: str) -> str:

@@ -9,8 +9,10 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.proto import tf_example_pb2
 
+from clip_jax import storage
+from clip_jax.data import block_order
 from clip_jax.data.samples import BadSample
-from clip_jax.data.sources import records
+from clip_jax.data.sources.record_blocks import RecordBlocks, describe
 from clip_jax.data.sources.records import MANIFEST, encode
 from clip_jax.data.sources.registry import open_source
 
@@ -150,34 +152,80 @@ def test_without_a_manifest_numbered_files_are_all_of_one_set(tmp_path, samples,
         open_source(source, "train", settings())
 
 
-def test_a_bucket_that_the_library_cannot_read_is_refused(settings):
-    with pytest.raises(ValueError, match=r"from a disk and from gs:// alone; copy"):
-        open_source("records:s3://bucket/out", "train", settings())
+@pytest.fixture
+def bucket(folder):
+    """The files in fsspec's file system in memory, which stands for a bucket."""
+    filesystem = fsspec.filesystem("memory")
+    for path in folder.glob("*.array_record"):
+        filesystem.pipe_file(f"/records/{path.name}", path.read_bytes())
+    yield filesystem
+    filesystem.rm("/records", recursive=True)
 
 
-def test_a_folder_of_a_google_bucket_is_listed_and_checked(converted, settings, monkeypatch):
-    """The library's own client reads the files; the rest goes through fsspec."""
+def test_files_in_a_bucket_are_read_as_those_on_a_disk(bucket, folder, settings):
+    there = open_source("records:memory://records", "train", settings())
+    here = open_source(f"records:{folder}", "train", settings())
+    assert [there[index] for index in range(12)] == [here[index] for index in range(12)]
+    assert there.fingerprint == here.fingerprint
+    assert pickle.loads(pickle.dumps(there))[7] == here[7]
+    assert there.remote and there.blocks.first_K.tolist() == [0, 6, 12]
+    assert here.blocks is None and not here.remote
+
+
+def test_a_run_of_a_block_has_the_samples_and_damage_is_one_bad_sample(bucket, folder, settings):
+    here = open_source(f"records:{folder}", "train", settings())
+    there = open_source("records:memory://records", "train", settings())
+    span = there.span(7, 11)
+    data = bytearray(bucket.cat_file(span.path, start=span.start, end=span.end))
+    run = there.unpack(7, 11, bytes(data))
+    assert [run[index] for index in range(7, 11)] == [here[index] for index in range(7, 11)]
+    place = [place for place in range(len(data)) if data[place : place + 3] == b"PNG"][3]
+    data[place + 20] ^= 1  # of the fourth record of the file, which is number 9
+    run = there.unpack(7, 11, bytes(data))
+    assert [run[index] for index in (7, 8, 10)] == [here[index] for index in (7, 8, 10)]
+    with pytest.raises(BadSample, match=r"pairs-1\.array_record/3: unreadable-record"):
+        run[9]
+
+
+@pytest.mark.parametrize("options", ["group_size:1", "group_size:3", "group_size:1,uncompressed"])
+def test_chunks_are_found_whatever_the_file_is_written_with(
+    tmp_path, samples, monkeypatch, options
+):
+    monkeypatch.setattr(block_order, "BLOCK_BYTES", (500, 500))
+    path = tmp_path / "x.array_record"
+    writer = ArrayRecordWriter(str(path), options)
+    written = [encode(sample) for sample in samples]
+    for record in written:
+        writer.write(record)
+    writer.close()
+    (info,) = storage.stat([str(path)])
+    found = RecordBlocks([f"file://{path}"], [info], [{}])
+    first_K = found.blocks.first_K.tolist()
+    assert first_K[0] == 0 and first_K[-1] == 12 and len(first_K) > 2
+    assert [found[index] for index in range(12)] == written
+    described = RecordBlocks([f"file://{path}"], [info], [describe(str(path), info)])
+    assert described.blocks.first_K.tolist() == first_K
+
+
+@pytest.mark.parametrize("left", [10, 70_000])
+def test_a_file_in_a_bucket_that_is_cut_off_is_named(bucket, settings, left):
+    data = bucket.cat_file("/records/pairs-1.array_record")
+    bucket.pipe_file("/records/pairs-1.array_record", data[:left])
+    with pytest.raises(ValueError, match=r"pairs-1\.array_record is not a whole ArrayRecord file"):
+        open_source("records:memory://records", "train", settings())
+
+
+def test_a_folder_of_a_bucket_is_listed_and_checked(converted, settings, monkeypatch):
+    monkeypatch.setattr(storage, "LISTING_S", 0.0)
     bucket = fsspec.filesystem("memory")
     bucket.put(str(converted), "/out", recursive=True)
-    monkeypatch.setattr(fsspec.core, "url_to_fs", lambda url: (GoogleLike(), url[4:]))
-    opened = {}
-    monkeypatch.setattr(records, "RecordsSource", lambda paths, **_: opened.update(paths=paths))
-    open_records = records.open_source
     try:
-        open_records("gs://out", "train", settings())
-        assert opened["paths"] == [f"gs://out/pairs-{n}.array_record" for n in (0, 1)]
+        assert len(open_source("records:memory://out", "train", settings())) == 12
         bucket.rm("/out/pairs-0.array_record")
-        with pytest.raises(ValueError, match=r"records:gs://out lacks 1 files"):
-            open_records("gs://out", "train", settings())
+        with pytest.raises(ValueError, match=r"records:memory://out lacks 1 files"):
+            open_source("records:memory://out", "train", settings())
     finally:
         bucket.rm("/out", recursive=True)
-
-
-class GoogleLike(fsspec.get_filesystem_class("memory")):
-    """The file system in memory under Google's protocol."""
-
-    def unstrip_protocol(self, name):
-        return f"gs:/{name}"
 
 
 @pytest.mark.parametrize(

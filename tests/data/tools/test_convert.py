@@ -6,7 +6,8 @@ import fsspec
 import pytest
 import xxhash
 
-from clip_jax.data.sources.registry import open_source
+from clip_jax.data.sources.registry import index_source, open_source
+from clip_jax.data.tools import convert as conversion
 from clip_jax.data.tools.convert import convert
 
 
@@ -51,12 +52,68 @@ def test_converted_data_is_not_overwritten(shards, tmp_path, settings):
         convert(*arguments, workers=1)
 
 
-def test_files_of_a_conversion_that_did_not_end_are_in_the_way(shards, tmp_path, settings):
-    arguments = (f"tar:{shards}/*.tar", settings(), str(tmp_path / "out"))
-    convert(*arguments, workers=1)
-    (tmp_path / "out" / "manifest.json").unlink()
-    with pytest.raises(ValueError, match=r"1 files of a conversion that did not end.*delete them"):
-        convert(*arguments, workers=1)
+@pytest.fixture
+def ends_early(shards, settings, monkeypatch):
+    """Convert into a folder, until the file of this number."""
+
+    def _convert(out, number):
+        write = conversion.write_shard
+
+        def fail(source, start, end, path):
+            if start == number * 12:
+                raise KeyboardInterrupt
+            return write(source, start, end, path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(conversion, "write_shard", fail)
+            with pytest.raises(KeyboardInterrupt):
+                convert(f"tar:{shards}/*.tar", settings(), out, shard_samples=12, workers=1)
+
+    return _convert
+
+
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+def test_a_conversion_that_did_not_end_goes_on_and_ends_alike(
+    shards, tmp_path, settings, ends_early, monkeypatch, place
+):
+    arguments = {"shard_samples": 12, "workers": 1}
+    expected = convert(f"tar:{shards}/*.tar", settings(), str(tmp_path / "whole"), **arguments)
+    out = str(tmp_path / "out") if place == "disk" else "memory://converted"
+    filesystem, folder = fsspec.core.url_to_fs(out)
+    ends_early(out, 2)
+    _, second = sorted(filesystem.glob(f"{folder}/*.array_record"))
+    filesystem.pipe_file(second, b"half of it")
+    encoded = []
+    encode = conversion.records.encode
+    monkeypatch.setattr(
+        conversion.records, "encode", lambda sample: encoded.append(sample.key) or encode(sample)
+    )
+    assert convert(f"tar:{shards}/*.tar", settings(), out, **arguments) == expected
+    assert len(encoded) == 18  # without the first file, which was whole
+    names = {path.rpartition("/")[2] for path in filesystem.find(folder)}
+    assert names == {"manifest.json"} | {entry["name"] for entry in expected["shards"]}
+    assert len(open_source(f"records:{out}", "train", settings())) == 30
+    filesystem.rm(folder, recursive=True)
+
+
+def test_files_of_another_conversion_are_in_the_way(shards, tmp_path, settings, ends_early):
+    out = str(tmp_path / "out")
+    ends_early(out, 2)
+    with pytest.raises(ValueError, match=r"2 files of another conversion that did not end.*delete"):
+        convert(f"tar:{shards}/*.tar", settings(), out, shard_samples=15, workers=1)
+
+
+def test_files_of_other_data_are_written_again(
+    shards, tmp_path, settings, ends_early, write_tar, encode
+):
+    out = str(tmp_path / "out")
+    ends_early(out, 1)
+    files = {f"{n:05d}.png": encode((7, n, 0)) for n in range(10)}
+    texts = {f"{n:05d}.txt": b"changed" for n in range(10)}
+    write_tar(shards / "00000.tar", dict(sorted((files | texts).items())))
+    index_source(f"tar:{shards}/*.tar", settings())
+    convert(f"tar:{shards}/*.tar", settings(), out, shard_samples=12, workers=1)
+    assert open_source(f"records:{out}", "train", settings())[0].captions == ("changed",)
 
 
 def test_labels_and_names_of_classes_are_kept(tmp_path, settings, encode):

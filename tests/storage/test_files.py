@@ -2,7 +2,8 @@
 
 import pytest
 
-from clip_jax import open_files, storage
+from clip_jax import storage
+from clip_jax.storage import open_files
 
 
 @pytest.fixture(autouse=True)

@@ -18,17 +18,17 @@ import fsspec
 from absl import logging
 from etils import epath
 
-from clip_jax import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
-from clip_jax.open_files import OpenFiles, pread
+from clip_jax.storage import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
+from clip_jax.storage import refusals
+from clip_jax.storage.open_files import OpenFiles, pread
 
 T = TypeVar("T")
 
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries
-FINAL = (IsADirectoryError, NotADirectoryError, PermissionError)  # waiting does not help
-PASSING = (408, 425, 429)  # of HTTP's answers of 400 to 499, those that do pass
 RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?:(?P<total>\d+)|\*)")
 LISTING_THREADS = 32
 LISTED_FROM = 8  # files of a folder from which listing it is quicker than asking for each
+LISTING_S = 10.0  # for which a listing is kept
 STALLED_S = (30.0, 1e6)  # a request takes at most so long, and a second for so many bytes
 
 
@@ -118,15 +118,27 @@ def _stat(path: str) -> FileInfo:
 
 
 def listing(folder: str) -> dict[str, FileInfo]:
-    """The files right below a folder of a bucket by name, of which one request tells a thousand."""
+    """The files right below a folder of a bucket by name, of which one request tells a thousand.
+
+    One that is a few seconds old is not asked for again.
+    """
+    asked, found = _listings.get(folder, (-LISTING_S, {}))
+    if time.monotonic() - asked < LISTING_S:
+        return found
 
     def ask() -> dict[str, FileInfo]:
         filesystem, name = fsspec.core.url_to_fs(folder)
-        found = filesystem.ls(name, detail=True, refresh=True)
+        try:
+            found = filesystem.ls(name, detail=True, refresh=True)
+        except FileNotFoundError:  # an answer, not a failure
+            return {}
         files = (info for info in found if info["type"] == "file")
         return {info["name"].rpartition("/")[2]: _file_info(info) for info in files}
 
-    return retry(ask, folder)
+    found = retry(ask, folder)
+    _listings.clear()
+    _listings[folder] = (time.monotonic(), found)
+    return found
 
 
 def _file_info(info: dict) -> FileInfo:
@@ -250,11 +262,10 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
             if isinstance(error, ValueError | TypeError | ImportError | Changed):
                 raise
             _files.forget(path)
-            expired = _is_expired(error)
+            expired = refusals.is_expired(error)
             if expired:  # so that the client is made again, with the credentials of now
                 type(fsspec.core.url_to_fs(path)[0]).clear_instance_cache()
-            final = isinstance(error, FINAL) or _is_refusal(error)
-            refused = final and not expired
+            refused = refusals.is_refusal(error) and not expired
             if number == len(delays) or refused:
                 kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
                 raise (Refused if refused else kind)(
@@ -266,28 +277,13 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
     raise AssertionError("the loop returns or raises")
 
 
-def _is_expired(error: Exception) -> bool:
-    """Whether it says that credentials are too old, which those that the next client finds may not be."""
-    return _status(error) == 401 or "expired" in str(error).lower()
-
-
-def _is_refusal(error: Exception) -> bool:
-    """Whether it carries an answer of HTTP that says that the request is at fault."""
-    answer = _status(error)
-    return isinstance(answer, int) and 400 <= answer < 500 and answer not in PASSING
-
-
-def _status(error: Exception) -> object:
-    names = ("status", "status_code", "code")  # of aiohttp, of Azure's client, of gcsfs
-    return next((getattr(error, name) for name in names if hasattr(error, name)), None)
-
-
 _files = OpenFiles()
+_listings: dict[str, tuple[float, dict[str, FileInfo]]] = {}
 
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`: of several processes one goes on and the others wait."""
+    """Hold the lock file `path`: one of several processes proceeds, the others wait."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released by the system when the process ends

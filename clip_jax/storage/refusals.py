@@ -1,0 +1,22 @@
+"""Which failures of a storage pass, and which are an answer that stays the same."""
+
+FINAL = (IsADirectoryError, NotADirectoryError, PermissionError)  # waiting does not help
+PASSING = (408, 425, 429)  # of HTTP's answers of 400 to 499, those that do pass
+
+
+def is_expired(error: Exception) -> bool:
+    """Whether it says that credentials are too old, which those that the next client finds may not be."""
+    return _status(error) == 401 or "expired" in str(error).lower()
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it carries an answer of HTTP that says that the request is at fault."""
+    answer = _status(error)
+    if isinstance(error, FINAL):
+        return True
+    return isinstance(answer, int) and 400 <= answer < 500 and answer not in PASSING
+
+
+def _status(error: Exception) -> object:
+    names = ("status", "status_code", "code")  # of aiohttp, of Azure's client, of gcsfs
+    return next((getattr(error, name) for name in names if hasattr(error, name)), None)
