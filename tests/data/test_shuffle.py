@@ -69,7 +69,7 @@ def test_a_source_of_a_tiny_share_keeps_it(rare):
     found = []
     for number in range(wanted):  # near the places where it is due, which are far apart
         due = round((number + 0.5) / rare)
-        source_B, index_B, epoch_B = mixture.rows(np.arange(due - 50, due + 50), 3)
+        source_B, index_B, _ = mixture.rows(np.arange(due - 50, due + 50), 3)
         (here,) = np.flatnonzero(source_B == 2)
         assert abs(here - 50) <= 1
         found.append(int(index_B[here]))

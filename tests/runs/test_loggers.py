@@ -175,10 +175,10 @@ class StandIn(types.ModuleType):
     def log(self, values):
         self.logged.append(values)
 
-    def Settings(self, **settings):  # noqa: N802
+    def Settings(self, **settings):
         return settings
 
-    def Html(self, text):  # noqa: N802
+    def Html(self, text):
         return ("html", text)
 
 
