@@ -4,7 +4,8 @@ import concurrent.futures
 import os
 import threading
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import fsspec
 import numpy as np
@@ -13,10 +14,11 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.block_cache import Span
+from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.grouping import RowsOfSamples, open_groups
-from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.list_index import cache_folder
 from clip_jax.data.sources.patterns import expand
 
@@ -26,15 +28,19 @@ try:
 except ModuleNotFoundError as error:
     raise ValueError("Parquet needs pyarrow: pip install -e '.[parquet]' in the clone") from error
 
-from clip_jax.data.sources import parquet_types  # it needs pyarrow too
+from clip_jax.data.sources import parquet_types  # it needs pyarrow too, as do these
+from clip_jax.data.sources.parquet_blocks import (
+    DamagedGroup,
+    GroupRun,
+    checked,
+    image_of,
+    read_group,
+    span_of,
+)
 
 OPENED_AT_ONCE = 16  # files
 MOST_COMPARED = 1 << 30  # bytes of files with images in them that are read to find equal ones
 CACHE_BYTES = 1 << 30  # of row groups that are kept decoded
-
-
-class DamagedGroup(ValueError):
-    """A row group whose bytes can be read and are not what was written."""
 
 
 class ParquetSource:
@@ -50,15 +56,18 @@ class ParquetSource:
         self._training, self.name, self._paths, self.notes = training, name, paths, ()
         with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             heads = list(pool.map(_head, paths))
+        self._metadata = [head.metadata for head in heads]
         digest = xxhash.xxh3_64()
-        for path, (_, rows, _) in zip(paths, heads):
-            digest.update(f"{os.path.basename(path)} {sum(rows)}".encode())
+        for path, head in zip(paths, heads):
+            digest.update(f"{os.path.basename(path)} {sum(head.rows)}".encode())
         self.fingerprint = digest.hexdigest()
-        groups = [(file, group) for file, head in enumerate(heads) for group in range(len(head[1]))]
+        groups = [
+            (file, group) for file, head in enumerate(heads) for group in range(len(head.rows))
+        ]
         self._groups_G2 = np.array(groups, np.int32).reshape(-1, 2)  # file, row group
-        self._first_G = np.cumsum([0, *(count for _, rows, _ in heads for count in rows)])
-        sizes = [size for _, _, sizes in heads for size in sizes]
-        schema = heads[0][0]
+        self._first_G = np.cumsum([0, *(count for head in heads for count in head.rows)])
+        sizes = [size for head in heads for size in head.sizes]
+        schema = heads[0].schema
         self._image = columns.find_column(
             "image", cfg.image_column, columns.IMAGE_NAMES, schema.names, where=paths[0]
         )
@@ -72,10 +81,12 @@ class ParquetSource:
         tops = self._captions.tops(schema.names)
         label = [self._label] if self._label else []
         self._wanted = list(dict.fromkeys([self._image, *tops, *label]))
-        parquet_types.check_same(paths, [head[0] for head in heads], self._wanted)
+        parquet_types.check_same(paths, [head.schema for head in heads], self._wanted)
         parquet_types.check_captions(schema, self._captions, where=paths[0])
         self._warn(schema, sizes)
         self._samples = self._group(schema, sizes, cfg) if cfg.group_rows else None
+        self.remote = storage.is_url(paths[0])
+        self._infos, self._mean_bytes = storage.stat(paths), float(np.mean(sizes or [0]))
         self._open_cache()
 
     def _open_cache(self):
@@ -99,9 +110,38 @@ class ParquetSource:
         if not 0 <= index < len(self):
             raise IndexError(index)
         rows = [index] if self._samples is None else self._samples[index]
+        return self.sample(rows)
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Row groups, unless the rows of one image are put together from all over the files."""
+        if self._samples is not None:
+            return None
+        return Blocks(self._first_G.astype(np.int64), self._mean_bytes)
+
+    def span(self, start: int, end: int) -> Span:
+        """Where the columns of the row group are in which samples `start` to `end` lie."""
+        file, group = self._groups_G2[self._group_of(start)].tolist()
+        first, last = span_of(self._metadata[file], group, self._wanted)
+        return Span(self._paths[file], first, last, self._infos[file])
+
+    def unpack(self, start: int, end: int, data: bytes) -> "GroupRun":
+        """These samples, of the bytes of their span."""
+        file, group = self._groups_G2[self._group_of(start)].tolist()
+        path, first, _, info = self.span(start, end)
+        what = (self._metadata[file], group, self._wanted, first, data, info.size)
+        try:
+            return GroupRun(self.sample, checked(lambda: read_group(*what), path, group))
+        except DamagedGroup:
+            return GroupRun(self.sample, None)
+
+    def sample(
+        self, rows: Sequence[int], table: "pa.Table | Literal['damaged'] | None" = None
+    ) -> Sample:
+        """The sample of some rows, of their row group's `table` if that has been read."""
         value, path, key, label, captions, probs = None, "", "", None, [], []
         for number, row in enumerate(rows):
-            found = self._row(row)
+            found = self._row(row, table)
             texts, shares = self._captions.choose(found.texts)
             captions += texts
             probs += shares or ()
@@ -111,21 +151,26 @@ class ParquetSource:
         captions = tuple(captions) or labels.stand_in(label, self.classes, training=self._training)
         if not captions:
             raise BadSample("missing-caption", key=key, shard=shard)
-        image = _image(value, path, key, shard)
+        image = image_of(value, path, key, shard)
         shares = tuple(prob / total for prob in probs) if probs else None
         return Sample(
             image=image, captions=captions, key=key, shard=shard, label=label, caption_probs=shares
         )
 
-    def _row(self, number: int) -> "_Row":
-        group = int(np.searchsorted(self._first_G, number, side="right")) - 1
+    def _group_of(self, number: int) -> int:
+        return int(np.searchsorted(self._first_G, number, side="right")) - 1
+
+    def _row(self, number: int, table: "pa.Table | Literal['damaged'] | None") -> "_Row":
+        group = self._group_of(number)
         path = self._paths[self._groups_G2[group, 0]]
         shard = os.path.basename(path)
         key = f"{shard}/{number}"
         try:
-            table = self._table(group)
+            table = self._table(group) if table is None else table
         except DamagedGroup as error:
             raise BadSample("unreadable-row-group", key=key, shard=shard) from error
+        if isinstance(table, str):
+            raise BadSample("unreadable-row-group", key=key, shard=shard)
         place = number - int(self._first_G[group])
         try:
             row = {name: table[name][place].as_py() for name in table.column_names}
@@ -261,12 +306,19 @@ def _expand(location: str) -> list[str]:
     return expand(f"{location.rstrip('/')}/*.parquet" if folder else location)
 
 
-def _head(path: str) -> tuple[pa.Schema, list[int], list[int]]:
-    """Of a file the schema, and of its row groups the rows and the bytes."""
+class _Head(NamedTuple):
+    metadata: pq.FileMetaData
+    schema: pa.Schema
+    rows: list[int]  # of each row group
+    sizes: list[int]  # bytes of each row group
+
+
+def _head(path: str) -> _Head:
     file = storage.retry(lambda: _open(path), path)
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
-    return file.schema_arrow, rows, [group.total_byte_size for group in groups]
+    sizes = [group.total_byte_size for group in groups]
+    return _Head(file.metadata, file.schema_arrow, rows, sizes)
 
 
 def _open(path: str) -> pq.ParquetFile:
@@ -281,29 +333,7 @@ def _open(path: str) -> pq.ParquetFile:
 
 def _read_group(path: str, number: int, names: list[str]) -> pa.Table:
     file = _open(path)
-    try:
-        return file.read_row_group(number, names)
-    except (pa.ArrowException, OSError) as error:
-        # Arrow says OSError also of bytes that it cannot make sense of, but without a number.
-        damaged = isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
-        if damaged or (type(error) is OSError and not error.errno):
-            raise DamagedGroup(f"{path}, row group {number}: {error}") from error
-        raise
-
-
-def _image(value, path: str, key: str, shard: str) -> bytes:
-    """The encoded file out of bytes, a path, or the struct of both that Hugging Face writes."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if not value:
-        raise BadSample("missing-image", key=key, shard=shard)
-    if isinstance(value, bytes):
-        return value
-    if not isinstance(value, str):
-        raise BadSample("not-an-image", key=key, shard=shard)
-    if not storage.is_url(value) and not os.path.isabs(value):
-        value = f"{path.rpartition('/')[0] or '.'}/{value}"
-    return read_image(value, key=f"{key} {value}", shard=shard)
+    return checked(lambda: file.read_row_group(number, names), path, number)
 
 
 FORMAT = SourceFormat(open_source, has_test_split)
