@@ -5,10 +5,9 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
-import fsspec
 import numpy as np
+import tqdm
 import xxhash
 from absl import logging
 
@@ -18,28 +17,31 @@ from clip_jax.data.block_cache import Span
 from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
-from clip_jax.data.sources.grouping import RowsOfSamples, open_groups
+from clip_jax.data.sources.grouping import RowsOfSamples, is_grouped, open_groups, repeats
 from clip_jax.data.sources.list_index import cache_folder
-from clip_jax.data.sources.patterns import expand
+from clip_jax.data.sources.patterns import expand_folder
 
 try:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 except ModuleNotFoundError as error:
     raise ValueError("Parquet needs pyarrow: pip install -e '.[parquet]' in the clone") from error
 
-from clip_jax.data.sources import parquet_types  # it needs pyarrow too, as do these
-from clip_jax.data.sources.parquet_blocks import (
+from clip_jax.data.sources import parquet_types  # it needs pyarrow too
+from clip_jax.data.sources.parquet_blocks import GroupBlocks, GroupRun, image_of
+from clip_jax.data.sources.parquet_files import (
     DamagedGroup,
-    GroupRun,
-    checked,
-    image_of,
+    Row,
+    head,
+    open_file,
+    or_damaged,
     read_group,
-    span_of,
-)
+)  # fmt: skip
 
+ENDINGS = (".parquet",)
 OPENED_AT_ONCE = 16  # files
-MOST_COMPARED = 1 << 30  # bytes of files with images in them that are read to find equal ones
+MOST_COMPARED = 1 << 30  # bytes of embedded images that a start reads to find equal ones
+COMPARED_AT_ONCE = 4 << 30  # bytes of row groups
+HASHED_AT_ONCE = 256  # rows
 CACHE_BYTES = 1 << 30  # of row groups that are kept decoded
 
 
@@ -52,21 +54,26 @@ class ParquetSource:
 
     templates = None
 
-    def __init__(self, paths: list[str], *, name: str, cfg: DataConfig, training: bool = True):
+    def __init__(
+        self,
+        paths: list[str],
+        *,
+        name: str,
+        cfg: DataConfig,
+        training: bool = True,
+        whole: bool = False,
+    ):
         self._training, self.name, self._paths, self.notes = training, name, paths, ()
         with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            heads = list(pool.map(_head, paths))
-        self._metadata = [head.metadata for head in heads]
+            heads = list(pool.map(head, paths))
         digest = xxhash.xxh3_64()
-        for path, head in zip(paths, heads):
-            digest.update(f"{os.path.basename(path)} {sum(head.rows)}".encode())
+        for path, one in zip(paths, heads):
+            digest.update(f"{os.path.basename(path)} {sum(one.rows)}".encode())
         self.fingerprint = digest.hexdigest()
-        groups = [
-            (file, group) for file, head in enumerate(heads) for group in range(len(head.rows))
-        ]
+        groups = [(file, group) for file, one in enumerate(heads) for group in range(len(one.rows))]
         self._groups_G2 = np.array(groups, np.int32).reshape(-1, 2)  # file, row group
-        self._first_G = np.cumsum([0, *(count for head in heads for count in head.rows)])
-        sizes = [size for head in heads for size in head.sizes]
+        self._first_G = np.cumsum([0, *(count for one in heads for count in one.rows)])
+        sizes = [size for one in heads for size in one.sizes]
         schema = heads[0].schema
         self._image = columns.find_column(
             "image", cfg.image_column, columns.IMAGE_NAMES, schema.names, where=paths[0]
@@ -81,12 +88,16 @@ class ParquetSource:
         tops = self._captions.tops(schema.names)
         label = [self._label] if self._label else []
         self._wanted = list(dict.fromkeys([self._image, *tops, *label]))
-        parquet_types.check_same(paths, [head.schema for head in heads], self._wanted)
+        parquet_types.check_same(paths, [one.schema for one in heads], self._wanted)
+        parquet_types.check_image(schema, self._image, where=paths[0])
         parquet_types.check_captions(schema, self._captions, where=paths[0])
+        self._refuse_numbers(paths[0], schema)
         self._warn(schema, sizes)
-        self._samples = self._group(schema, sizes, cfg) if cfg.group_rows else None
+        grouped = cfg.group_rows and bool(self._captions.names)
+        self._samples = self._group(schema, sizes, cfg, whole) if grouped else None
         self.remote = storage.is_url(paths[0])
-        self._infos, self._mean_bytes = storage.stat(paths), float(np.mean(sizes or [0]))
+        metadata = [one.metadata for one in heads]
+        self._blocks = GroupBlocks(paths, metadata, self._groups_G2, self._first_G, self._wanted)
         self._open_cache()
 
     def _open_cache(self):
@@ -109,36 +120,23 @@ class ParquetSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rows = [index] if self._samples is None else self._samples[index]
-        return self.sample(rows)
+        return self.sample([index] if self._samples is None else self._samples[index])
 
     @property
     def blocks(self) -> Blocks | None:
         """Row groups, unless the rows of one image are put together from all over the files."""
-        if self._samples is not None:
-            return None
-        return Blocks(self._first_G.astype(np.int64), self._mean_bytes)
+        return self._blocks.blocks if self._samples is None else None
 
     def span(self, start: int, end: int) -> Span:
-        """Where the columns of the row group are in which samples `start` to `end` lie."""
-        file, group = self._groups_G2[self._group_of(start)].tolist()
-        first, last = span_of(self._metadata[file], group, self._wanted)
-        return Span(self._paths[file], first, last, self._infos[file])
+        """Where the wanted columns of the row group are in which samples `start` to `end` lie."""
+        return self._blocks.span(start)
 
-    def unpack(self, start: int, end: int, data: bytes) -> "GroupRun":
+    def unpack(self, start: int, end: int, data: bytes) -> GroupRun:
         """These samples, of the bytes of their span."""
-        file, group = self._groups_G2[self._group_of(start)].tolist()
-        path, first, _, info = self.span(start, end)
-        what = (self._metadata[file], group, self._wanted, first, data, info.size)
-        try:
-            return GroupRun(self.sample, checked(lambda: read_group(*what), path, group))
-        except DamagedGroup:
-            return GroupRun(self.sample, None)
+        return GroupRun(self.sample, self._blocks.unpack(start, data))
 
-    def sample(
-        self, rows: Sequence[int], table: "pa.Table | Literal['damaged'] | None" = None
-    ) -> Sample:
-        """The sample of some rows, of their row group's `table` if that has been read."""
+    def sample(self, rows: Sequence[int], table: pa.Table | DamagedGroup | None = None) -> Sample:
+        """The sample of some rows, of their row group's `table` where that has been read."""
         value, path, key, label, captions, probs = None, "", "", None, [], []
         for number, row in enumerate(rows):
             found = self._row(row, table)
@@ -151,26 +149,29 @@ class ParquetSource:
         captions = tuple(captions) or labels.stand_in(label, self.classes, training=self._training)
         if not captions:
             raise BadSample("missing-caption", key=key, shard=shard)
-        image = image_of(value, path, key, shard)
+        image, file = image_of(value, path, key, shard)
         shares = tuple(prob / total for prob in probs) if probs else None
         return Sample(
-            image=image, captions=captions, key=key, shard=shard, label=label, caption_probs=shares
+            image=image,
+            captions=captions,
+            key=key,
+            shard=shard,
+            label=label,
+            caption_probs=shares,
+            path=file,
         )
 
-    def _group_of(self, number: int) -> int:
-        return int(np.searchsorted(self._first_G, number, side="right")) - 1
-
-    def _row(self, number: int, table: "pa.Table | Literal['damaged'] | None") -> "_Row":
-        group = self._group_of(number)
+    def _row(self, number: int, table: pa.Table | DamagedGroup | None) -> Row:
+        group = int(np.searchsorted(self._first_G, number, side="right")) - 1
         path = self._paths[self._groups_G2[group, 0]]
         shard = os.path.basename(path)
         key = f"{shard}/{number}"
         try:
             table = self._table(group) if table is None else table
+            if isinstance(table, DamagedGroup):
+                raise table
         except DamagedGroup as error:
             raise BadSample("unreadable-row-group", key=key, shard=shard) from error
-        if isinstance(table, str):
-            raise BadSample("unreadable-row-group", key=key, shard=shard)
         place = number - int(self._first_G[group])
         try:
             row = {name: table[name][place].as_py() for name in table.column_names}
@@ -180,28 +181,32 @@ class ParquetSource:
         except columns.NotText as error:
             raise BadSample("caption-not-text", key=key, shard=shard) from error
         label = self._label_of(row[self._label]) if self._label else None
-        return _Row(row[self._image], texts, label, path, key)
+        return Row(row[self._image], texts, label, path, key)
 
-    def _group(self, schema: pa.Schema, sizes: list[int], cfg: DataConfig) -> RowsOfSamples | None:
-        """The rows of each image, where there are images with several."""
-        if not self._captions.names:
-            return None
+    def _group(
+        self, schema: pa.Schema, sizes: list[int], cfg: DataConfig, whole: bool
+    ) -> RowsOfSamples | None:
+        """The rows of each image, where there are images with several.
+
+        Embedded images are compared by the hashes of their bytes, which means to read them once.
+        Beyond MOST_COMPARED that is done only if rows share images at the beginning, or if asked
+        for the `whole`; what was found is kept.
+        """
         embedded = not parquet_types.is_text(schema.field(self._image).type)
-        if embedded and sum(sizes) > MOST_COMPARED:
-            self.notes += (
-                f"images in more than {MOST_COMPARED / 1e9:.0f} GB of files are not compared: rows of "
-                "one image are samples of their own",
-            )
-            return None
         infos = [tuple(info) for info in storage.stat(self._paths)]
         key = repr((self._paths, infos, self._image, self._captions, self._label))
-
-        def hashes() -> np.ndarray:
-            with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-                parts = pool.map(self._hashes_of, range(len(self._groups_G2)))
-                return np.concatenate([np.empty(0, np.uint64), *parts])
-
-        samples = open_groups(key, hashes, cache_folder(cfg.data_dir))
+        cache = cache_folder(cfg.data_dir)
+        groups = range(len(self._groups_G2))
+        if embedded and sum(sizes) > MOST_COMPARED and not whole and not is_grouped(key, cache):
+            first = groups[: max(1, int(np.searchsorted(np.cumsum(sizes), MOST_COMPARED)))]
+            if not repeats(self._hashes(first, sizes)):
+                self.notes += (
+                    f"the first {int(self._first_G[len(first)]):_} rows share no image; the others "
+                    "were not compared, as they are too many bytes for a start: `clip-jax data index "
+                    f"{self.name}` does it once",
+                )
+                return None
+        samples = open_groups(key, lambda: self._hashes(groups, sizes), cache)
         if samples is not None:
             self.fingerprint = xxhash.xxh3_64_hexdigest(f"{self.fingerprint} grouped".encode())
             self.notes += (
@@ -210,15 +215,38 @@ class ParquetSource:
             )
         return samples
 
+    def _hashes(self, groups: Sequence[int], sizes: list[int]) -> np.ndarray:
+        """A hash of the image of each row of some row groups, of which few are in memory at once."""
+        at_once = COMPARED_AT_ONCE // max(1, *(sizes[group] for group in groups), 1)
+        shown = {
+            "total": len(groups),
+            "unit": "row group",
+            "disable": None,
+            "desc": "Comparing images",
+        }
+        with concurrent.futures.ThreadPoolExecutor(min(OPENED_AT_ONCE, max(1, at_once))) as pool:
+            parts = list(tqdm.tqdm(pool.map(self._hashes_of, groups), **shown))
+        return np.concatenate([np.empty(0, np.uint64), *parts])
+
     def _hashes_of(self, group: int) -> np.ndarray:
-        file, number = self._groups_G2[group]
-        path = self._paths[file]
+        file, number = self._groups_G2[group].tolist()
+        path, label = self._paths[file], self._label
+
+        def read() -> list[np.ndarray]:
+            batches = open_file(path).iter_batches(
+                HASHED_AT_ONCE, row_groups=[number], columns=self._wanted
+            )
+            return [
+                parquet_types.image_hashes(
+                    batch, self._image, self._captions, label and batch[label]
+                )
+                for batch in batches
+            ]
+
         try:
-            table = storage.retry(lambda: _read_group(path, int(number), self._wanted), path)
+            return np.concatenate(storage.retry(lambda: or_damaged(read, path, number), path))
         except DamagedGroup:
             return np.zeros(int(self._first_G[group + 1] - self._first_G[group]), np.uint64)
-        label = self._label and table[self._label]
-        return parquet_types.image_hashes(table, self._image, self._captions, label)
 
     def _find_labels(self, schema: pa.Schema, given: str | None):
         """The label column, and names of the classes out of the files or from beside them."""
@@ -233,7 +261,7 @@ class ParquetSource:
         elif given is None:
             self._label = None
         elif parquet_types.is_text(kind):
-            columns_of_files = (_open(path).read([given])[given] for path in self._paths)
+            columns_of_files = (open_file(path).read([given])[given] for path in self._paths)
             names = {name for column in columns_of_files for name in column.unique().to_pylist()}
             self.classes = tuple(sorted(filter(None, names)))
             self._label_of = {name: label for label, name in enumerate(self.classes)}.get
@@ -258,7 +286,7 @@ class ParquetSource:
             if group in self._damaged:
                 raise DamagedGroup(f"{path}, row group {number}")
             try:
-                table = storage.retry(lambda: _read_group(path, number, self._wanted), path)
+                table = storage.retry(lambda: read_group(path, number, self._wanted), path)
             except DamagedGroup:
                 self._damaged.add(group)  # each of its rows would decode it again
                 raise
@@ -270,6 +298,19 @@ class ParquetSource:
                 self._loading.pop(group, None)
             return table
 
+    def _refuse_numbers(self, path: str, schema: pa.Schema):
+        """Of the first rows, the captions must not all be numbers or objects that are written out."""
+        tops = self._captions.tops(schema.names)
+        try:
+            read = lambda: next(open_file(path).iter_batches(columns.CHECKED, columns=tops), None)  # noqa: E731
+            first = or_damaged(read, path, 0) if tops else None
+            found = [self._captions.texts(row) for row in (first.to_pylist() if first else ())]
+        except (DamagedGroup, UnicodeDecodeError, columns.NotText):
+            return  # bad samples, which are counted when they are read
+        for place, name in enumerate(self._captions.names):
+            texts = (text for row in found for text in row[place])
+            columns.refuse_numbers(texts, name, where=path)
+
     def _warn(self, schema: pa.Schema, sizes: list[int]):
         if not parquet_types.is_text(schema.field(self._image).type) and sum(sizes) > CACHE_BYTES:
             logging.warning(
@@ -279,61 +320,28 @@ class ParquetSource:
             )  # fmt: skip
 
 
-class _Row(NamedTuple):
-    image: object
-    texts: list[list[str]]  # by caption column
-    label: int | None
-    path: str
-    key: str
-
-
 def open_source(location: str, split: Split, cfg: DataConfig) -> ParquetSource:
     """The files that the pattern `location` names, or all of a folder."""
     name = f"parquet:{location}"
-    paths, left_out = splits.choose(_expand(location), split, name=name)
+    paths, others = expand_folder(location, ENDINGS)
+    paths, left_out = splits.choose(paths, split, name=name)
     source = ParquetSource(paths, name=name, cfg=cfg, training=split == "train")
-    source.notes += (left_out,) * bool(left_out)
+    source.notes += tuple(note for note in (left_out, others) if note)
     return source
+
+
+def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> str:
+    """Compare all images, however many bytes they are, so that rows of one image are one sample."""
+    paths, _ = splits.choose(
+        expand_folder(location, ENDINGS)[0], "train", name=f"parquet:{location}"
+    )
+    source = ParquetSource(paths, name=f"parquet:{location}", cfg=cfg, training=False, whole=True)
+    return "\n".join((f"{source.name}: {len(source):_} samples", *source.notes))
 
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
     """Whether the names of the files tell training from test, as Hugging Face's do."""
-    return splits.has_test(_expand(location))
+    return splits.has_test(expand_folder(location, ENDINGS)[0])
 
 
-def _expand(location: str) -> list[str]:
-    folder = storage.is_folder(location)
-    return expand(f"{location.rstrip('/')}/*.parquet" if folder else location)
-
-
-class _Head(NamedTuple):
-    metadata: pq.FileMetaData
-    schema: pa.Schema
-    rows: list[int]  # of each row group
-    sizes: list[int]  # bytes of each row group
-
-
-def _head(path: str) -> _Head:
-    file = storage.retry(lambda: _open(path), path)
-    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-    rows = [group.num_rows for group in groups]
-    sizes = [group.total_byte_size for group in groups]
-    return _Head(file.metadata, file.schema_arrow, rows, sizes)
-
-
-def _open(path: str) -> pq.ParquetFile:
-    try:
-        if storage.is_url(path):
-            filesystem, name = fsspec.core.url_to_fs(path)
-            return pq.ParquetFile(name, filesystem=filesystem)
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
-
-
-def _read_group(path: str, number: int, names: list[str]) -> pa.Table:
-    file = _open(path)
-    return checked(lambda: file.read_row_group(number, names), path, number)
-
-
-FORMAT = SourceFormat(open_source, has_test_split)
+FORMAT = SourceFormat(open_source, has_test_split, index)

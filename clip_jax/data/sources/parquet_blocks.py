@@ -4,16 +4,16 @@ import io
 import os
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_jax import storage
+from clip_jax.data.block_cache import Span
+from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.data.sources.image_files import read_image
-
-
-class DamagedGroup(ValueError):
-    """A row group whose bytes can be read and are not what was written."""
+from clip_jax.data.sources.parquet_files import DamagedGroup, or_damaged
 
 
 class _Piece(io.RawIOBase):
@@ -45,59 +45,93 @@ class _Piece(io.RawIOBase):
         return bytes(self._data[first:last])
 
 
-def span_of(metadata: pq.FileMetaData, group: int, names: Sequence[str]) -> tuple[int, int]:
-    """The bytes between which the columns of these names lie in a row group."""
-    row_group, spans = metadata.row_group(group), []
-    for number in range(row_group.num_columns):
-        column = row_group.column(number)
-        if column.path_in_schema.split(".")[0] in names:
-            start = column.data_page_offset
-            if column.has_dictionary_page and column.dictionary_page_offset:
-                start = min(start, column.dictionary_page_offset)
-            spans.append((start, start + column.total_compressed_size))
-    return min(start for start, _ in spans), max(end for _, end in spans)
+class GroupBlocks:
+    """The row groups of several files as blocks.
 
+    Args:
+      paths: the files.
+      metadata: of each, what its footer says.
+      groups_G2: file, and number in it, of each row group.
+      first_G: the first row of each, and of all.
+      names: the columns that are wanted.
+    """
 
-def read_group(
-    metadata: pq.FileMetaData, group: int, names: Sequence[str], start: int, data: bytes, size: int
-) -> pa.Table:
-    """A row group of a file of `size` bytes, of the bytes of its span, which begins at `start`."""
-    piece = pa.PythonFile(_Piece(start, data, size), mode="r")
-    return pq.ParquetFile(piece, metadata=metadata).read_row_group(group, list(names))
+    def __init__(
+        self,
+        paths: Sequence[str],
+        metadata: Sequence[pq.FileMetaData],
+        groups_G2: np.ndarray,
+        first_G: np.ndarray,
+        names: Sequence[str],
+    ):
+        self._paths, self._metadata, self._names = tuple(paths), tuple(metadata), list(names)
+        self._groups_G2, self._first_G = groups_G2, first_G
+        self._infos = storage.stat(paths)
 
+    @property
+    def blocks(self) -> Blocks:
+        """All of them."""
+        sizes = [self._bytes(file, group) for file, group in self._groups_G2.tolist()]
+        mean = float(np.mean([end - start for start, end in sizes] or [0]))
+        return Blocks(self._first_G.astype(np.int64), mean)
 
-def checked(read: Callable[[], pa.Table], path: str, number: int) -> pa.Table:
-    """What `read` gives; DamagedGroup where Arrow can make no sense of the bytes."""
-    try:
-        return read()
-    except (pa.ArrowException, OSError) as error:
-        # Arrow says OSError also of bytes that it cannot make sense of, but without a number.
-        damaged = isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
-        if damaged or (type(error) is OSError and not error.errno):
-            raise DamagedGroup(f"{path}, row group {number}: {error}") from error
-        raise
+    def span(self, row: int) -> Span:
+        """Where the columns of a row's group are."""
+        file, group = self._of(row)
+        return Span(self._paths[file], *self._bytes(file, group), self._infos[file])
+
+    def unpack(self, row: int, data: bytes) -> pa.Table | DamagedGroup:
+        """The row group of a row, of the bytes of its span."""
+        file, group = self._of(row)
+        path, start, _, info = self.span(row)
+        piece = pa.PythonFile(_Piece(start, data, info.size), mode="r")
+
+        def read() -> pa.Table:
+            opened = pq.ParquetFile(piece, metadata=self._metadata[file])
+            return opened.read_row_group(group, self._names)
+
+        try:
+            return or_damaged(read, path, group)
+        except DamagedGroup as error:
+            return error
+
+    def _of(self, row: int) -> tuple[int, int]:
+        place = int(np.searchsorted(self._first_G, row, side="right")) - 1
+        file, group = self._groups_G2[place].tolist()
+        return file, group
+
+    def _bytes(self, file: int, group: int) -> tuple[int, int]:
+        row_group, spans = self._metadata[file].row_group(group), []
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            if column.path_in_schema.split(".")[0] in self._names:
+                start = column.data_page_offset
+                if column.has_dictionary_page and column.dictionary_page_offset:
+                    start = min(start, column.dictionary_page_offset)
+                spans.append((start, start + column.total_compressed_size))
+        return min(start for start, _ in spans), max(end for _, end in spans)
 
 
 class GroupRun:
-    """Samples of a row group that is in memory; None: it is damaged."""
+    """Samples of a row group that is in memory."""
 
-    def __init__(self, sample: Callable[..., Sample], table: pa.Table | None):
-        self._sample, self._table = sample, "damaged" if table is None else table
+    def __init__(self, sample: Callable[..., Sample], table: pa.Table | DamagedGroup):
+        self._sample, self._table = sample, table
 
     def __getitem__(self, index: int) -> Sample:
         return self._sample([index], self._table)
 
 
-def image_of(value, path: str, key: str, shard: str) -> bytes:
-    """The encoded file out of bytes, a path, or the struct of both that Hugging Face writes."""
+def image_of(value, path: str, key: str, shard: str) -> tuple[bytes, str | None]:
+    """The encoded file, and its path, out of bytes, a path, or Hugging Face's struct of both."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not value:
         raise BadSample("missing-image", key=key, shard=shard)
     if isinstance(value, bytes):
-        return value
+        return value, None
     if not isinstance(value, str):
         raise BadSample("not-an-image", key=key, shard=shard)
     if not storage.is_url(value) and not os.path.isabs(value):
         value = f"{path.rpartition('/')[0] or '.'}/{value}"
-    return read_image(value, key=f"{key} {value}", shard=shard)
+    return read_image(value, key=f"{key} {value}", shard=shard), value
