@@ -27,7 +27,8 @@ class Sample:
     group: str | None = None  # results of a group are reported apart, such as "held_out"
     caption_probs: tuple[float, ...] | None = None  # of the captions; None: all alike
     had_broken_text: bool = False  # a caption lost characters that are no text
-    path: str | None = None  # the path or URL of the image's own file; None: it lies in a shard
+    # The path or URL of the image's own file; None: it lies in a shard.
+    path: str | None = field(default=None, compare=False)
 
     def __post_init__(self):
         """Keep out of every tokenizer, log and page what is no text, whatever the source is."""

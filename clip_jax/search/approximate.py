@@ -43,16 +43,18 @@ class ApproximateSearch:
 
     def search(self, z_QE: np.ndarray, k: int) -> Found:
         """Most of the `k` nearest rows of each query, (Q, E) float32, with their exact scores."""
-        matches = self._index.search(
-            np.ascontiguousarray(z_QE, np.float32), min(k, len(self._index))
-        )
-        keys_QK = np.asarray(matches.keys).reshape(len(z_QE), -1).astype(np.int64)
-        counts_Q = np.asarray(matches.counts).reshape(-1)
-        known_QK = np.arange(keys_QK.shape[1]) < counts_Q[:, None]
+        K = min(k, len(self._index))
+        matches = self._index.search(np.ascontiguousarray(z_QE, np.float32), K)
+        # Of one query USearch gives as many as it found, of several K each and their numbers.
+        counts_Q = np.reshape(getattr(matches, "counts", len(matches.keys)), -1)
+        keys_QK = np.zeros((len(z_QE), K), np.int64)
+        found_QK = np.asarray(matches.keys).astype(np.int64).reshape(len(z_QE), -1)
+        keys_QK[:, : found_QK.shape[1]] = found_QK
+        known_QK = np.arange(K) < counts_Q[:, None]
         x_QKE = self._vectors.take(np.where(known_QK, keys_QK, 0).ravel())
         x_QKE = x_QKE.reshape(*keys_QK.shape, self._vectors.dim)
         score_QK = np.einsum("qke,qe->qk", x_QKE, z_QE, dtype=np.float32)
-        missing = np.zeros((len(z_QE), k - keys_QK.shape[1]))
+        missing = np.zeros((len(z_QE), k - K))
         return best_of(
             np.concatenate([np.where(known_QK, score_QK, -np.inf), missing - np.inf], axis=1),
             np.concatenate([keys_QK, missing - 1], axis=1),

@@ -93,14 +93,16 @@ def test_what_is_killed_resumes_bit_identical(
     assert min(resumed.reads) == writes // 4 * 16
 
 
-@pytest.mark.parametrize("name", ["img_emb/img_emb_0001.npy", "metadata/metadata_0001.parquet"])
+@pytest.mark.parametrize(
+    "name, place", [("img_emb/img_emb_0001.npy", -9), ("metadata/metadata_0001.parquet", 20)]
+)
 def test_a_damaged_or_missing_file_is_written_again(
-    name, collection, embedded_by, pictures, tmp_path
+    name, place, collection, embedded_by, pictures, tmp_path
 ):
     out = tmp_path / "out"
     embedded_by(out)
     damaged = bytearray((out / name).read_bytes())
-    damaged[20] ^= 1  # in the data, behind the header
+    damaged[place] ^= 1
     (out / name).write_bytes(damaged)
     assert name in open_embeddings(out).damage()
     (out / "text_emb/text_emb_0002.npy").unlink()

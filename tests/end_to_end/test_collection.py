@@ -4,11 +4,15 @@ import csv
 import hashlib
 import json
 import signal
+import sys
+from pathlib import Path
 
 import pytest
-from command import Command
 
 from clip_jax.cli.main import main
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command import Command
 
 EMBED = ["--split", "test", "--batch-size", "40", "--part-size", "40", "--no-progress"]
 

@@ -74,7 +74,12 @@ def test_a_filter_is_satisfied_by_all_and_loses_none(index, on_host, vectors_of,
     z_QE = vectors_of(5, 4, 32)
     found = index.search(z_QE, 6, allowed_N=allowed_N)
     score_QN = np.where(allowed_N, z_QE @ x_NE.T, -np.inf)
-    np.testing.assert_array_equal(found.row_QK, np.argsort(-score_QN, axis=1)[:, :6])
+    expected_QK = np.argsort(-score_QN, axis=1)[:, :6]
+    if index.info["method"] == "exact" or on_host:
+        np.testing.assert_array_equal(found.row_QK, expected_QK)
+    assert allowed_N[found.row_QK].all()
+    pairs = zip(found.row_QK.tolist(), expected_QK.tolist())
+    assert np.mean([len(set(one) & set(other)) / 6 for one, other in pairs]) > 0.9
     few = index.search(z_QE[0], 6, allowed_N=np.arange(1200) == 3)
     assert few.row_QK.tolist() == [3, -1, -1, -1, -1, -1]
 

@@ -25,7 +25,7 @@ def test_all_pictures_come_in_the_order_of_their_paths(folder):
     assert [sample.shard for sample in samples] == ["pictures", "b", "b"]
     assert all(sample.captions == () for sample in samples)
     assert samples[1].image == (folder / "b/1.jpg").read_bytes()
-    assert "1 files are left out" in source.notes[0]
+    assert "1 files are skipped" in source.notes[0]
     assert summarize(source, DataConfig(), max_samples=9).samples == 3
 
 
