@@ -16,6 +16,7 @@ WEIGHTS = [
 # timm and torchvision come without their dependencies: see benchmarks/install_peers.py.
 PARITY = [
     "pandas>=2.3",
+    "scikit-learn>=1.6",  # whose metrics CLIP_benchmark takes
     "torch==2.13.0",
     "transformers>=5.0",
     "webdataset>=0.2.5,<=0.2.86",
@@ -53,8 +54,9 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
     package_data={
-        "clip_jax.curation": ["*.jinja"],
         "clip_jax.data.tokenizers": ["*.xz"],
+        "clip_jax.evaluation.bench": ["*.jinja", "suites/*.toml", "prompts/*"],
+        "clip_jax.curation": ["*.jinja"],
         "clip_jax.runs.report": ["*.jinja"],
         "clip_jax.search": ["*.html"],
     },
@@ -100,6 +102,8 @@ setup(
         # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would
         # look for a GPU at every start.
         "plan-gpu": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
+        # A pure wheel for each system with its own writer in Go; Python 3.9 and later.
+        "wandb": ["wandb>=0.22"],
         "parity": PARITY,
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],

@@ -205,6 +205,22 @@ def crop_difference(data: bytes, size: int = 224) -> float:
     return float(np.abs(ours_HWC - np.asarray(image.convert("RGB"), float)).mean())
 
 
+def processor_difference(size: tuple[int, int], crop: int) -> float:
+    """The same to transformers' CLIPImageProcessor, of noise that is cropped and not resized."""
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    shortest = min(size)
+    processor = transformers.CLIPImageProcessor(
+        size={"shortest_edge": shortest}, crop_size=crop, do_rescale=False, do_normalize=False
+    )
+    theirs_HWC = np.asarray(processor(image)["pixel_values"][0]).transpose(1, 2, 0)
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    preprocess = PreprocessConfig(resize_size=shortest, crop_offset="floor")
+    ours_HWC = eval_image(file.getvalue(), preprocess, crop, 10_000_000)
+    return float(np.abs(ours_HWC - theirs_HWC.astype(float)).mean())
+
+
 # --------------------------------------------------------------------------------------- tokens
 
 
@@ -234,8 +250,9 @@ BEYOND = (
     "",
     "Beyond open_clip: transformers turns an image into RGB before it resizes, so palette, GIF and one-bit images differ from",
     "its image processors (by 7 of 255 in the mean for a palette, 55 for one bit; alpha is laid on white by transformers 5.24",
-    "and dropped by open_clip and clip_jax), and its centre crop lies one pixel higher or further left where the margin is 3, 7, 11, ...",
-    "pixels. clip_jax scales 16-bit files to 8 bits; open_clip and transformers clip them to white, 138 of 255 away.",
+    "and dropped by open_clip and clip_jax). Of a margin of 3, 7, 11, ... pixels transformers crops one less above and to the left than",
+    'open_clip: weights of transformers are loaded with `crop_offset="floor"`, which does the same. clip_jax scales 16-bit files to 8',
+    "bits; open_clip and transformers clip them to white, 138 of 255 away.",
 )
 
 

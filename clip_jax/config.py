@@ -19,6 +19,7 @@ Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 Interpolation = Literal["bicubic", "bilinear", "nearest"]
 ResizeMode = Literal["shortest", "longest", "squash"]
+Rounding = Literal["round", "floor"]
 Remat = Literal["none", "dots", "attention", "full"]
 AttentionKind = Literal["auto", "plain", "cudnn", "pallas"]
 
@@ -32,6 +33,9 @@ class PreprocessConfig(Settings, group="preprocess."):
     interpolation: Interpolation = "bicubic"
     resize_mode: ResizeMode = "shortest"
     resize_size: Count | None = None  # pixels before the centre crop; None: the image size
+    # Of a centre crop's offset that is half a pixel: torchvision and open_clip round it to the even
+    # number, transformers rounds it down.
+    crop_offset: Rounding = "round"
     fill: Grey = 0  # grey level of the padding that `longest` adds
     exif_rotation: bool = False  # images are turned as their EXIF says
 
@@ -206,7 +210,8 @@ class OptimizerConfig(Settings, group="optimizer."):
     b1: BelowOne = 0.9  # decay of the first moment (of the momentum)
     b2: BelowOne = 0.98  # decay of the second moment
     eps: Positive = 1e-6  # added to the root of the second moment
-    weight_decay: NotNegative = 0.2  # not on gains, biases, position embeddings and the scale
+    weight_decay: NotNegative = 0.2  # not on gains, biases and the scale
+    decay_positions: bool = False  # position embeddings too, as open_clip; big_vision does not
     clip_norm: Positive | None = None  # global gradient norm; None: no clipping
     layer_decay: Part | None = None  # learning rate's factor from a layer to the one below
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
@@ -253,10 +258,15 @@ class EvaluationConfig(Settings, group="evaluation."):
     every_steps: Whole | None = None  # in training; None: at the end alone; 0: never
     batch_size: Count = 256  # pairs, over all devices
     max_samples: Count | None = None  # None: the whole split
-    # loss, retrieval, zero_shot, or package.module:NAME; each where the data have what it needs
+    probe_source: str | None = None  # a training set with labels, for knn, few_shot, linear_probe
+    probe_samples: Count | None = None  # of it at most, at even distances; None: all
+    # zero_shot, retrieval, macro_f1, ... (docs/evaluate.md) or package.module:NAME; each where the
+    # data have what it needs
     metrics: tuple[str, ...] = ("loss", "retrieval", "zero_shot")
-    classes: str | None = None  # a text file of class names, one a line; None: the source's
-    templates: str | None = None  # a text file of prompts with {}; None: the source's
+    classes: str | None = None  # a file of class names, one a line, or imagenet; None: the source's
+    templates: str | None = (
+        None  # a file of prompts with {} or {c}, or imagenet; None: the source's
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,12 @@ EXTRAS = {
 
 def check_switches():
     """Refuse switches of JAX under which a train step does not compile."""
-    for name, works in (("jax_enable_x64", False), ("jax_numpy_dtype_promotion", "standard")):
+    known = {
+        "jax_enable_x64": False,
+        "jax_numpy_dtype_promotion": "standard",
+        "jax_disable_jit": False,
+    }
+    for name, works in known.items():
         if (value := getattr(jax.config, name)) != works:
             raise ValueError(
                 f"{name.upper()}={value} is set in the environment; training computes in float32 "
@@ -52,6 +57,11 @@ def explain(error: BaseException) -> str | None:
         )
     if is_out_of_memory(error):
         return f"{out_of_memory(error)}. Lower --evaluation.batch-size or --mesh.data"
+    if isinstance(error, FloatingPointError):
+        return (
+            f"{str(error).splitlines()[0]} JAX_DEBUG_NANS or JAX_DEBUG_INFS ends a run there: unset "
+            "it, and the step is skipped"
+        )
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return f"{error} Set HOME, or name paths without ~"
     return None

@@ -13,6 +13,8 @@ import tyro
 
 from clip_jax.cli import environment
 from clip_jax.cli.arguments import parse, run_config, take_config
+from clip_jax.cli.average import average_command
+from clip_jax.cli.bench import bench
 from clip_jax.cli.collection import classify, embed
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
@@ -27,6 +29,7 @@ from clip_jax.planning.out_of_memory import memory_advice
 from clip_jax.redaction import redact, redact_logs
 from clip_jax.registry import is_import_path
 from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.goodput import start_of_process
 from clip_jax.runs.report.page import write_report
 from clip_jax.runs.save_retries import SaveFailed
 from clip_jax.storage import user_cache
@@ -50,7 +53,7 @@ def train_command(args: list[str]) -> int:
     environment.check_switches()
     check(cfg)
     try:
-        return train(cfg)
+        return train(cfg, began=start_of_process())
     except jax.errors.JaxRuntimeError as error:
         if not environment.is_out_of_memory(error):
             raise
@@ -163,6 +166,8 @@ def data_command(args: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "eval": evaluate,
+    "bench": bench,
+    "average": average_command,
     "report": report_command,
     "models": models_command,
     "settings": settings,

@@ -41,7 +41,8 @@ class TrainDataset:
     """Row r of this process is row r % b of its part of global batch r // b, b being the part's size.
 
     What a row holds depends on the seed, the global batch and the place in it, and on nothing
-    else: not on processes, threads or what was read before.
+    else: not on processes, threads or what was read before. `skipped` is added to its position in
+    the order of samples, which else is the number of those in the batches before.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TrainDataset:
         seed: int,
         process_index: int,
         process_count: int,
+        skipped: int = 0,
     ):
         if cfg.batch_size % process_count:
             raise ValueError(
@@ -62,11 +64,16 @@ class TrainDataset:
                 "processes that share it"
             )
         self.rows = cfg.batch_size // process_count
-        self._first = process_index * self.rows
+        self._first, self._skipped = process_index * self.rows, skipped
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
         self._image_size, self._seed = image_size, seed
         self._preprocess = with_rotation(preprocess, cfg)
         self._order = make_order(self._sources, cfg, seed=seed)
+        if skipped and isinstance(self._order, BlockOrder):
+            raise ValueError(
+                f"data.batch_size={cfg.batch_size} is not that of the run, and blocks are read in an "
+                "order that belongs to it: keep the batch size, or use data.shuffle=global"
+            )
         self._memory = cfg.read_ahead_mb * 1_000_000
         self._open()
 
@@ -141,7 +148,7 @@ class TrainDataset:
 
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
-        position = step * self._cfg.batch_size + self._first + row
+        position = step * self._cfg.batch_size + self._first + self._skipped + row
         source, index, epoch, stream, window = (int(each_B[row]) for each_B in self._plan(step))
         bad: list[BadSample] = []
         while len(bad) < MAX_TRIES:
@@ -163,7 +170,7 @@ class TrainDataset:
     def _plan(self, step: int) -> Rows:
         plan = self._plans.get(step)
         if plan is None:
-            first = step * self._cfg.batch_size + self._first
+            first = step * self._cfg.batch_size + self._first + self._skipped
             plan = self._order.rows(np.arange(first, first + self.rows))
             if len(self._plans) >= KEPT_PLANS:
                 self._plans.pop(min(self._plans, default=0), None)

@@ -43,9 +43,10 @@ def softmax_loss(
     no logit is too large for them. Gradients reach all three arrays, whether `jax.grad` is
     taken inside of the user's `jax.shard_map` or around it.
 
-    Forward-mode derivatives (`jax.jvp`, `jax.jacfwd`, `jax.linearize`, `jax.hessian`) exist for
+    Forward-mode derivatives (`jax.jvp`, `jax.jacfwd`, `jax.linearize`) exist for
     distributed="replicated" alone; the other forms have a gradient rule of their own, and JAX
-    raises a TypeError that names custom_vjp.
+    raises a TypeError that names custom_vjp. `jax.hessian`, which differentiates the gradient,
+    works for all of them.
 
     Args:
       z_image_BE: image embeddings (batch, embedding) of length 1, float32 or bfloat16. With

@@ -4,9 +4,9 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
@@ -130,13 +130,24 @@ class CLIP(nn.Module):
 
     def _image(self, images_BHWC: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         size = self.config.vision.image_size
-        chex.assert_shape(images_BHWC, (None, size, size, 3))
+        shape = np.shape(images_BHWC)
+        if not isinstance(images_BHWC, jax.Array | np.ndarray) or shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"images must be an array of shape (batch, {size}, {size}, 3), and are "
+                f"{type(images_BHWC).__name__} of shape {shape}"
+            )
         check_images(images_BHWC, self.config.preprocess)
         return self._embed("image", normalize_pixels(images_BHWC, self.config.preprocess), train)
 
     def _text(self, tokens_BL: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        chex.assert_rank(tokens_BL, 2)
-        chex.assert_type(tokens_BL, int)
+        is_array = isinstance(tokens_BL, jax.Array | np.ndarray)
+        if not is_array or not jnp.issubdtype(tokens_BL.dtype, jnp.integer) or tokens_BL.ndim != 2:
+            found = f"{tokens_BL.dtype} of shape {tokens_BL.shape}" if is_array else type(tokens_BL)
+            raise ValueError(
+                f"tokens must be an array of integers (batch, length), and are {found}"
+            )
+        if not tokens_BL.shape[1]:
+            raise ValueError("tokens are 0 long: a text has an end token at least")
         check_tokens(tokens_BL, self.config.text.vocab_size)
         longest = self.config.text.context_length
         if tokens_BL.shape[1] > longest:

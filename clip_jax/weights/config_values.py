@@ -16,7 +16,7 @@ def read_json(path: Path) -> "Section":
       ValueError: it is no JSON, or another kind of value.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     return Section(content, str(path))

@@ -55,6 +55,9 @@ class NamedTensors:
                 f'{self.source}: tensor "{name}" holds {tensor.dtype}, not floating-point numbers: '
                 "quantised weights are not read"
             )
+        if tensor.dtype == np.float64:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and named so
+                tensor = tensor.astype(np.float32)
         if not np.isfinite(tensor).all():
             wrong = int(np.size(tensor) - np.isfinite(tensor).sum())
             raise ValueError(

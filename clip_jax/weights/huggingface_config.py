@@ -77,6 +77,7 @@ def _clip_config(
         embed_dim=whole.integer("projection_dim", 512),
         vision=VisionTransformerConfig(**_tower(vision), **_image_fields(vision)),
         text=TextConfig(**_tower(text), **_text_fields(text), **_pool(kind, text)),
+        preprocess=PreprocessConfig(crop_offset="floor"),
         tokenizer="clip" if is_openais else "huggingface",
         init_logit_scale=whole.number("logit_scale_init_value", math.log(1 / 0.07)),
     )

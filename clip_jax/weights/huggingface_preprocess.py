@@ -53,7 +53,8 @@ def read_preprocess(content: Section, config: ModelConfig) -> PreprocessConfig:
     if not pixels.flag("do_resize", True):
         raise pixels.error("do_resize", "true (images of any size are not supported)")
     mode, size = _resize(pixels, square_by_default=kind.startswith("ViT"))
-    if pixels.flag("do_center_crop", False):
+    cropped = pixels.flag("do_center_crop", False)
+    if cropped:
         size_out = pixels.square("crop_size")
     elif mode == "shortest":
         raise pixels.error("do_center_crop", "true (else images differ in size)")
@@ -62,7 +63,7 @@ def read_preprocess(content: Section, config: ModelConfig) -> PreprocessConfig:
         pixels.get("crop_size")
     wanted = config.vision.image_size
     if size_out != wanted:
-        key = "crop_size" if pixels.flag("do_center_crop", False) else "size"
+        key = "crop_size" if cropped else "size"
         raise pixels.error(key, f"{wanted}, the image size of the model,")
     factor = 255 * (pixels.number("rescale_factor") if pixels.flag("do_rescale", True) else 1.0)
     pixels.get("rescale_factor")
@@ -79,6 +80,7 @@ def read_preprocess(content: Section, config: ModelConfig) -> PreprocessConfig:
             interpolation=interpolation,
             resize_mode=mode,
             resize_size=None if size == wanted else size,
+            crop_offset="floor" if cropped else "round",
         )
     except ValueError as error:
         raise ValueError(f"{pixels.where}: {error}") from error

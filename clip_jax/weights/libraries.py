@@ -16,6 +16,7 @@ from clip_jax.weights.huggingface_config import read_config as read_huggingface
 from clip_jax.weights.huggingface_preprocess import read_preprocess
 from clip_jax.weights.mapping import Link
 from clip_jax.weights.open_clip_config import read_config as read_open_clip
+from clip_jax.weights.other_towers import refuse_other_towers
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def library_of(file: Path, tensors: NamedTensors) -> Library:
         return Library(
             "huggingface", huggingface.links, huggingface.is_no_weight, _huggingface_config
         )
+    refuse_other_towers(shapes, str(file))
     custom_text = "text.token_embedding.weight" in shapes
     links = partial(open_clip.links, custom_text=custom_text)
     return Library("open_clip", links, open_clip.is_no_weight, _open_clip_config)

@@ -102,9 +102,12 @@ def find_file(path: Path) -> Path:
             return path / name
     if (path / "modules.json").is_file():
         return find_file(path / clip_module(path / "modules.json"))
+    names = sorted(entry.name for entry in path.iterdir())
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise ValueError(
         f"{path} is neither a run directory (no model.json) nor holds weights (none of "
-        f"{', '.join(WEIGHTS)})"
+        f"{', '.join(WEIGHTS)}); in it are {shown or 'no files'}. A file with another name is loaded by "
+        "its own path"
     )
 
 

@@ -78,3 +78,16 @@ def test_forward_mode_works_where_the_docstring_says_so(pairs):
     np.testing.assert_allclose(forward, backward, rtol=1e-4)
     with pytest.raises(TypeError, match="custom_vjp"):
         jax.jvp(lambda z: loss(z, "gather"), (image,), (tangent,))
+
+
+@pytest.mark.parametrize(("loss", "scalars"), [("softmax", (5.0,)), ("sigmoid", (5.0, -1.0))])
+def test_a_hessian_is_that_of_the_replicated_form(loss, scalars, pairs):
+    image, text = (z_BE[:3, :4] for z_BE in pairs)
+
+    def hessian(distributed, tile=None):
+        settings = {"distributed": distributed, "tile": tile}
+        function = getattr(clip_jax, f"{loss}_loss")
+        return jax.jit(jax.hessian(lambda z_BE: function(z_BE, text, *scalars, **settings)))(image)
+
+    expected = hessian("replicated")
+    np.testing.assert_allclose(hessian("gather", tile=2), expected, rtol=1e-3, atol=1e-4)

@@ -166,10 +166,18 @@ def test_what_a_model_cannot_take_is_refused_while_it_is_traced(variables, input
     images_BHWC, tokens_BL = inputs
     with pytest.raises(ValueError, match=r"9 long and the model's context_length is 8"):
         model.apply(variables, jnp.ones((1, 9), jnp.int32), method="encode_text")
-    with pytest.raises(AssertionError, match="shape"):
-        model.apply(variables, images_BHWC[:, :8], method="encode_image")
-    with pytest.raises(AssertionError):
-        model.apply(variables, tokens_BL.astype(jnp.float32), method="encode_text")
+    for images in (images_BHWC[:, :8], images_BHWC[0], images_BHWC.tolist()):
+        with pytest.raises(
+            ValueError, match=r"images must be an array of shape \(batch, 16, 16, 3\)"
+        ):
+            model.apply(variables, images, method="encode_image")
+    for tokens in (tokens_BL.astype(jnp.float32), tokens_BL > 3, tokens_BL[0], tokens_BL.tolist()):
+        with pytest.raises(
+            ValueError, match=r"tokens must be an array of integers \(batch, length"
+        ):
+            model.apply(variables, tokens, method="encode_text")
+    with pytest.raises(ValueError, match="tokens are 0 long"):
+        model.apply(variables, tokens_BL[:, :0], method="encode_text")
     with pytest.raises(ValueError, match="ViT-B-32"):
         create_model("ViT-B-23")
 

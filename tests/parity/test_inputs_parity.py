@@ -36,6 +36,13 @@ def test_a_training_crop_is_pillows(name):
     assert parity.crop_difference(FILES[name]) < 0.02
 
 
+@pytest.mark.parametrize("margin", range(1, 9))
+def test_a_crop_of_transformers_lies_where_its_image_processor_has_it(margin):
+    assert parity.processor_difference((48 + margin, 48), 48) == 0
+    assert parity.processor_difference((48, 48 + margin), 48) == 0
+    assert parity.processor_difference((48 + margin, 53 + margin), 48) == 0
+
+
 @pytest.mark.parametrize("context_length", [77, 16])
 def test_token_ids_are_open_clips(context_length):
     assert parity.different_tokens(10_000, context_length) == 0

@@ -24,7 +24,7 @@ def read(content, config=CLIP):
 
 
 def test_what_a_file_leaves_out_is_the_default_of_its_class():
-    assert read({}) == PreprocessConfig()
+    assert read({}) == PreprocessConfig(crop_offset="floor")
     siglip = read_preprocess(Section({"size": {"height": 48, "width": 48}}, "a file"), SIGLIP)
     assert siglip == PreprocessConfig(mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash")
     vit = {"image_processor_type": "ViTImageProcessorFast", "size": 48}
@@ -116,6 +116,21 @@ def test_a_crop_smaller_than_the_resize_takes_the_centre():
     assert np.abs(ours.astype(float) - np.asarray(expected, float)).mean() < 0.05
 
 
+@pytest.mark.parametrize("margin", range(9))
+@pytest.mark.parametrize("wide", [False, True])
+def test_an_odd_margin_is_split_as_transformers_does_and_open_clip_does_not(margin, wide):
+    # Of a margin of 3 transformers crops int(1.5) = 1 pixel, and torchvision round(1.5) = 2.
+    rng = np.random.default_rng(margin)
+    size = (48 + margin, 48) if wide else (48, 48 + margin)
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    for preprocess, offset in ((read({}), margin // 2), (PreprocessConfig(), round(margin / 2))):
+        left, top = (offset, 0) if wide else (0, offset)
+        expected = np.asarray(image.crop((left, top, left + 48, top + 48)))
+        np.testing.assert_array_equal(eval_image(file.getvalue(), preprocess, 48, 10_000), expected)
+
+
 @pytest.mark.parametrize("config", [CLIP, SIGLIP])
 @pytest.mark.parametrize(
     "changes", [{}, {"resize_size": 56}, {"resize_mode": "squash"}, {"interpolation": "nearest"}]
@@ -123,5 +138,7 @@ def test_a_crop_smaller_than_the_resize_takes_the_centre():
 def test_what_is_written_is_read_back(config, changes):
     preprocess = dataclasses.replace(config.preprocess, **changes)
     config = dataclasses.replace(config, preprocess=preprocess)
-    written = Section(write_preprocess(config), "a file")
-    assert read_preprocess(written, config) == preprocess
+    content = write_preprocess(config)
+    offset = "floor" if content.get("do_center_crop") else "round"
+    expected = dataclasses.replace(preprocess, crop_offset=offset)
+    assert read_preprocess(Section(content, "a file"), config) == expected

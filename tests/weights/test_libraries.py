@@ -221,3 +221,50 @@ def test_old_config_files_still_override(configs, variables, tmp_path):
     config.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"config\.json: vision_config: image_size is \[16, 24\]"):
         load_released(tmp_path / "a")
+
+
+NAMES = {
+    "a ConvNeXt image tower": "visual.trunk.stages.0.blocks.0.conv_dw.weight",
+    "a MobileCLIP image tower": "visual.trunk.stages.0.blocks.0.token_mixer.mixer.conv_kxk.0.conv.weight",
+    "an EVA image tower": "visual.trunk.blocks.0.attn.q_bias",
+    "a ViTamin image tower": "visual.trunk.patch_embed.backbone.stem.conv1.weight",
+    "PE-Core": "visual.trunk.cls_token",
+    "a Swin image tower": "visual.trunk.layers.0.blocks.0.attn.relative_position_bias_table",
+    "an image tower of timm": "visual.trunk.layer1.0.conv1.weight",
+    "CoCa": "text_decoder.resblocks.0.ln_1.weight",
+    "a text tower of Hugging Face": "text.transformer.embeddings.word_embeddings.weight",
+    "Apple's own names": "image_encoder.model.patch_embed.0.reparam_conv.weight",
+    "PEFT": "base_model.model.visual.conv1.weight",
+}
+
+
+@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("given", [False, True])
+def test_a_tower_that_this_package_has_not_is_named(kind, given, tensors, configs, tmp_path):
+    file = tmp_path / "weights.safetensors"
+    save_file({**tensors, NAMES[kind]: np.zeros((2, 2), np.float32)}, file)
+    with pytest.raises(ValueError, match=f"weights.safetensors holds .*{kind}.*known are ViT"):
+        load_released(file, configs["plain"] if given else None)
+
+
+@pytest.mark.parametrize(("kept", "missing"), [("visual.", "text"), ("", "image")])
+def test_a_tower_alone_is_named(kept, missing, tensors, tmp_path):
+    chosen = {k: v for k, v in tensors.items() if k.startswith("visual.") == bool(kept)}
+    save_file(chosen, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=f"there is no {missing} tower in it"):
+        load_released(tmp_path / "a.safetensors")
+    save_file({"conv.weight": np.zeros(1, np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"holds no CLIP model: its tensors are conv\.weight"):
+        load_released(tmp_path / "a.safetensors")
+
+
+def test_numbers_that_float32_cannot_hold_are_refused(tensors, configs, tmp_path):
+    wide = {name: value.astype(np.float64) for name, value in tensors.items()}
+    save_file(wide, tmp_path / "a.safetensors")
+    load_released(tmp_path / "a.safetensors", configs["plain"])
+    wide["visual.proj"][0, 0] = 1e39
+    save_file(wide, tmp_path / "a.safetensors")
+    with pytest.raises(
+        ValueError, match=r'"visual\.proj" has 1 of 256 values that are NaN or infinite'
+    ):
+        load_released(tmp_path / "a.safetensors", configs["plain"])

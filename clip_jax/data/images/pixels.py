@@ -8,7 +8,7 @@ import numpy as np
 from cykooz_resizer import FilterType, ImageData, PixelType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image, ImageEnhance
 
-from clip_jax.config import AugmentConfig, Interpolation
+from clip_jax.config import AugmentConfig, Interpolation, Rounding
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, in pixels
 Size = tuple[int, int]  # width, height, in pixels
@@ -83,15 +83,21 @@ def eval_size(size: Size, mode: str, image_size: int) -> Size:
     return (image_size, long) if width <= height else (long, image_size)
 
 
-def center(pixels_HWC: np.ndarray, image_size: int, fill: int) -> np.ndarray:
-    """Pad what is smaller than a square of `image_size` and crop what is larger, at the centre."""
+def center(
+    pixels_HWC: np.ndarray, image_size: int, fill: int, offset: Rounding = "round"
+) -> np.ndarray:
+    """Pad what is smaller than a square of `image_size` and crop what is larger, at the centre.
+
+    `offset` says how a crop lies whose margin is odd: see `PreprocessConfig.crop_offset`.
+    """
     H, W, _ = pixels_HWC.shape
     if min(H, W) < image_size:
         missing = [max(0, image_size - length) for length in (H, W)]
         pads = [(lack // 2, (lack + 1) // 2) for lack in missing]
         pixels_HWC = np.pad(pixels_HWC, [*pads, (0, 0)], constant_values=fill)
         H, W, _ = pixels_HWC.shape
-    top, left = (round((length - image_size) / 2) for length in (H, W))
+    rounded = round if offset == "round" else math.floor
+    top, left = (rounded((length - image_size) / 2) for length in (H, W))
     return np.ascontiguousarray(pixels_HWC[top : top + image_size, left : left + image_size])
 
 

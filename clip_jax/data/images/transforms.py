@@ -109,7 +109,7 @@ def eval_image(
         found = f"{picture.size[0]}x{picture.size[1]} pixels"
         raise ImageError("too-elongated", f"{found} would become {width}x{height}")
     pixels_HWC = picture.resized((0, 0, *picture.size), size, preprocess.interpolation)
-    return center(pixels_HWC, image_size, preprocess.fill)
+    return center(pixels_HWC, image_size, preprocess.fill, preprocess.crop_offset)
 
 
 # ------------------------------------------------------------------------------------ opening

@@ -16,6 +16,8 @@ def rows_of_json(data: bytes, path: str, split: str) -> tuple[list[dict], str | 
     try:
         content = json.loads(data)
     except ValueError as error:
+        if (lines := _lines_of_json(data)) is not None:
+            return lines, None
         raise ValueError(f"{path} is not JSON: {error}") from error
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
         return content, None
@@ -25,9 +27,25 @@ def rows_of_json(data: bytes, path: str, split: str) -> tuple[list[dict], str | 
             f"{path} is none of the JSON layouts that are read: COCO's captions (images, annotations), "
             "Karpathy's (images with sentences), or a list of objects"
         )
-    if "sentences" in images[0]:
+    layout = "Karpathy's" if "sentences" in images[0] else "COCO's"
+    try:
+        if layout == "COCO's":
+            return _coco(images, content.get("annotations") or [], path)
         return _karpathy(images, split)
-    return _coco(images, content.get("annotations") or [], path)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} looks like {layout} layout, but an entry of it is not as that has it: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _lines_of_json(data: bytes) -> list[dict] | None:
+    """Lines that are an object each, whatever the file's name ends in; None: they are not."""
+    try:
+        rows = [json.loads(line) for line in data.splitlines() if line.strip()]
+    except ValueError:
+        return None
+    return rows if len(rows) > 1 and all(isinstance(row, dict) for row in rows) else None
 
 
 def _coco(images: list[dict], annotations: list[dict], path: str) -> tuple[list[dict], str | None]:
@@ -46,6 +64,16 @@ def _coco(images: list[dict], annotations: list[dict], path: str) -> tuple[list[
         for image in images
         if image.get("id") in captions
     ]
+    twice = [number for number, count in Counter(i.get("id") for i in images).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{path} has several images with the id {twice[0]!r}: captions fit neither"
+        )
+    if not rows:
+        raise ValueError(
+            f"{path}: none of its captions has an image; the first is of image_id "
+            f"{next(iter(captions))!r}, and the first image has the id {images[0].get('id')!r}"
+        )
     unknown = len(captions.keys() - {image.get("id") for image in images})
     without = len(images) - len(rows)
     said = [f"{without} images have no caption"] * bool(without)

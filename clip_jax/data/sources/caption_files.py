@@ -20,17 +20,25 @@ PROBED = 200
 
 
 def beside(files: list[str], cfg: DataConfig) -> dict[str, list[str]]:
-    """The endings of files with text or a label beside each image, by the path without an ending."""
+    """The endings of files with text or a label beside each image, by what stands before the ending.
+
+    That is the image's path with or without its own ending: a.txt or a.jpg.txt beside a.jpg.
+    """
     wanted = {*TEXTS, "json", cfg.label_column or LABEL}
     if cfg.caption_column is not None:
         wanted.update(columns.parse_caption_columns(cfg.caption_column).names)
-    images = {os.path.splitext(path)[0] for path in files if is_image(path)}
+    images = {stem for path in files if is_image(path) for stem in _stems(path)}
     found: dict[str, list[str]] = {}
     for path in files:
         stem, ending = os.path.splitext(path)
         if ending[1:].lower() in wanted and stem in images:
             found.setdefault(stem, []).append(ending[1:])
     return found
+
+
+def _stems(path: str) -> tuple[str, str]:
+    """What the names of files beside an image begin with."""
+    return os.path.splitext(path)[0], path
 
 
 class CaptionFilesSource:
@@ -54,7 +62,9 @@ class CaptionFilesSource:
         digest = xxhash.xxh3_64()
         without = 0
         for path in filter(is_image, files):
-            endings = found.get(os.path.splitext(path)[0], [])
+            short, whole = _stems(path)
+            own = path[len(short) :]
+            endings = [*found.get(short, ()), *(f"{own[1:]}.{end}" for end in found.get(whole, ()))]
             without += not endings
             self._files.append("\0".join([path, *endings]))
             digest.update(f"{path} {endings}\n".encode("utf-8", "surrogateescape"))
@@ -86,7 +96,9 @@ class CaptionFilesSource:
         parts = {}
         for ending in endings:
             file = f"{self._root}/{stem}.{ending}"
-            parts[ending.lower()] = read_image(file, key=f"{path} .{ending}", shard=shard)
+            parts[ending.lower().rpartition(".")[2]] = read_image(
+                file, key=f"{path} .{ending}", shard=shard
+            )
         try:
             captions, probs, label = self._members.read(parts)
         except UnicodeDecodeError as error:
@@ -130,11 +142,8 @@ class CaptionFilesSource:
 
     def _refuse_splits(self, files: list[str]):
         found = {path.partition("/")[0] for path in files if "/" in path}
-        if len(named := sorted(filter(splits.is_split, found))) > 1:
-            raise ValueError(
-                f"{self._root} has folders called {', '.join(named)}: name one of them, such as "
-                f"folder:{self._root}/{named[0]}"
-            )
+        if sum(map(splits.is_split, found)) > 1:
+            splits.refuse_folders(self._root, found, ())
 
 
 def open_list_inside(root: str) -> str | None:

@@ -1,5 +1,8 @@
 """Finds the image and the caption columns of a table, whatever they are called, and reads the text."""
 
+import ast
+import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ CAPTION_NAMES = (
 )  # fmt: skip
 NUMBERED = re.compile(r"(caption|text|sentence|comment|description)_?\d+")
 LABEL_NAMES = ("label", "cls", "class", "class_id")
+# What programs write where a table has no value, as far as pandas reads it so.
+MISSING = {"NaN", "nan", "None", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "#N/A"}
 CHECKED = 1000  # captions that are looked at before a column is called numeric
 
 
@@ -165,6 +170,10 @@ def texts_of(value) -> list[str]:
     """
     if isinstance(value, str):
         text = " ".join(value.split())
+        if text in MISSING:
+            return []
+        if text[:1] == "[" and (written := _written_list(value)) is not None:
+            return [one for part in written for one in texts_of(part)]
         return [text] if text else []
     if value is None or value != value:
         return []
@@ -173,6 +182,20 @@ def texts_of(value) -> list[str]:
     if isinstance(value, list | tuple):
         return [text for one in value for text in texts_of(one)]
     raise NotText(value)
+
+
+def _written_list(text: str) -> list[str] | None:
+    """The texts of a list in JSON or in Python, as tables without a type for lists have it."""
+    if not text.strip().endswith("]"):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+            return found
+    return None
 
 
 def decode(data: bytes) -> str:
@@ -196,21 +219,30 @@ def _field(value, path: Sequence[str]):
 
 
 def refuse_numbers(captions: Iterable[str], column: str, *, where: str):
-    """Raise a ValueError if the first captions are all numbers: the wrong column was taken."""
-    seen = 0
-    for caption in captions:
-        if not caption.strip():
-            continue
-        if not _is_number(caption):
-            return
-        seen += 1
-        if seen == CHECKED:
-            break
-    if seen:
+    """Raise a ValueError if the first captions are all numbers, or all objects written as text."""
+    seen = itertools.islice((text for text in captions if text.strip()), CHECKED)
+    kinds = {
+        "numbers" if _is_number(text) else "objects" if _is_written_object(text) else "text"
+        for text in seen
+    }
+    if kinds and "text" not in kinds:
         raise ValueError(
-            f"{where}: the caption column {column!r} holds numbers, not text; name the right one "
-            "with data.caption_column"
+            f"{where}: the caption column {column!r} holds {' and '.join(sorted(kinds))}, not text; "
+            "name the right one with data.caption_column"
         )
+
+
+def _is_written_object(text: str) -> bool:
+    """Whether it is an object, or a list of them, in JSON or in Python."""
+    if text[0] not in "{[" or text[-1] not in "}]":
+        return False
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        return isinstance(found, dict) or (isinstance(found, list) and bool(found))
+    return False
 
 
 def _is_number(text: str) -> bool:

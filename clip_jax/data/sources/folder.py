@@ -100,9 +100,19 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> Source:
     if not storage.is_folder(path):
         kind = "is no folder" if storage.is_file(path) else "is not there"
         raise FileNotFoundError(f"{path} {kind} (data.source 'folder:{location}')")
-    if (listed := open_list_inside(path)) is not None:
-        return pairs.open_source(listed, split, cfg)
     files = files_below(path, without=cfg.data_dir)
+    if (listed := open_list_inside(path)) is not None:
+        source = pairs.open_source(listed, split, cfg)
+        images = sum(map(is_image, files))
+        if images > len(source):
+            source.notes += (
+                f"{images:_} images lie in {path}, and {listed} names {len(source):_}",
+            )
+        return source
+    if "metadata.parquet" in files:
+        raise ValueError(
+            f"{path} holds metadata.parquet, which names its images: read parquet:{path}/metadata.parquet"
+        )
     if found := beside(files, cfg):
         return CaptionFilesSource(path, files, found, cfg, split)
     return FolderSource(path, files, cfg)
@@ -129,11 +139,8 @@ def _check_folders(root: str, counts: dict[str, int], files: list[str]):
             f"{root} has {found}no folders in it; there must be one of images for each class, or a .txt "
             "or .json file beside each image"
         )
-    if named := sorted(filter(splits.is_split, counts)):
-        raise ValueError(
-            f"{root} has folders called {', '.join(named)}, which are no classes: name one "
-            f"of them, such as folder:{root}/{named[0]}"
-        )
+    nested = {path.partition("/")[0] for path in files if path.count("/") > 1 and is_image(path)}
+    splits.refuse_folders(root, counts, nested)
     empty = [folder for folder, count in counts.items() if not count]
     if empty:
         raise ValueError(

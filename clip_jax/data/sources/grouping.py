@@ -36,7 +36,7 @@ def open_groups(key: str, hashes: Callable[[], np.ndarray], cache: Path) -> Rows
 
     `key` says what the hashes are made of. See `group`.
     """
-    folder = cache / "rows" / xxhash.xxh3_64_hexdigest(f"{VERSION} {key}".encode())
+    folder = _folder(key, cache)
     with storage.exclusive(cache / "rows" / f"{folder.name}.lock"):
         if not folder.is_dir():
             order_N, first_S = group(hashes())
@@ -48,6 +48,21 @@ def open_groups(key: str, hashes: Callable[[], np.ndarray], cache: Path) -> Rows
                 np.save(partial / "first.npy", first_S)
             partial.replace(folder)
     return RowsOfSamples(folder) if (folder / "first.npy").is_file() else None
+
+
+def is_grouped(key: str, cache: Path) -> bool:
+    """Whether `open_groups` has been called with this key before."""
+    return _folder(key, cache).is_dir()
+
+
+def repeats(hash_N: np.ndarray) -> bool:
+    """Whether rows share an image."""
+    hash_N = hash_N[hash_N != 0]
+    return len(np.unique(hash_N)) < len(hash_N)
+
+
+def _folder(key: str, cache: Path) -> Path:
+    return cache / "rows" / xxhash.xxh3_64_hexdigest(f"{VERSION} {key}".encode())
 
 
 def group(hash_N: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

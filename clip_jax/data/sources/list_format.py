@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 from clip_jax.config import DataConfig
 from clip_jax.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, NUMBERED
+from clip_jax.data.sources.tar_members import what_it_is
 
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 DELIMITED = {".csv": ",", ".tsv": "\t", ".txt": ","}  # what is tried first
 LINES = (".jsonl", ".ndjson")
-MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,11 @@ class ListFormat:
         except csv.Error as error:
             if "unexpected end" in str(error):
                 raise EndsInQuotes(self._quote_message(number)) from error
+            if "new-line character" in str(error):
+                raise ValueError(
+                    f"{self.path} line {number}: a carriage return stands inside of a field that is "
+                    'not in quotes: remove it, or set data.quoting="none"'
+                ) from error
             raise ValueError(f"{self._quote_message(number)} ({error})") from error
 
     def many(self, lines: Iterable[bytes]) -> list[list[str]]:
@@ -137,6 +146,15 @@ def read_format(path: str, shown: str, cfg: DataConfig) -> ListFormat:
         if not json_lines and b"\r" in (head := file.read(1 << 16)) and b"\n" not in head:
             raise ValueError(f"{shown} ends its lines with a carriage return alone; save it again")
         file.seek(3 if start == codecs.BOM_UTF8 else 0)
+        head = file.read(512)
+        if (kind := what_it_is(head)) is not None:
+            raise ValueError(f"{shown} {kind}")
+        if b"\0" in head[:64]:
+            raise ValueError(
+                f"{shown} has bytes of zero in its header, as UTF-16 without a byte order mark has: "
+                "set data.encoding, such as utf-16-le"
+            )
+        file.seek(3 if start == codecs.BOM_UTF8 else 0)
         if not start:
             raise ValueError(f"{shown} is empty; it must hold an image and a caption in each row")
         skipped = 0
@@ -186,7 +204,9 @@ def _separator(given: str | None, header: bytes, path: str, cfg: DataConfig) -> 
 
 def encoded_otherwise(start: bytes, cfg: DataConfig) -> str | None:
     """The encoding of a list that is not in UTF-8, as far as its first bytes or a setting say."""
-    return cfg.encoding or next((name for mark, name in MARKS.items() if start[:2] == mark), None)
+    return cfg.encoding or next(
+        (name for mark, name in MARKS.items() if start.startswith(mark)), None
+    )
 
 
 def as_utf8(data: bytes, encoding: str, path: str) -> bytes:

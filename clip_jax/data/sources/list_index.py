@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from clip_jax.data.sources.grouping import group
 from clip_jax.data.sources.list_format import ListFormat
 from clip_jax.data.sources.list_scan import Found, Wanted, scan
 
-VERSION = 1  # of what is kept in the cache
+SAID_FROM = 1 << 30  # bytes of a list whose reading takes a while
+VERSION = 2  # of what is kept in the cache
 
 
 class ListIndex:
@@ -56,6 +58,25 @@ class ListIndex:
 
     def __reduce__(self):
         return ListIndex, (self._path, self._folder)
+
+
+def content_digest(path: str, cache: Path) -> str:
+    """A hash of all bytes of a list; it is kept, since a list of 60 GB takes a minute to read."""
+    info = os.stat(path)
+    state = f"{os.path.realpath(path)} {info.st_size} {info.st_mtime_ns} {info.st_ino}"
+    name = xxhash.xxh3_64_hexdigest(state.encode("utf-8", "surrogateescape"))
+    kept = cache / "lists" / f"{name}.digest"
+    if kept.is_file() and (known := kept.read_text()):
+        return known
+    if info.st_size > SAID_FROM:
+        size = f"{info.st_size / 1e9:.1f} GB"
+        print(f"Looking through {path} ({size}) once ...", file=sys.stderr, flush=True)
+    digest = xxhash.xxh3_64()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    storage.atomic_write(kept, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def open_index(

@@ -1,18 +1,22 @@
 """Looks through a list once: where its rows start, and a hash of each row's image."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import xxhash
 
 from clip_jax.data.sources.columns import CaptionColumns, NotText
 from clip_jax.data.sources.list_format import EndsInQuotes, ListFormat
+from clip_jax.data.sources.piece_hashes import hash_pieces, hash_texts, strip, with_second
 
 BLOCK = 1 << 24  # bytes that are looked through at once
 MOST_ROW = 1 << 20  # bytes of a row in quotes
-NEWLINE, SPACE, QUOTE = ord("\n"), ord(" "), ord('"')
+NEWLINE, RETURN, SPACE, QUOTE = b'\n\r "'
 ODD, PLAIN, QUOTED = range(3)  # kinds of lines
+PARSED_AT_ONCE = 4096  # lines of JSON
+
+Pair = tuple[bytes, bytes]  # image and label of a row
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class _Block:
     def __init__(self, data: bytes, base: int, line: int, format: ListFormat, wanted: Wanted):
         self._data, self._base, self._line = data, base, line
         self._format, self._wanted = format, wanted
-        byte_N = np.frombuffer(data, np.uint8)
+        byte_N = self._byte_N = np.frombuffer(data, np.uint8)
         ends = np.flatnonzero(byte_N == NEWLINE)
         if len(data) and data[-1] != NEWLINE:
             ends = np.append(ends, len(data))
@@ -81,6 +85,36 @@ class _Block:
         self._quoted: dict[int, tuple[bytes, bytes]] = {}  # image and label by line
         if format.separator is not None and len(format.names) > 1 and _is_text(data):
             self._find_plain(byte_N)
+        if format.separator is None:
+            self._find_objects()
+
+    def _find_objects(self):
+        """Lines of JSON that are an object each, with an image and a caption that are texts."""
+        for first in range(0, len(self._end_L), PARSED_AT_ONCE):
+            last = min(first + PARSED_AT_ONCE, len(self._end_L))
+            lines = self._data[self._start_L[first] : self._end_L[last - 1]].split(b"\n")
+            try:
+                rows = json.loads(b"[%b]" % b",".join(lines))
+            except ValueError:
+                continue
+            if len(rows) == len(lines) == last - first:
+                self._take_objects(first, rows)
+
+    def _take_objects(self, first: int, rows: list):
+        image, label, texts = self._wanted.image, self._wanted.label, self._wanted.captions.names
+        name = texts[0] if texts else image  # the others are for whoever reads the row
+        for line, row in enumerate(rows, start=first):
+            try:
+                path, caption = row[image], row[name]
+            except (KeyError, TypeError):  # no object, or one that lacks something
+                continue
+            if type(path) is not str or type(caption) is not str or not caption.strip():
+                continue
+            if any(not isinstance(row.get(other), str | None) for other in texts[1:]):
+                continue
+            text = b"" if label is None else _bytes(label_text(row.get(label)))
+            self._kind_L[line] = QUOTED
+            self._quoted[line] = _bytes(path.strip()), text
 
     def _find_plain(self, byte_N: np.ndarray):
         """Lines that are rows as the header has them, with an image and a caption."""
@@ -93,6 +127,10 @@ class _Block:
             quotes_L = np.bincount(np.searchsorted(self._end_L, quote_P), minlength=len(plain_L))
             plain_L &= quotes_L == 0
             self._find_quoted(np.flatnonzero((quotes_L > 0) & (quotes_L % 2 == 0)))
+            # Inside of a line a carriage return is for the parser to refuse.
+            inner_P = np.flatnonzero(byte_N[:-1] == RETURN)
+            inner_P = inner_P[byte_N[inner_P + 1] != NEWLINE]
+            plain_L[np.searchsorted(self._end_L, inner_P)] = False
         for name in self._wanted.captions.names[:1]:
             start_R, end_R = self._columns(name, np.flatnonzero(plain_L))
             # Such a caption may be white space alone, which is for the parser to see.
@@ -130,12 +168,15 @@ class _Block:
         is_last = number + 1 == len(self._format.names)
         return start_R, self._end_L[line_R] if is_last else self._separator_P[at_R]
 
-    def _texts(self, name: str, line_R: np.ndarray) -> list[bytes]:
-        if not len(line_R):
-            return []
-        data = self._data
-        pairs = zip(*(part.tolist() for part in self._columns(name, line_R)))
-        return [data[start:end].strip() for start, end in pairs]
+    def _hash_plain(self, name: str, line_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Hashes of a column of plain lines, and the lengths of what stands in it."""
+        start_R, end_R = strip(self._byte_N, *self._columns(name, line_R))
+        return hash_pieces(self._data, start_R, end_R), end_R - start_R
+
+    def _labels_of_plain(self, line_R: np.ndarray) -> set[bytes]:
+        start_R, end_R = strip(self._byte_N, *self._columns(self._wanted.label, line_R))
+        spans = zip(start_R.tolist(), end_R.tolist())
+        return {self._data[start:end] for start, end in spans}
 
     def into(self, found: Found, *, is_last: bool) -> tuple[int, int]:
         """Add the rows; how many bytes and lines of them were whole."""
@@ -149,21 +190,28 @@ class _Block:
         start_R = (self._start_L[line_R] + self._base).astype(np.uint64)
         found.starts.append(start_R[order_R])
         found.rows += len(line_R)
-        labels: list[bytes] = []
+        pairs = [*(self._quoted[n] for n in quoted), *(pair for _, pair in odd)]
         if self._wanted.label is not None:
-            labels = self._texts(self._wanted.label, plain_R) + [self._quoted[n][1] for n in quoted]
-            found.labels |= {text.decode() for text in set(labels)}
+            texts = self._labels_of_plain(plain_R) | {self._quoted[n][1] for n in quoted}
+            found.labels |= {text.decode() for text in texts}
         if self._wanted.group:
-            digest = xxhash.xxh3_64_intdigest
-            images = self._texts(self._wanted.image, plain_R) + [self._quoted[n][0] for n in quoted]
-            if labels:
-                images = [b"%b\n%b" % pair if pair[1] else pair[0] for pair in zip(images, labels)]
-            hashes = [digest(image) or 1 for image in images] + [one for _, one in odd]
-            found.hashes.append(np.array(hashes, np.uint64)[order_R])
+            hash_R = np.concatenate([self._hashes_of_plain(plain_R), _hashes_of_pairs(pairs)])
+            found.hashes.append(hash_R[order_R])
         return used, lines
 
-    def _odd_lines(self, found: Found, *, is_last: bool) -> tuple[list[tuple[int, int]], int, int]:
-        """Line and hash of rows that need the parser, and the bytes and lines that were whole."""
+    def _hashes_of_plain(self, line_R: np.ndarray) -> np.ndarray:
+        if not len(line_R):
+            return np.empty(0, np.uint64)
+        hash_R, _ = self._hash_plain(self._wanted.image, line_R)
+        if self._wanted.label is None:
+            return hash_R
+        label_R, length_R = self._hash_plain(self._wanted.label, line_R)
+        return np.where(length_R > 0, with_second(hash_R, label_R), hash_R)
+
+    def _odd_lines(
+        self, found: Found, *, is_last: bool
+    ) -> tuple[list[tuple[int, Pair | None]], int, int]:
+        """Line, and image and label, of rows that need the parser, and the bytes and lines that were whole."""
         rows, after = [], 0  # the line after the row that was parsed last
         for number in np.flatnonzero(self._kind_L == ODD).tolist():
             if number < after:
@@ -187,15 +235,15 @@ class _Block:
         for line in range(number, len(self._end_L)):
             yield self._data[self._start_L[line] : self._end_L[line] + 1]
 
-    def _look_at(self, row: dict, number: int, count: int, found: Found) -> int:
-        """Check a parsed row; the hash of its image, or 0 where it is a sample by itself."""
+    def _look_at(self, row: dict, number: int, count: int, found: Found) -> "Pair | None":
+        """Check a parsed row; its image and label, or None where it is a sample by itself."""
         wanted, line = self._wanted, self._line + number
         if count > 1:
             self._format.refuse_swallowed_rows(row, line, count, wanted.image)
         if self._format.separator is not None and len(row) < len(self._format.names):
             found.short += 1
             found.first_short = found.first_short or line
-            return 0
+            return None
         label = ""
         if wanted.label is not None:
             label = label_text(row.get(wanted.label))
@@ -203,7 +251,9 @@ class _Block:
         texts = captions_of(row, wanted.captions, where=f"{self._format.path} line {line}")
         image = row.get(wanted.image)
         captioned = any(texts) or not wanted.captions.names
-        return image_hash(image.strip(), label) if captioned and isinstance(image, str) else 0
+        if not captioned or not isinstance(image, str):
+            return None
+        return _bytes(image.strip()), _bytes(label)
 
 
 def _is_text(data: bytes) -> bool:
@@ -234,7 +284,15 @@ def captions_of(row: dict, captions: CaptionColumns, *, where: str) -> list[list
         return [[] for _ in captions.names]
 
 
-def image_hash(image: str, label: str) -> int:
-    """What rows of one sample have in common. Never 0."""
-    text = f"{image}\n{label}" if label else image
-    return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")) or 1
+def _hashes_of_pairs(pairs: "list[Pair | None]") -> np.ndarray:
+    """What rows of one sample have in common: a hash of image and label; 0 for none."""
+    hash_R = hash_texts([pair[0] if pair else b"" for pair in pairs])
+    labels = [pair[1] if pair else b"" for pair in pairs]
+    if any(labels):
+        has_R = np.array([bool(label) for label in labels])
+        hash_R = np.where(has_R, with_second(hash_R, hash_texts(labels)), hash_R)
+    return np.where(np.array([pair is not None for pair in pairs], bool), hash_R, np.uint64(0))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

@@ -33,6 +33,11 @@ class Members:
         label = labels.parse_label(texts.get(self.label, row.get(self.label)))
         return *self._captions(texts, row), label
 
+    def has_lines(self, parts: dict[str, bytes]) -> bool:
+        """Whether a text that may be a caption has several lines."""
+        texts = (data for name, data in parts.items() if name.rpartition(".")[2] in TEXTS)
+        return any(b"\n" in data.strip() for data in texts)
+
     def _captions(self, texts: dict[str, bytes], row: dict) -> tuple[tuple[str, ...], tuple | None]:
         if self.columns is not None:
             wanted = {name: texts.get(name.lower()) for name in self.columns.names}

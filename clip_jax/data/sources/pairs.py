@@ -18,7 +18,7 @@ from clip_jax.data.sources.list_format import (
     json_lines,
     read_format,
 )
-from clip_jax.data.sources.list_index import cache_folder, local_copy, open_index
+from clip_jax.data.sources.list_index import cache_folder, content_digest, local_copy, open_index
 from clip_jax.data.sources.list_scan import Wanted, captions_of, label_text
 
 LAYOUTS = (".json", ".token")  # of files that are turned into rows first
@@ -181,17 +181,13 @@ def _in_utf8(path: str, cfg: DataConfig, split: Split, cache: Path) -> tuple[str
     """A list on this disk in UTF-8, the fingerprint of its content, and a note on skipped rows."""
     suffix = _suffix(path)
     if not storage.is_url(path) and suffix not in LAYOUTS:
-        digest = xxhash.xxh3_64()
         with open(path, "rb") as file:
-            start = file.read(2)
-            file.seek(0)
-            while block := file.read(1 << 24):
-                digest.update(block)
+            start = file.read(4)
         if encoded_otherwise(start, cfg) is None:
-            return path, digest.hexdigest(), None
+            return path, content_digest(path, cache), None
     data = storage.read_file(path)
     fingerprint, left_out = xxhash.xxh3_64_hexdigest(data), None
-    if (encoding := encoded_otherwise(data[:2], cfg)) is not None:
+    if (encoding := encoded_otherwise(data[:4], cfg)) is not None:
         data = as_utf8(data, encoding, path)
     if suffix == ".json":
         rows, left_out = annotations.rows_of_json(data, path, split)

@@ -4,10 +4,11 @@ import concurrent.futures
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import fsspec
 import numpy as np
+import tqdm
 import xxhash
 from absl import logging
 
@@ -15,26 +16,31 @@ from clip_jax import storage
 from clip_jax.config import DataConfig
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
-from clip_jax.data.sources.grouping import RowsOfSamples, open_groups
+from clip_jax.data.sources.grouping import RowsOfSamples, is_grouped, open_groups, repeats
 from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.list_index import cache_folder
-from clip_jax.data.sources.patterns import expand
+from clip_jax.data.sources.patterns import expand_folder
 
 try:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 except ModuleNotFoundError as error:
     raise ValueError("Parquet needs pyarrow: pip install -e '.[parquet]' in the clone") from error
 
 from clip_jax.data.sources import parquet_types  # it needs pyarrow too
+from clip_jax.data.sources.parquet_files import (
+    DamagedGroup,
+    head,
+    open_file,
+    or_damaged,
+    read_group,
+)  # fmt: skip
 
+ENDINGS = (".parquet",)
 OPENED_AT_ONCE = 16  # files
-MOST_COMPARED = 1 << 30  # bytes of files with images in them that are read to find equal ones
+MOST_COMPARED = 1 << 30  # bytes of embedded images that a start reads to find equal ones
+COMPARED_AT_ONCE = 4 << 30  # bytes of row groups
+HASHED_AT_ONCE = 256  # rows
 CACHE_BYTES = 1 << 30  # of row groups that are kept decoded
-
-
-class DamagedGroup(ValueError):
-    """A row group whose bytes can be read and are not what was written."""
 
 
 class ParquetSource:
@@ -46,10 +52,18 @@ class ParquetSource:
 
     templates = None
 
-    def __init__(self, paths: list[str], *, name: str, cfg: DataConfig, training: bool = True):
+    def __init__(
+        self,
+        paths: list[str],
+        *,
+        name: str,
+        cfg: DataConfig,
+        training: bool = True,
+        whole: bool = False,
+    ):
         self._training, self.name, self._paths, self.notes = training, name, paths, ()
         with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            heads = list(pool.map(_head, paths))
+            heads = list(pool.map(head, paths))
         digest = xxhash.xxh3_64()
         for path, (_, rows, _) in zip(paths, heads):
             digest.update(f"{os.path.basename(path)} {sum(rows)}".encode())
@@ -73,9 +87,12 @@ class ParquetSource:
         label = [self._label] if self._label else []
         self._wanted = list(dict.fromkeys([self._image, *tops, *label]))
         parquet_types.check_same(paths, [head[0] for head in heads], self._wanted)
+        parquet_types.check_image(schema, self._image, where=paths[0])
         parquet_types.check_captions(schema, self._captions, where=paths[0])
+        self._refuse_numbers(paths[0], schema)
         self._warn(schema, sizes)
-        self._samples = self._group(schema, sizes, cfg) if cfg.group_rows else None
+        grouped = cfg.group_rows and bool(self._captions.names)
+        self._samples = self._group(schema, sizes, cfg, whole) if grouped else None
         self._open_cache()
 
     def _open_cache(self):
@@ -143,26 +160,30 @@ class ParquetSource:
         label = self._label_of(row[self._label]) if self._label else None
         return _Row(row[self._image], texts, label, path, key)
 
-    def _group(self, schema: pa.Schema, sizes: list[int], cfg: DataConfig) -> RowsOfSamples | None:
-        """The rows of each image, where there are images with several."""
-        if not self._captions.names:
-            return None
+    def _group(
+        self, schema: pa.Schema, sizes: list[int], cfg: DataConfig, whole: bool
+    ) -> RowsOfSamples | None:
+        """The rows of each image, where there are images with several.
+
+        Embedded images are compared by the hashes of their bytes, which means to read them once.
+        Beyond MOST_COMPARED that is done only if rows share images at the beginning, or if asked
+        for the `whole`; what was found is kept.
+        """
         embedded = not parquet_types.is_text(schema.field(self._image).type)
-        if embedded and sum(sizes) > MOST_COMPARED:
-            self.notes += (
-                f"images in more than {MOST_COMPARED / 1e9:.0f} GB of files are not compared: rows of "
-                "one image are samples of their own",
-            )
-            return None
         infos = [tuple(info) for info in storage.stat(self._paths)]
         key = repr((self._paths, infos, self._image, self._captions, self._label))
-
-        def hashes() -> np.ndarray:
-            with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-                parts = pool.map(self._hashes_of, range(len(self._groups_G2)))
-                return np.concatenate([np.empty(0, np.uint64), *parts])
-
-        samples = open_groups(key, hashes, cache_folder(cfg.data_dir))
+        cache = cache_folder(cfg.data_dir)
+        groups = range(len(self._groups_G2))
+        if embedded and sum(sizes) > MOST_COMPARED and not whole and not is_grouped(key, cache):
+            first = groups[: max(1, int(np.searchsorted(np.cumsum(sizes), MOST_COMPARED)))]
+            if not repeats(self._hashes(first, sizes)):
+                self.notes += (
+                    f"the first {int(self._first_G[len(first)]):_} rows share no image; the others "
+                    "were not compared, as they are too many bytes for a start: `clip-jax data index "
+                    f"{self.name}` does it once",
+                )
+                return None
+        samples = open_groups(key, lambda: self._hashes(groups, sizes), cache)
         if samples is not None:
             self.fingerprint = xxhash.xxh3_64_hexdigest(f"{self.fingerprint} grouped".encode())
             self.notes += (
@@ -171,15 +192,38 @@ class ParquetSource:
             )
         return samples
 
+    def _hashes(self, groups: Sequence[int], sizes: list[int]) -> np.ndarray:
+        """A hash of the image of each row of some row groups, of which few are in memory at once."""
+        at_once = COMPARED_AT_ONCE // max(1, *(sizes[group] for group in groups), 1)
+        shown = {
+            "total": len(groups),
+            "unit": "row group",
+            "disable": None,
+            "desc": "Comparing images",
+        }
+        with concurrent.futures.ThreadPoolExecutor(min(OPENED_AT_ONCE, max(1, at_once))) as pool:
+            parts = list(tqdm.tqdm(pool.map(self._hashes_of, groups), **shown))
+        return np.concatenate([np.empty(0, np.uint64), *parts])
+
     def _hashes_of(self, group: int) -> np.ndarray:
-        file, number = self._groups_G2[group]
-        path = self._paths[file]
+        file, number = self._groups_G2[group].tolist()
+        path, label = self._paths[file], self._label
+
+        def read() -> list[np.ndarray]:
+            batches = open_file(path).iter_batches(
+                HASHED_AT_ONCE, row_groups=[number], columns=self._wanted
+            )
+            return [
+                parquet_types.image_hashes(
+                    batch, self._image, self._captions, label and batch[label]
+                )
+                for batch in batches
+            ]
+
         try:
-            table = storage.retry(lambda: _read_group(path, int(number), self._wanted), path)
+            return np.concatenate(storage.retry(lambda: or_damaged(read, path, number), path))
         except DamagedGroup:
             return np.zeros(int(self._first_G[group + 1] - self._first_G[group]), np.uint64)
-        label = self._label and table[self._label]
-        return parquet_types.image_hashes(table, self._image, self._captions, label)
 
     def _find_labels(self, schema: pa.Schema, given: str | None):
         """The label column, and names of the classes out of the files or from beside them."""
@@ -194,7 +238,7 @@ class ParquetSource:
         elif given is None:
             self._label = None
         elif parquet_types.is_text(kind):
-            columns_of_files = (_open(path).read([given])[given] for path in self._paths)
+            columns_of_files = (open_file(path).read([given])[given] for path in self._paths)
             names = {name for column in columns_of_files for name in column.unique().to_pylist()}
             self.classes = tuple(sorted(filter(None, names)))
             self._label_of = {name: label for label, name in enumerate(self.classes)}.get
@@ -219,7 +263,7 @@ class ParquetSource:
             if group in self._damaged:
                 raise DamagedGroup(f"{path}, row group {number}")
             try:
-                table = storage.retry(lambda: _read_group(path, number, self._wanted), path)
+                table = storage.retry(lambda: read_group(path, number, self._wanted), path)
             except DamagedGroup:
                 self._damaged.add(group)  # each of its rows would decode it again
                 raise
@@ -230,6 +274,19 @@ class ParquetSource:
                     self._kept -= self._cache.popitem(last=False)[1].nbytes
                 self._loading.pop(group, None)
             return table
+
+    def _refuse_numbers(self, path: str, schema: pa.Schema):
+        """Of the first rows, the captions must not all be numbers or objects that are written out."""
+        tops = self._captions.tops(schema.names)
+        try:
+            read = lambda: next(open_file(path).iter_batches(columns.CHECKED, columns=tops), None)  # noqa: E731
+            first = or_damaged(read, path, 0) if tops else None
+            found = [self._captions.texts(row) for row in (first.to_pylist() if first else ())]
+        except (DamagedGroup, UnicodeDecodeError, columns.NotText):
+            return  # bad samples, which are counted when they are read
+        for place, name in enumerate(self._captions.names):
+            texts = (text for row in found for text in row[place])
+            columns.refuse_numbers(texts, name, where=path)
 
     def _warn(self, schema: pa.Schema, sizes: list[int]):
         if not parquet_types.is_text(schema.field(self._image).type) and sum(sizes) > CACHE_BYTES:
@@ -251,50 +308,25 @@ class _Row(NamedTuple):
 def open_source(location: str, split: Split, cfg: DataConfig) -> ParquetSource:
     """The files that the pattern `location` names, or all of a folder."""
     name = f"parquet:{location}"
-    paths, left_out = splits.choose(_expand(location), split, name=name)
+    paths, others = expand_folder(location, ENDINGS)
+    paths, left_out = splits.choose(paths, split, name=name)
     source = ParquetSource(paths, name=name, cfg=cfg, training=split == "train")
-    source.notes += (left_out,) * bool(left_out)
+    source.notes += tuple(note for note in (left_out, others) if note)
     return source
+
+
+def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> str:
+    """Compare all images, however many bytes they are, so that rows of one image are one sample."""
+    paths, _ = splits.choose(
+        expand_folder(location, ENDINGS)[0], "train", name=f"parquet:{location}"
+    )
+    source = ParquetSource(paths, name=f"parquet:{location}", cfg=cfg, training=False, whole=True)
+    return "\n".join((f"{source.name}: {len(source):_} samples", *source.notes))
 
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
     """Whether the names of the files tell training from test, as Hugging Face's do."""
-    return splits.has_test(_expand(location))
-
-
-def _expand(location: str) -> list[str]:
-    folder = storage.is_folder(location)
-    return expand(f"{location.rstrip('/')}/*.parquet" if folder else location)
-
-
-def _head(path: str) -> tuple[pa.Schema, list[int], list[int]]:
-    """Of a file the schema, and of its row groups the rows and the bytes."""
-    file = storage.retry(lambda: _open(path), path)
-    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
-    rows = [group.num_rows for group in groups]
-    return file.schema_arrow, rows, [group.total_byte_size for group in groups]
-
-
-def _open(path: str) -> pq.ParquetFile:
-    try:
-        if storage.is_url(path):
-            filesystem, name = fsspec.core.url_to_fs(path)
-            return pq.ParquetFile(name, filesystem=filesystem)
-        return pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
-
-
-def _read_group(path: str, number: int, names: list[str]) -> pa.Table:
-    file = _open(path)
-    try:
-        return file.read_row_group(number, names)
-    except (pa.ArrowException, OSError) as error:
-        # Arrow says OSError also of bytes that it cannot make sense of, but without a number.
-        damaged = isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
-        if damaged or (type(error) is OSError and not error.errno):
-            raise DamagedGroup(f"{path}, row group {number}: {error}") from error
-        raise
+    return splits.has_test(expand_folder(location, ENDINGS)[0])
 
 
 def _image(value, path: str, key: str, shard: str) -> tuple[bytes, str | None]:
@@ -312,4 +344,4 @@ def _image(value, path: str, key: str, shard: str) -> tuple[bytes, str | None]:
     return read_image(value, key=f"{key} {value}", shard=shard), value
 
 
-FORMAT = SourceFormat(open_source, has_test_split)
+FORMAT = SourceFormat(open_source, has_test_split, index)

@@ -46,7 +46,8 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    fixed = pa.types.is_fixed_size_binary(kind) or pa.types.is_binary_view(kind)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or fixed
 
 
 def check_captions(schema: pa.Schema, captions: CaptionColumns, *, where: str):
@@ -72,6 +73,21 @@ def check_captions(schema: pa.Schema, captions: CaptionColumns, *, where: str):
         )
 
 
+def check_image(schema: pa.Schema, image: str, *, where: str):
+    """Refuse an image column that holds neither encoded files nor paths, such as pixels."""
+    kind = schema.field(image).type
+    inside = [kind]
+    if pa.types.is_struct(kind):
+        inside = [field.type for field in kind if field.name in ("bytes", "path")]
+    if not inside or not all(
+        is_text(one) or _is_bytes(one) or pa.types.is_null(one) for one in inside
+    ):
+        raise ValueError(
+            f"{where}: the image column {image!r} holds {kind}, neither encoded files (bytes) nor "
+            "paths; name the right one with data.image_column"
+        )
+
+
 def _inside(kind: pa.DataType, path: Sequence[str]) -> pa.DataType | None:
     """The type of a field of objects, or of lists of them; without a path, of what lists hold."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -84,14 +100,17 @@ def _inside(kind: pa.DataType, path: Sequence[str]) -> pa.DataType | None:
 
 
 def image_hashes(
-    table: pa.Table, image: str, captions: CaptionColumns, labels: pa.ChunkedArray | None
+    table: pa.Table | pa.RecordBatch,
+    image: str,
+    captions: CaptionColumns,
+    labels: pa.ChunkedArray | pa.Array | None,
 ) -> np.ndarray:
     """A hash of the image of each row and its label; 0 of one without an image or a caption."""
     column = table[image]
     if pa.types.is_struct(column.type):
-        inside = column.combine_chunks()
-        has = [field.name for field in column.type]
-        column = pc.struct_field(inside, "bytes" if "bytes" in has else has[0])
+        has = [field.name for field in column.type if field.name in ("bytes", "path")]
+        parts = [pc.struct_field(column, name).cast(pa.large_binary()) for name in has]
+        column = pc.coalesce(*parts)
     missing_N = np.asarray(pc.is_null(column))
     first = table[captions.tops(table.column_names)[0]]
     if is_text(first.type):

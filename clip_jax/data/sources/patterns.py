@@ -3,6 +3,8 @@
 import fnmatch
 import glob
 import os
+from collections import Counter
+from collections.abc import Sequence
 
 import bracex
 import fsspec
@@ -32,6 +34,39 @@ def expand(pattern: str) -> list[str]:
             f"{missing[0]}"
         )
     return paths
+
+
+def expand_folder(location: str, endings: Sequence[str]) -> tuple[list[str], str | None]:
+    """The files that a pattern names; of a folder those with an ending, and what is left out of it.
+
+    Raises:
+      FileNotFoundError: as `expand`, and for a folder without such a file.
+    """
+    if not storage.is_folder(location):
+        return expand(location), None
+    folder = location.rstrip("/") or "/"
+    paths, others = [], []
+    for path in _files_of(folder):
+        name = os.path.basename(path)
+        if not name.startswith("."):
+            (paths if name.lower().endswith(tuple(endings)) else others).append(path)
+    if not paths:
+        raise FileNotFoundError(f"{location!r} has no file in it that ends in {endings[0]}")
+    if not others:
+        return sorted(paths), None
+    kinds = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in others)
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+    return sorted(paths), f"{len(others):_} files are left out ({said}), such as {min(others)}"
+
+
+def _files_of(folder: str) -> list[str]:
+    """The files that lie in a folder, not those further down."""
+    if not storage.is_url(folder):
+        with os.scandir(os.path.expanduser(folder)) as entries:
+            return [entry.path for entry in entries if entry.is_file()]
+    filesystem, name = fsspec.core.url_to_fs(folder)
+    found = storage.retry(lambda: filesystem.ls(name, detail=True), folder)
+    return [filesystem.unstrip_protocol(one["name"]) for one in found if one["type"] == "file"]
 
 
 def _braces(pattern: str) -> list[str]:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from clip_jax.data.samples import Split
 
@@ -12,12 +12,38 @@ KINDS = {
     "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
 }  # fmt: skip
 NAME = re.compile(rf"(?:^|[-_./])({'|'.join(KINDS)})(?:20\d\d)?(?=[-_./]|\d|$)", re.IGNORECASE)
+# Words beside them in the names of folders.
+FILLERS = {"set", "images", "image", "imgs", "img", "data", "dataset", "split", "samples", "pairs"}
 TESTS = ("test", "validation")  # the first that is there is evaluated on
 
 
 def is_split(name: str) -> bool:
-    """Whether a folder is called as a split is: train, val, train2017, ..."""
-    return bool(re.fullmatch(rf"({'|'.join(KINDS)})(20\d\d)?", name, re.IGNORECASE))
+    """Whether a folder is called as a split is: train, val, train2017, test_images, ..."""
+    words = re.split(r"[-_. ]", name.lower())
+    kinds = [word for word in words if re.fullmatch(rf"({'|'.join(KINDS)})(20\d\d)?", word)]
+    return bool(kinds) and all(word in kinds or word in FILLERS for word in words)
+
+
+def refuse_folders(root: str, folders: Collection[str], nested: Collection[str]):
+    """Refuse a folder that holds splits, each of which would be read as a class.
+
+    Args:
+      root: the folder.
+      folders: what is in it.
+      nested: those of them that hold folders themselves.
+
+    Raises:
+      ValueError: several folders are called as splits are, or one that holds folders or has a
+        year or a second word in its name. A single one called "train" may be a class of vehicles.
+    """
+    named = sorted(filter(is_split, folders))
+    alone = len(named) == 1 and len(folders) > 1
+    if not named or (alone and named[0].lower() in KINDS and named[0] not in nested):
+        return
+    raise ValueError(
+        f"{root} has folders called {', '.join(named)}, which are no classes: name one of them, such "
+        f"as folder:{root}/{named[0]}"
+    )
 
 
 def choose(paths: Sequence[str], split: Split, *, name: str) -> tuple[list[str], str | None]:

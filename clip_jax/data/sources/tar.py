@@ -15,15 +15,22 @@ from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.members import make_members
-from clip_jax.data.sources.patterns import expand
 from clip_jax.data.sources.tar_counts import TarCounts, open_counts
 from clip_jax.data.sources.tar_index import TarIndex, build_index, find_index, open_index
 from clip_jax.data.sources.tar_run import TarRun, take_apart
+from clip_jax.data.sources.tar_shards import (
+    DATASET_TYPE,
+    count_lost,
+    expand_shards,
+    is_retrieval,
+)
 
-DATASET_TYPE = "dataset_type.txt"  # beside or above the shards of CLIP_benchmark's sets
 PROBED = 200  # samples of which a caption must be text
 ENOUGH = 20  # usable ones among them
 KEPT_SHARDS = 4  # that are read whole for samples out of order
+MANY_LINES = (
+    "texts of several lines are one caption each; data.caption_lines=True makes each line a caption"
+)
 NAMED_BY = {
     "image": "data.image_column names the extension of the members with images",
     "caption": "data.caption_column names a field of the .json members, or the extension of members "
@@ -60,6 +67,7 @@ class TarSource:
         self._images = (image_column.lower(),) if image_column else EXTENSIONS
         self._caption_name = caption_column or "caption"
         self._members = make_members(caption_column, label_column, lines=caption_lines)
+        self._has_lines = False  # of texts that were probed
         self._open()
         self._refuse_what_cannot_be_trained_on(caption_column)
 
@@ -136,10 +144,12 @@ class TarSource:
 
     def parse(self, index: int, start: int, data: bytes, *, training: bool | None = None) -> Sample:
         """A sample of its bytes, which begin at byte `start` of its shard."""
-        training = self._training if training is None else training
         shard_name = os.path.basename(self._index.paths[self._index.span(index, index + 1)[0]])
         key, parts, damaged = take_apart(data)
         key = f"{shard_name}/{key or start}"
+        if training is not None:  # in a probe
+            self._has_lines |= self._members.has_lines(parts)
+        training = self._training if training is None else training
         try:
             captions, probs, label = self._members.read(parts)
         except UnicodeDecodeError as error:
@@ -148,8 +158,8 @@ class TarSource:
             raise BadSample("caption-not-text", key=key, shard=shard_name) from error
         captions = captions or labels.stand_in(label, self.classes, training=training)
         image = self._image(parts)
-        if image is None or not captions:
-            reason = "missing-caption" if image is not None else "missing-image"
+        if not image or not captions:
+            reason = "missing-caption" if image else "missing-image"
             raise BadSample(damaged or reason, key=key, shard=shard_name)
         return Sample(
             image=image,
@@ -168,14 +178,16 @@ class TarSource:
 
     def _refuse_what_cannot_be_trained_on(self, caption_column: str | None):
         shards = list(zip(self._index.paths, self._index.shards))
-        unusable = [f"{path} {shard.problem}" for path, shard in shards if not shard.samples]
+        unusable = [
+            f"{path} {shard.problem or 'is a tar of nothing'}"
+            for path, shard in shards
+            if not shard.samples
+        ]
         if not len(self):
             raise ValueError(
                 f"{self.name}: no tar shard has a sample in it: {'; '.join(unusable[:5])}"
             )
-        # As many as the others hold in the mean are taken for lost with each of them.
-        filled = sum(shard.samples > 0 for _, shard in shards)
-        self.lost = round(len(self) / filled * len(unusable))
+        self.lost = count_lost(self._index.shards)
         if unusable:
             said = f"{len(unusable)} of {len(shards)} tar shards cannot be used: " + "; ".join(
                 unusable[:20]
@@ -185,12 +197,11 @@ class TarSource:
         self._refuse_scattered(shards)
         damaged = [f"{path} at byte {shard.damage[0]}" for path, shard in shards if shard.damage]
         if damaged:
-            logging.warning(
-                "%d of %d tar shards are damaged: %s",
-                len(damaged),
-                len(shards),
-                "; ".join(damaged[:5]),
+            said = f"{len(damaged)} of {len(shards)} tar shards are damaged: " + "; ".join(
+                damaged[:5]
             )
+            self.notes += (said,)
+            logging.warning("%s: %s", self.name, said)
         if set(self._images) <= set(EXTENSIONS):  # others the index has not counted
             self._refuse_shards_without("images")
         samples = self._probe()
@@ -244,6 +255,8 @@ class TarSource:
                 bad = error
             if len(samples) >= ENOUGH:
                 break
+        if self._has_lines and not self._members.lines:
+            self.notes += (MANY_LINES,)
         if not samples and bad is not None and isinstance(bad.__cause__, columns.NotText):
             raise ValueError(bad.__cause__.message(self._caption_name, where=self._index.paths[0]))
         missing = bad.reason.removeprefix("missing-") if bad is not None else None
@@ -258,11 +271,12 @@ class TarSource:
 def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
     """The shards that the pattern `location` names, or all of a folder."""
     name = f"tar:{location}"
-    paths, left_out = splits.choose(_expand(location), split, name=name)
+    shards, others = expand_shards(location)
+    paths, left_out = splits.choose(shards, split, name=name)
     lines, why = cfg.caption_lines, "data.caption_lines"
     if lines is None:
-        lines, why = _is_retrieval(os.path.dirname(paths[0])), f"{DATASET_TYPE} says retrieval"
-    notes = [left_out] if left_out else []
+        lines, why = is_retrieval(os.path.dirname(paths[0])), f"{DATASET_TYPE} says retrieval"
+    notes = [note for note in (left_out, others) if note]
     if lines:
         notes.append(f"each line of a member with text is a caption ({why})")
     return TarSource(
@@ -277,27 +291,9 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> TarSource:
     )
 
 
-def _expand(location: str) -> list[str]:
-    folder = storage.is_folder(location)
-    return expand(f"{location.rstrip('/')}/*.tar" if folder else location)
-
-
-def _is_retrieval(folder: str) -> bool:
-    """Whether it is a set for retrieval in CLIP_benchmark's layout, with captions line by line."""
-    folder = folder or "."
-    above = folder.rpartition("/")[0] if storage.is_url(folder) else f"{folder}/.."
-    if storage.is_web(folder):
-        return False
-    for place in (folder, above):
-        path = f"{place}/{DATASET_TYPE}"
-        if storage.is_file(path):
-            return b"retrieval" in storage.read_file(path).lower()
-    return False
-
-
 def has_test_split(location: str, cfg: DataConfig) -> bool:
     """Whether the names of the shards tell training from test."""
-    return splits.has_test(_expand(location))
+    return splits.has_test(expand_shards(location)[0])
 
 
 def _open_index(paths: list[str], cfg: DataConfig) -> TarIndex | TarCounts:
@@ -330,7 +326,7 @@ def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> TarI
 
     Shards that have not changed are not read again. `str()` of the result is for a terminal.
     """
-    paths, _ = splits.choose(_expand(location), "train", name=f"tar:{location}")
+    paths, _ = splits.choose(expand_shards(location)[0], "train", name=f"tar:{location}")
     return build_index(paths, Path(cfg.data_dir), workers=workers, again=True)
 
 

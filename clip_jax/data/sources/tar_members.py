@@ -7,6 +7,7 @@ from clip_jax.data.images.formats import EXTENSIONS
 
 BLOCK = 512
 REGULAR = (b"0", b"\0", b"7")
+LINKS = (b"1", b"2")  # to other members; they have no bytes, so that their samples count as bad
 ZEROS = bytes(BLOCK)
 MOST_EXTRA = 1 << 20  # bytes of a long name; more is damage
 NO_TARS = (
@@ -43,7 +44,7 @@ def members(
     *,
     on_damage: Callable[[int], None] | None = None,
 ) -> Iterator[Member]:
-    """The regular files whose headers lie between bytes `start` and `end`.
+    """The regular files, and links as files without bytes, whose headers lie between bytes `start` and `end`.
 
     `read(first, last)` gives bytes. A header that is zeroed or damaged is passed by looking for
     the next block that is a good one; tarfile would take a zeroed one for the end and be silent.
@@ -82,10 +83,10 @@ def members(
             place = data + -(-size // BLOCK) * BLOCK
             continue
         size = size if long_size is None else long_size
-        member = Member(first, long_name or name, data, size)
+        member = Member(first, long_name or name, data, 0 if kind in LINKS else size)
         is_named = not nameless
         place, first, long_name, long_size, nameless = member.end, None, None, None, False
-        if kind in REGULAR and is_named:
+        if kind in (*REGULAR, *LINKS) and is_named:
             yield member
 
 
@@ -132,8 +133,12 @@ def why_not_a_tar(start: bytes) -> str:
     """What a file is by its first bytes, that has no sample in it; "" for a tar of nothing."""
     if start == ZEROS:
         return ""
-    kind = next((kind for magic, kind in NO_TARS if start.lower().startswith(magic)), None)
-    return kind or ("is empty" if not start else "has no sample in it")
+    return what_it_is(start) or ("is empty" if not start else "has no sample in it")
+
+
+def what_it_is(start: bytes) -> str | None:
+    """Of a file that stands in place of another one, what it is by its first bytes."""
+    return next((kind for magic, kind in NO_TARS if start.lower().startswith(magic)), None)
 
 
 def _parse(block: bytes) -> tuple[str, int, bytes] | None:

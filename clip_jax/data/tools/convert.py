@@ -16,7 +16,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.bad_samples import BadSamples
+from clip_jax.data.bad_samples import BadSamples, refuse_lost
 from clip_jax.data.loader import cores
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sources import record_blocks, records, tar_parts
@@ -57,6 +57,7 @@ def convert(
       ValueError: `out` holds a conversion, or more than cfg.max_bad_share of the samples are bad.
     """
     source = open_source(spec, split, cfg)
+    refuse_lost(source, cfg.max_bad_share)
     plan = plan_shards(len(source), out, shard_samples)
     workers = min(workers or cores(), len(plan))
     shown = {"total": len(plan), "unit": "file", "disable": None, "desc": "Converting"}

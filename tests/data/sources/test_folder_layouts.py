@@ -143,3 +143,36 @@ def test_links_are_followed_once(write, settings, tmp_path):
 def test_images_alone_are_refused_with_the_layouts_that_are_read(write, settings):
     with pytest.raises(ValueError, match=r"2 images without captions beside them and no folders"):
         open_source(f"folder:{write({'a.png': 0, 'b.png': 1})}", "train", settings())
+
+
+@pytest.mark.parametrize("folder", ["", "cat/"])
+def test_texts_named_after_the_whole_image_are_its_captions(write, settings, folder):
+    root = write({f"{folder}a.png": 0, f"{folder}a.png.txt": "one", f"{folder}b.png": 1, f"{folder}b.txt": "two"})  # fmt: skip
+    assert captions(open_source(f"folder:{root}", "train", settings())) == [("one",), ("two",)]
+
+
+@pytest.mark.parametrize("name", ["train_images", "Test-Set", "val2017", "images_val"])
+def test_a_folder_whose_name_says_split_among_other_words_is_no_class(write, settings, name):
+    root = write({f"{name}/a.png": 0, "cat/b.png": 1})
+    with pytest.raises(ValueError, match=f"folders called {name}, which are no classes"):
+        open_source(f"folder:{root}", "train", settings())
+
+
+def test_one_folder_called_train_among_others_is_a_class_of_vehicles(write, settings):
+    root = write({"train/a.png": 0, "bus/b.png": 1, "test_tube/c.png": 2, "train_station/d.png": 3})
+    source = open_source(f"folder:{root}", "train", settings())
+    assert source.classes == ("bus", "test tube", "train", "train station")
+    write({"train/cat/a.png": 0})
+    with pytest.raises(ValueError, match="folders called train, which are no classes"):
+        open_source(f"folder:{root}", "train", settings())
+
+
+def test_images_that_the_list_in_the_folder_does_not_name_are_counted(write, settings):
+    root = write({"a.png": 0, "b.png": 1, "metadata.csv": "file_name,text\na.png,one\n"})
+    assert "2 images lie in" in open_source(f"folder:{root}", "train", settings()).notes[-1]
+
+
+def test_a_table_in_the_folder_is_named(write, settings):
+    root = write({"cat/a.png": 0, "metadata.parquet": b"PAR1"})
+    with pytest.raises(ValueError, match=r"read parquet:.*/metadata\.parquet"):
+        open_source(f"folder:{root}", "train", settings())

@@ -1,5 +1,6 @@
 """Lists as people and programs write them: every pair right, or the line that is wrong is named."""
 
+import gzip
 import json
 
 import numpy as np
@@ -286,3 +287,104 @@ def test_a_perfect_model_finds_every_image_and_caption_of_a_list_with_five_rows_
     found = retrieval(z_image_NE, z_text_ME, image_of_text_M, mesh=mesh(1))
     recall = found["image_to_text_recall_at_1"], found["text_to_image_recall_at_1"]
     assert recall == ((1.0, 1.0) if group_rows else (pytest.approx(0.2), pytest.approx(0.2)))
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv", "l.jsonl"])
+def test_a_list_that_was_written_as_text_is_several_captions(read, name):
+    """Flickr30k's CSV and pandas write lists so; what only looks like one stays a text."""
+    cells = [json.dumps(["a dog", 'it\'s "a" cat']), "['one', 'two']", "[sic] a plate", "[1, 2]"]
+    if name == "l.jsonl":
+        text = "".join(
+            json.dumps({"image": f"{k:02}.png", "raw": c}) + "\n" for k, c in enumerate(cells)
+        )
+    else:
+        separator = "," if name == "l.csv" else "\t"
+        text = f"image{separator}raw\n"
+        for number, cell in enumerate(cells):
+            cell = cell.replace('"', '""')
+            text += f'{number:02}.png{separator}"{cell}"\n'
+    expected = [("a dog", 'it\'s "a" cat'), ("one", "two"), ("[sic] a plate",), ("[1, 2]",)]
+    assert captions(read(name, text, caption_column="raw")) == expected
+
+
+@pytest.mark.parametrize("cell", [{"raw": "a dog"}, [{"raw": "a dog"}], [1, 2]])
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_objects_that_were_written_as_text_are_refused(read, cell, write):
+    text = "image\tcaption\n" + "".join(f"{k:02}.png\t{write(cell)}\n" for k in range(3))
+    with pytest.raises(ValueError, match=r"l\.tsv: the caption column 'caption' holds objects"):
+        read("l.tsv", text, quoting="none")
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_carriage_return_inside_of_a_field_is_refused_by_its_line(read, place):
+    lines = rows(count=4).splitlines()
+    lines[place] = lines[place].replace("number", "num\rber")
+    with pytest.raises(ValueError, match=rf"l\.csv line {place + 2}: a carriage return .*quoting"):
+        read("l.csv", "image,caption\n" + "\n".join(lines) + "\n")
+    quoted = f'image,caption\r\n00.png,"a\rb"\r\n{rows(start=1)}'
+    assert captions(read("l.csv", quoted)) == [("a b",), *NUMBERS[1:4]]
+
+
+@pytest.mark.parametrize("encoding", ["utf-32", "utf-16"])
+def test_long_byte_order_marks_are_told_from_short_ones(read, encoding):
+    assert captions(read("l.csv", f"image,caption\n{rows()}".encode(encoding))) == NUMBERS[:4]
+
+
+def test_utf16_without_a_mark_is_refused_with_the_setting_that_reads_it(read):
+    data = f"image,caption\n{rows()}".encode("utf-16-le")
+    with pytest.raises(ValueError, match=r"l\.csv has bytes of zero.*data\.encoding"):
+        read("l.csv", data)
+    assert captions(read("l.csv", data, encoding="utf-16-le")) == NUMBERS[:4]
+
+
+def test_lines_of_objects_are_read_whatever_the_file_is_called(read):
+    text = "".join(f'{{"image": "{k:02}.png", "text": "picture number {k}"}}\n' for k in range(3))
+    assert captions(read("l.json", text)) == NUMBERS[:3]
+
+
+IMAGES = [{"id": 1, "file_name": "00.png"}, {"id": 2, "file_name": "01.png"}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [*IMAGES, {"id": 1, "file_name": "02.png"}], "annotations": [{"image_id": 1, "caption": "a"}]}, "several images with the id 1"),
+        ({"images": IMAGES, "annotations": [{"image_id": "1", "caption": "a"}]}, r"image_id '1', and the first image has the id 1"),
+        ({"images": [IMAGES[0], "01.png"], "annotations": [{"image_id": 1, "caption": "a"}]}, "COCO's layout, but an entry"),
+        ({"images": IMAGES, "annotations": [7]}, "COCO's layout, but an entry"),
+        ({"images": IMAGES, "annotations": {"1": "a"}}, "COCO's layout, but an entry"),
+        ({"images": [{"filename": "a", "sentences": [{"raw": "a"}]}, {"filename": "b"}]}, "Karpathy's layout, but an entry"),
+        ({"images": [{"filename": "a", "sentences": ["a"]}]}, "Karpathy's layout, but an entry"),
+    ],
+)  # fmt: skip
+def test_layouts_with_odd_entries_are_refused_by_the_file(read, content, message):
+    with pytest.raises(ValueError, match=rf"l\.json.*{message}"):
+        read("l.json", json.dumps(content))
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "None", "null", "N/A"])
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
+def test_words_that_stand_for_no_value_are_missing_captions(read, word, name):
+    text = f"image,caption\n{rows(count=3)}03.png,{word}\n04.png,{word} of it\n"
+    if name == "l.jsonl":
+        lines = [dict(zip(("image", "caption"), row.split(","))) for row in text.splitlines()[1:]]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+    source = read(name, text)
+    with pytest.raises(BadSample, match=r"03\.png: missing-caption"):
+        source[3]
+    assert source[4].captions == (f"{word} of it",)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (gzip.compress(b"image,caption\n"), "compressed with gzip"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
+        (b"<!DOCTYPE html><html></html>\n", "a web page"),
+        (b"PK\x03\x04" + bytes(50), "a zip archive"),
+    ],
+)
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
+def test_another_file_in_place_of_a_list_is_called_what_it_is(read, data, message, name):
+    with pytest.raises(ValueError, match=rf"{name} is .*{message}|{name} is {message}"):
+        read(name, data)

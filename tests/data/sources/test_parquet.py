@@ -11,8 +11,8 @@ import pytest
 
 from clip_jax import storage
 from clip_jax.data.samples import BadSample
-from clip_jax.data.sources import parquet
-from clip_jax.data.sources.registry import open_eval_source, open_source
+from clip_jax.data.sources import parquet, parquet_files
+from clip_jax.data.sources.registry import index_source, open_eval_source, open_source
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def test_a_copy_in_another_process_reads_the_same(folder, settings):
 def test_row_groups_are_kept_within_the_limit_and_decoded_once(folder, settings, monkeypatch):
     source = open_source(f"parquet:{folder}", "train", settings())
     opened = []
-    real = parquet._open
-    monkeypatch.setattr(parquet, "_open", lambda path: opened.append(path) or real(path))
+    real = parquet_files.open_file
+    monkeypatch.setattr(parquet_files, "open_file", lambda path: opened.append(path) or real(path))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         list(pool.map(source.__getitem__, [0, 1, 2] * 10))
     assert len(opened) == 1
@@ -90,8 +90,8 @@ def test_a_damaged_row_group_is_bad_samples_and_decoded_once(folder, settings, m
     monkeypatch.setattr(storage, "RETRY_DELAYS", (60.0,))
     source = open_source(f"parquet:{folder}", "train", settings())
     decoded = []
-    real = parquet._read_group
-    monkeypatch.setattr(parquet, "_read_group", lambda *args: decoded.append(args) or real(*args))
+    real = parquet.read_group
+    monkeypatch.setattr(parquet, "read_group", lambda *args: decoded.append(args) or real(*args))
     for number in (13, 14, 15):
         with pytest.raises(BadSample, match=rf"1\.parquet/{number}: unreadable-row-group"):
             source[number]
@@ -113,13 +113,13 @@ def test_corrupt_compressed_bytes_are_damage_and_a_failing_disk_is_not(monkeypat
         pa.ArrowKeyError("x"),
     )
     for error in errors:
-        monkeypatch.setattr(parquet, "_open", lambda path, error=error: File(error))
+        monkeypatch.setattr(parquet_files, "open_file", lambda path, error=error: File(error))
         with pytest.raises(parquet.DamagedGroup, match=r"0\.parquet, row group 3"):
-            parquet._read_group("0.parquet", 3, ["text"])
+            parquet.read_group("0.parquet", 3, ["text"])
     for error in (OSError(5, "input/output error"), ConnectionError("reset"), MemoryError("full")):
-        monkeypatch.setattr(parquet, "_open", lambda path, error=error: File(error))
+        monkeypatch.setattr(parquet_files, "open_file", lambda path, error=error: File(error))
         with pytest.raises(type(error)):
-            parquet._read_group("0.parquet", 3, ["text"])
+            parquet.read_group("0.parquet", 3, ["text"])
 
 
 def test_a_file_that_vanishes_is_tried_again_and_then_named(folder, settings, monkeypatch):
@@ -278,7 +278,7 @@ def test_rows_of_an_image_are_one_sample_also_across_files(tmp_path, settings, e
 
 def test_a_worker_opens_no_file_again(folder, settings, monkeypatch):
     data = pickle.dumps(open_source(f"parquet:{folder}", "train", settings()))
-    monkeypatch.setattr(parquet, "_open", None)
+    monkeypatch.setattr(parquet_files, "open_file", None)
     assert len(pickle.loads(data)) == 20
 
 
@@ -288,3 +288,65 @@ def test_training_and_test_files_of_a_folder_are_told_apart(folder, settings):
     source = open_source(f"parquet:{folder}", "train", settings())
     assert len(source) == 10 and "of other splits: 1 test" in source.notes[0]
     assert open_eval_source(settings(source=(f"parquet:{folder}",)))[0].key.startswith("test-")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+def test_beyond_a_limit_of_bytes_images_are_compared_if_the_first_ones_repeat_or_if_asked(
+    tmp_path, settings, encode, monkeypatch, kind
+):
+    """Ten rows; rows 8 and 9 show one image, and in the other folder also rows 0 and 1."""
+    monkeypatch.setattr(parquet, "MOST_COMPARED", 1)
+    monkeypatch.setattr(parquet, "HASHED_AT_ONCE", 1)
+
+    def write(name, numbers):
+        (tmp_path / name).mkdir()
+        images = [encode((number, 2, 3)) for number in numbers]
+        if kind == "struct":
+            images = [{"bytes": image, "path": None} for image in images]
+        table = pa.table({"image": images, "caption": [f"row {row}" for row in range(10)]})
+        pq.write_table(table, tmp_path / name / "a.parquet", row_group_size=2)
+        return f"parquet:{tmp_path / name}"
+
+    early = open_source(write("early", [0, 0, 2, 3, 4, 5, 6, 7, 8, 8]), "train", settings())
+    assert [early[0].captions, early[7].captions] == [("row 0", "row 1"), ("row 8", "row 9")]
+    spec = write("late", [0, 1, 2, 3, 4, 5, 6, 7, 8, 8])
+    late = open_source(spec, "train", settings())
+    assert len(late) == 10
+    assert "the first 2 rows share no image" in late.notes[0]
+    assert f"clip-jax data index {spec}" in late.notes[0]
+    assert "10 rows are 9 images" in index_source(spec, settings())
+    monkeypatch.setattr(parquet.ParquetSource, "_hashes", None)  # they are not read again
+    assert open_source(spec, "train", settings())[8].captions == ("row 8", "row 9")
+
+
+@pytest.mark.parametrize(
+    "images", [[[1, 2]], [1], [{"height": 3, "width": 4}], [{"bytes": [1, 2], "path": "a"}]]
+)
+def test_images_that_are_no_files_are_refused_naming_the_type(tmp_path, settings, images):
+    pq.write_table(pa.table({"image": images, "caption": ["one"]}), tmp_path / "a.parquet")
+    with pytest.raises(
+        ValueError, match=r"a\.parquet: the image column 'image' holds .*image_column"
+    ):
+        open_source(f"parquet:{tmp_path}", "train", settings())
+
+
+def test_structs_whose_bytes_are_missing_are_grouped_by_their_paths(tmp_path, settings, encode):
+    (tmp_path / "0.png").write_bytes(encode((1, 2, 3)))
+    images = [{"bytes": None, "path": "0.png"}] * 2 + [
+        {"bytes": encode((4, 5, 6)), "path": "0.png"}
+    ]
+    table = pa.table({"image": images, "caption": ["one", "two", "three"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(f"parquet:{tmp_path}", "train", settings())
+    assert [sample.captions for sample in source] == [("one", "two"), ("three",)]
+
+
+def test_texts_that_are_lists_are_read_and_texts_that_are_objects_refused(tmp_path, settings):
+    def read(texts):
+        pq.write_table(pa.table({"image": [b"a", b"b"], "caption": texts}), tmp_path / "a.parquet")
+        return open_source(f"parquet:{tmp_path}", "train", settings())
+
+    source = read(['["one", "two"]', "three"])
+    assert [sample.captions for sample in source] == [("one", "two"), ("three",)]
+    with pytest.raises(ValueError, match=r"a\.parquet: the caption column 'caption' holds objects"):
+        read(['{"raw": "one"}', "{'raw': 'two'}"])

@@ -12,6 +12,7 @@ from clip_jax.data.bad_samples import refuse_lost
 from clip_jax.data.samples import BadSample
 from clip_jax.data.sources.registry import open_eval_source, open_source, open_sources
 from clip_jax.data.sources.tar_index import MAGIC, OLD_MAGIC
+from clip_jax.data.tools.convert import convert
 
 
 @pytest.fixture
@@ -151,7 +152,8 @@ LINES = b"one view\n\nanother view\r\n"
 
 def test_lines_are_captions_where_the_layout_or_a_setting_says_so(read, tmp_path, picture):
     data = tar([("a.png", picture(0)), ("a.txt", LINES)])
-    assert read(data)[0].captions == ("one view another view",) and read(data).notes == ()
+    assert read(data)[0].captions == ("one view another view",)
+    assert "one caption each" in read(data).notes[0]
     source = read(data, caption_lines=True)
     assert source[0].captions == ("one view", "another view")
     (tmp_path / "set").mkdir()
@@ -207,3 +209,75 @@ def test_training_and_test_shards_of_a_folder_are_told_apart(tmp_path, settings,
     (tmp_path / "more.tar").write_bytes(tar(pairs(picture, "e")))
     with pytest.raises(ValueError, match=r"say no split, such as .*more\.tar"):
         open_source(spec, "train", settings())
+
+
+def pairs_of(count, picture):
+    return [(f"{k:03}.{end}", data) for k in range(count) for end, data in (("png", picture(k)), ("txt", f"text {k}".encode()))]  # fmt: skip
+
+
+def test_what_a_damaged_shard_lacks_counts_as_lost(tmp_path, settings, picture):
+    """Three whole shards of ten samples, and one that is cut off after four."""
+    whole = tar(pairs_of(10, picture))
+    for number in range(3):
+        (tmp_path / f"{number}.tar").write_bytes(whole)
+    (tmp_path / "3.tar").write_bytes(
+        whole[: len(tar(pairs_of(4, picture))) // 10240 * 10240 - 3000]
+    )
+    source = open_source(f"tar:{tmp_path}", "train", settings())
+    held = len(source) - 30
+    assert 0 < held < 10 and source.lost == 10 - held
+    assert any("1 of 4 tar shards are damaged" in note and "3.tar at byte" in note for note in source.notes)  # fmt: skip
+    spec = (f"tar:{tmp_path}",)
+    with pytest.raises(ValueError, match=r"samples are in files that cannot .*3\.tar at byte"):
+        open_sources(settings(source=spec))
+    assert len(open_sources(settings(source=spec, max_bad_share=0.3))[0]) == len(source)
+    with pytest.raises(ValueError, match=r"max_bad_share=0\.01"):
+        convert(spec[0], settings(), str(tmp_path / "out"))
+
+
+def test_compressed_shards_of_a_folder_are_lost_and_other_files_named(tmp_path, settings, picture):
+    (tmp_path / "0.tar").write_bytes(tar(pairs_of(3, picture)))
+    (tmp_path / "1.tar.gz").write_bytes(gzip.compress(tar(pairs_of(3, picture))))
+    (tmp_path / "0_stats.json").write_text("{}")
+    source = open_source(f"tar:{tmp_path}", "train", settings())
+    assert len(source) == source.lost == 3
+    assert any("1.tar.gz is compressed with gzip" in note for note in source.notes)
+    assert any("1 files are left out (1 .json)" in note for note in source.notes)
+
+
+def test_samples_of_links_are_bad_and_not_lost(read, picture):
+    """tar writes the second of two names of one file as a link, which has no bytes of its own."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as out:
+        for name, data in (("0.png", picture(0)), ("0.txt", b"text 0")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            out.addfile(info, io.BytesIO(data))
+        for name, kind in (("1.png", tarfile.LNKTYPE), ("1.txt", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, f"0.{name[2:]}"
+            out.addfile(info)
+    source = read(file.getvalue())
+    assert len(source) == 2 and source[0].captions == ("text 0",)
+    with pytest.raises(BadSample, match="1: missing-image"):
+        source[1]
+
+
+def test_texts_of_several_lines_are_said_to_be_one_caption(read, picture):
+    files = [
+        ("0.png", picture(0)),
+        ("0.txt", b"one\ntwo\n"),
+        ("1.png", picture(1)),
+        ("1.txt", b"three\n"),
+    ]
+    assert any("data.caption_lines=True" in note for note in read(tar(files)).notes)
+    assert not read(tar(files), caption_lines=False, image_column="png")[0].captions[1:]
+    assert not any("one caption each" in note for note in read(tar(files[2:])).notes)
+    assert not any(
+        "one caption each" in note for note in read(tar(files), caption_lines=True).notes
+    )
+
+
+def test_a_tar_of_nothing_is_said_to_be_one(read):
+    with pytest.raises(ValueError, match=r"s\.tar is a tar of nothing"):
+        read(bytes(10240))

@@ -35,13 +35,13 @@ def test_every_format_and_length_of_name_is_read(format, long):
     assert read(make(files, format)) == files
 
 
-def test_folders_and_links_are_passed_over(tmp_path):
+def test_folders_are_passed_over_and_links_have_no_bytes(tmp_path):
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "f.txt").write_text("hi")
     (tmp_path / "d" / "l.txt").symlink_to("f.txt")
     with tarfile.open(tmp_path / "t.tar", "w") as tar:
         tar.add(tmp_path / "d", "d")
-    assert read((tmp_path / "t.tar").read_bytes()) == {"d/f.txt": b"hi"}
+    assert read((tmp_path / "t.tar").read_bytes()) == {"d/f.txt": b"hi", "d/l.txt": b""}
 
 
 def test_the_end_of_a_whole_tar_is_no_damage():

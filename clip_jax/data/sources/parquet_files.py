@@ -1,0 +1,50 @@
+"""Opens Parquet files, on a disk or behind a URL, and tells damage from a storage that fails."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_jax import storage
+
+T = TypeVar("T")
+
+
+class DamagedGroup(ValueError):
+    """A row group whose bytes can be read and are not what was written."""
+
+
+def head(path: str) -> tuple[pa.Schema, list[int], list[int]]:
+    """Of a file the schema, and of its row groups the rows and the bytes."""
+    file = storage.retry(lambda: open_file(path), path)
+    groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    return file.schema_arrow, rows, [group.total_byte_size for group in groups]
+
+
+def open_file(path: str) -> pq.ParquetFile:
+    try:
+        if storage.is_url(path):
+            filesystem, name = fsspec.core.url_to_fs(path)
+            return pq.ParquetFile(name, filesystem=filesystem)
+        return pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
+
+
+def read_group(path: str, number: int, names: list[str]) -> pa.Table:
+    return or_damaged(lambda: open_file(path).read_row_group(number, names), path, number)
+
+
+def or_damaged(read: Callable[[], T], path: str, number: int) -> T:
+    """What `read` makes of a row group; DamagedGroup where its bytes are not what was written."""
+    try:
+        return read()
+    except (pa.ArrowException, OSError) as error:
+        # Arrow says OSError also of bytes that it cannot make sense of, but without a number.
+        damaged = isinstance(error, pa.ArrowException) and not isinstance(error, MemoryError)
+        if damaged or (type(error) is OSError and not error.errno):
+            raise DamagedGroup(f"{path}, row group {number}: {error}") from error
+        raise
