@@ -17,8 +17,9 @@ from clip_jax.data.sources import registry
 from clip_jax.data.sources.subset import ALL
 from clip_jax.distributed import agreement, initialize
 from clip_jax.distributed.failures import together
-from clip_jax.evaluation.evaluators.zero_shot import (
+from clip_jax.evaluation.prompts import (
     SIMPLE_TEMPLATES,
+    Templates,
     read_classes,
     read_templates,
 )
@@ -195,7 +196,7 @@ def classify(args: list[str]) -> int:
         min_probability=settings.min_probability,
     )
     classes = read_classes(str(settings.classes))
-    templates = SIMPLE_TEMPLATES
+    templates: Templates = SIMPLE_TEMPLATES
     if settings.templates is not None:
         templates = read_templates(str(settings.templates))
     source = registry.open_source(settings.source, settings.split, settings.data)
