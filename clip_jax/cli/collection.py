@@ -20,6 +20,7 @@ from clip_jax.distributed.failures import together
 from clip_jax.evaluation.prompts import (
     SIMPLE_TEMPLATES,
     Templates,
+    check_prompts,
     read_classes,
     read_templates,
 )
@@ -199,6 +200,7 @@ def classify(args: list[str]) -> int:
     templates: Templates = SIMPLE_TEMPLATES
     if settings.templates is not None:
         templates = read_templates(str(settings.templates))
+        check_prompts(classes, templates, str(settings.templates))
     source = registry.open_source(settings.source, settings.split, settings.data)
     loaded = load_to_host(settings.model, settings.architecture, step=settings.step)
     bad_samples = BadSamples()

@@ -63,7 +63,7 @@ def classify(
       loaded: the model with its tokenizer.
       source: the pictures.
       classes: their names, at least one, each once.
-      templates: prompts with {} where the name goes, or finished prompts by class.
+      templates: prompts with {} or {c} where the name goes, or those of each class.
       cfg: how many classes of each, in which batches.
       data: how pictures are read, how many may be bad.
       mesh: all of its devices take part.
