@@ -17,8 +17,10 @@ from clip_jax.data.sources import registry
 from clip_jax.data.sources.subset import ALL
 from clip_jax.distributed import agreement, initialize
 from clip_jax.distributed.failures import together
-from clip_jax.evaluation.evaluators.zero_shot import (
+from clip_jax.evaluation.prompts import (
     SIMPLE_TEMPLATES,
+    Templates,
+    check_prompts,
     read_classes,
     read_templates,
 )
@@ -195,9 +197,10 @@ def classify(args: list[str]) -> int:
         min_probability=settings.min_probability,
     )
     classes = read_classes(str(settings.classes))
-    templates = SIMPLE_TEMPLATES
+    templates: Templates = SIMPLE_TEMPLATES
     if settings.templates is not None:
         templates = read_templates(str(settings.templates))
+        check_prompts(classes, templates, str(settings.templates))
     source = registry.open_source(settings.source, settings.split, settings.data)
     loaded = load_to_host(settings.model, settings.architecture, step=settings.step)
     bad_samples = BadSamples()

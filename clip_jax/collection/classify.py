@@ -21,7 +21,7 @@ from clip_jax.config import DataConfig
 from clip_jax.data.bad_samples import BadSamples, refuse_lost
 from clip_jax.data.samples import Source
 from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.evaluators.zero_shot import class_embeddings
+from clip_jax.evaluation.prompts import Templates, class_embeddings
 from clip_jax.registry import Count, Settings, Share
 from clip_jax.weights.load import Loaded
 
@@ -50,7 +50,7 @@ def classify(
     loaded: Loaded,
     source: Source,
     classes: Sequence[str],
-    templates: Sequence[str],
+    templates: Templates,
     *,
     cfg: ClassifyConfig,
     data: DataConfig,
@@ -63,7 +63,7 @@ def classify(
       loaded: the model with its tokenizer.
       source: the pictures.
       classes: their names, at least one, each once.
-      templates: prompts with {} where the name goes.
+      templates: prompts with {} or {c} where the name goes, or those of each class.
       cfg: how many classes of each, in which batches.
       data: how pictures are read, how many may be bad.
       mesh: all of its devices take part.

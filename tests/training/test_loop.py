@@ -341,7 +341,9 @@ def test_a_resume_restores_the_counts_of_bad_samples_and_rewinds_the_metrics(mad
     )
     checkpoints = types.SimpleNamespace(restore=lambda like: restored)
     goodput = types.SimpleNamespace(resumed_from=seen.append)
-    setup = types.SimpleNamespace(abstract_state=None)
-    assert loop.restore_or_start(setup, run, checkpoints, goodput) == ("state", counts)
+    setup = types.SimpleNamespace(abstract_state=None, cfg=CFG)
+    found = loop.restore_or_start(setup, run, checkpoints, goodput)
+    B = CFG.data.batch_size
+    assert found == ("state", Position(4, 4 * B, B), counts)
     assert [line["step"] for line in run.metrics()] == [2, 4]
     assert seen == [seconds]
