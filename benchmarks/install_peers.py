@@ -15,7 +15,13 @@ from pathlib import Path
 
 # Pillow 13 resizes with its passes in the order that ours are in; apache-beam, for other tests, holds
 # it back at 12.
-PEERS = ("open_clip_torch==3.3.0", "pillow==13.0.0", "timm==1.0.28", "torchvision==0.28.0")
+PEERS = (
+    "clip-benchmark==1.6.2",
+    "open_clip_torch==3.3.0",
+    "pillow==13.0.0",
+    "timm==1.0.28",
+    "torchvision==0.28.0",
+)
 REGISTRATION = re.compile(r"@torch\.library\.register_fake\(\"torchvision::\w+\"\)")
 
 

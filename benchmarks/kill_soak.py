@@ -1,11 +1,16 @@
-"""Kill a tiny run with SIGKILL again and again; at its end it must be bit-identical to an uninterrupted run.
+"""Kill a tiny run with SIGKILL again and again; its end must be that of an uninterrupted run.
 
     python benchmarks/kill_soak.py --kills 200
+    python benchmarks/kill_soak.py --kills 200 --minutes 25       as many of them as fit
 
 Each start of `clip-jax train` is killed at a random moment: while it starts, compiles, waits for
-data, steps, or saves. How far it comes between two kills is drawn again each time, so that some
-starts save several checkpoints and others none. The script prints one line of JSON and fails if a
-parameter, a moment, a counter or a logged number differs in one bit.
+data, steps, saves or evaluates. It evaluates, keeps an average of its weights (EMA), reads with two
+data workers, and logs to metrics.jsonl and TensorBoard. How far it comes between two kills is drawn
+anew each time, so that some starts save several checkpoints and others none. The script prints one
+line of JSON and fails if a parameter, a moment, an average or a counter differs in one bit, a line
+of metrics.jsonl or a point of TensorBoard differs, is missing or is there twice, shared memory or
+a temporary folder is left, a process outlives the run, or the account of the run's time differs from the
+wall clock by more than 1 %.
 """
 
 import argparse
@@ -23,6 +28,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests" / "end_to_end"
 sys.path.insert(0, str(TESTS))
 
 SAVE_EVERY = 2
+EVALUATE_EVERY = 10
 TIMES = {
     *("images_per_second", "images_per_second_per_chip", "data_wait_share"),
     *("tflops_per_second_per_chip", "mfu", "peak_memory_gib"),
@@ -49,13 +55,19 @@ def arguments(folder: Path, run: Path, steps: int) -> list[str]:
         "data.source": f"pairs:{folder}/captions.csv",
         "data.batch-size": 8,
         "data.threads": 1,
+        "data.workers": 2,
+        "data.eval-source": f"pairs:{folder}/captions.csv",
         "optimizer.warmup-steps": 2,
+        "optimizer.schedule": "constant",  # the run may end earlier than was planned
+        "optimizer.ema-decay": 0.9,
         "checkpoint.every-steps": SAVE_EVERY,
-        "evaluation.batch-size": 8,
+        "checkpoint.keep-best-by": "eval/loss",
+        "evaluation.batch-size": 16,
+        "evaluation.every-steps": EVALUATE_EVERY,
         "logging.every-steps": 1,
     }
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    return ["train", *flags, "--logging.loggers", "jsonl", "--logging.no-report"]
+    return ["train", *flags, "--logging.loggers", "jsonl", "tensorboard", "--logging.no-report"]
 
 
 def newest_step(run: Path) -> int:
@@ -81,33 +93,62 @@ def metrics(run: Path) -> list[dict]:
     return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
 
 
-def soak(folder: Path, kills: int, steps: int) -> dict:
-    """Kill a run `kills` times, let it end, and compare it with an uninterrupted one."""
+def points(run: Path) -> list[tuple[int, str, float]]:
+    """TensorBoard's points as it shows them: a later file takes back what it says again."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(run.glob("events.out.tfevents.*")):
+        data, at = path.read_bytes(), 0
+        while at + 12 <= len(data):
+            length = int.from_bytes(data[at : at + 8], "little")
+            if at + 12 + length + 4 > len(data):
+                break  # a kill has cut the last one off
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            if event.HasField("session_log"):
+                found = [one for one in found if one[0] < event.step]
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    found.append((event.step, value.tag, value.simple_value))
+    return [one for one in found if one[1].removeprefix("train/") not in TIMES]
+
+
+def leftovers(folder: Path) -> list[str]:
+    """What a kill may leave on the machine."""
+    shared = Path("/dev/shm")
+    found = set(shared.iterdir()) if shared.exists() else set()
+    found |= {*(folder / "tmp").iterdir(), *folder.rglob("*.orbax-checkpoint-tmp*")}
+    # What multiprocessing keeps for the server that starts the commands goes with that server.
+    return sorted(str(path) for path in found if not path.name.startswith("pymp-"))
+
+
+def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
+    """Kill a run `kills` times, let it end, and compare it with one that nothing happened to."""
     from command import Command
 
     write_pairs(folder)
-    peace, run = folder / "peace", folder / "run"
+    before = leftovers(folder)
+    reference, run = folder / "reference", folder / "run"
     for _ in range(2):  # the second one finds its programs compiled, as all later ones do
         start = time.monotonic()
         with Command(*arguments(folder, folder / f"warm{_}", 2), output=folder / "warm") as command:
-            assert command.end() == 0, command.text
+            assert command.end(timeout_s=3600) == 0, command.text
     start_s = time.monotonic() - start
-    with Command(*arguments(folder, peace, steps), output=folder / "peace.txt") as command:
-        assert command.end(timeout_s=3600) == 0, command.text
 
     rng, began, killed, reached = np.random.default_rng(0), time.monotonic(), 0, []
-    while killed < kills:
+    while killed < kills and time.monotonic() - began < 60 * minutes:
         with Command(*arguments(folder, run, steps), output=folder / "run.txt") as command:
-            before = newest_step(run)
-            if rng.random() < 0.2:  # somewhere in the start
+            newest = newest_step(run)
+            if rng.random() < 0.3:  # somewhere in the start
                 deadline = time.monotonic() + rng.uniform(0, start_s)
             else:  # at a moment after some saves
-                goal = before + SAVE_EVERY * int(rng.integers(1, 4))
-                give_up = time.monotonic() + 600
+                goal = newest + SAVE_EVERY * int(rng.integers(1, 4))
+                give_up = time.monotonic() + 1800
                 while newest_step(run) < min(goal, steps - SAVE_EVERY):
                     assert time.monotonic() < give_up and command.is_alive, command.text
                     time.sleep(0.001)
-                deadline = time.monotonic() + rng.uniform(0, 0.08)
+                deadline = time.monotonic() + rng.uniform(0, 0.3)
             while time.monotonic() < deadline:
                 time.sleep(0.0005)
             assert command.is_alive, f"it ended by itself: {command.text}"
@@ -116,38 +157,67 @@ def soak(folder: Path, kills: int, steps: int) -> dict:
         if newest_step(run) >= steps - SAVE_EVERY:
             raise SystemExit(f"the run was over after {killed} kills: give it more --steps")
         print(f"{killed} kills, at step {reached[-1]}", file=sys.stderr, flush=True)
-    with Command(*arguments(folder, run, steps), output=folder / "run.txt") as command:
+    # A run whose end comes sooner than was planned: the schedule is constant, so nothing else changes.
+    last = -(-(newest_step(run) + 1) // EVALUATE_EVERY) * EVALUATE_EVERY
+    shorter = ["--checkpoint.allow-change", "steps"]
+    with Command(*arguments(folder, run, last), *shorter, output=folder / "run.txt") as command:
+        assert command.end(timeout_s=3600) == 0, command.text
+    wall_s = time.monotonic() - began
+    with Command(*arguments(folder, reference, last), output=folder / "reference.txt") as command:
         assert command.end(timeout_s=3600) == 0, command.text
 
-    ours, theirs = arrays(run, steps), arrays(peace, steps)
+    ours, theirs = arrays(run, last), arrays(reference, last)
     differing = [name for name in theirs if ours.get(name) != theirs[name]]
     record = json.loads((run / "goodput.json").read_text())
     damaged = run / "checkpoints" / "damaged"
+    shown, expected = sorted(points(run)), sorted(points(reference))
     return {
         "kills": killed,
-        "steps": steps,
+        "steps": last,
         "starts_that_saved": int(np.count_nonzero(np.diff([0, *reached]))),
         "arrays": len(theirs),
         "arrays_that_differ": differing,
-        "logged_lines_equal": metrics(run) == metrics(peace),
+        "logged_lines": len(metrics(reference)),
+        "logged_lines_equal": metrics(run) == metrics(reference),
+        "tensorboard_points": len(expected),
+        "tensorboard_equal": shown == expected,
+        "left_over": [name for name in leftovers(folder) if name not in before],
         "damaged_checkpoints": len(list(damaged.glob("[0-9]*"))) if damaged.exists() else 0,
-        "minutes": round((time.monotonic() - began) / 60, 1),
+        "minutes": round(wall_s / 60, 1),
+        "goodput_of_wall_time": round(sum(record["seconds"].values()) / wall_s, 4),
+        "starts": record["starts"],
         "seconds_by_phase": record["seconds"],
     }
+
+
+def is_sound(found: dict) -> bool:
+    """Whether the killed run is the same as the other one in all that it leaves."""
+    return (
+        not found["arrays_that_differ"]
+        and found["logged_lines_equal"]
+        and found["tensorboard_equal"]
+        and not found["left_over"]
+        and abs(found["goodput_of_wall_time"] - 1) < 0.01
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--steps", type=int, help="of the run; by default enough for the kills")
+    parser.add_argument(
+        "--steps", type=int, help="of the run at most; by default enough for the kills"
+    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="no kill comes later than this")
     args = parser.parse_args()
     steps = args.steps or 8 * args.kills
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as name:
         os.environ.setdefault("CLIP_JAX_TEST_CACHE", f"{name}/programs")
-        found = soak(Path(name), args.kills, steps)
+        os.environ["TMPDIR"] = f"{name}/tmp"
+        os.mkdir(os.environ["TMPDIR"])
+        found = soak(Path(name), args.kills, steps, args.minutes)
     print(json.dumps(found))
-    return 0 if not found["arrays_that_differ"] and found["logged_lines_equal"] else 1
+    return 0 if is_sound(found) else 1
 
 
 if __name__ == "__main__":

@@ -153,9 +153,8 @@ class DataConfig(Settings, group="data."):
     # shapes, pairs:FILE.csv, tar:GLOB, folder:DIR (class folders), tfds:NAME, parquet:GLOB, ...
     source: tuple[str, ...] = ("shapes",)
     weights: tuple[Positive, ...] | None = None  # of the sources; None: by their sizes
-    subset: tuple[
-        str, ...
-    ] = ()  # FILE for each source: samples that are kept; all: the whole source
+    # FILE for each source: samples that are kept; all: the whole source
+    subset: tuple[str, ...] = ()
     eval_source: str | None = None  # None: the source's own test split
     eval_subset: str | None = None  # as subset, of what is evaluated on
     eval_also: tuple[str, ...] = ()  # NAME=SOURCE each: more test data, measured as eval/NAME/...
@@ -211,7 +210,8 @@ class OptimizerConfig(Settings, group="optimizer."):
     b1: BelowOne = 0.9  # decay of the first moment (of the momentum)
     b2: BelowOne = 0.98  # decay of the second moment
     eps: Positive = 1e-6  # added to the root of the second moment
-    weight_decay: NotNegative = 0.2  # not on gains, biases, position embeddings and the scale
+    weight_decay: NotNegative = 0.2  # not on gains, biases and the scale
+    decay_positions: bool = False  # position embeddings too, as open_clip; big_vision does not
     clip_norm: Positive | None = None  # global gradient norm; None: no clipping
     layer_decay: Part | None = None  # learning rate's factor from a layer to the one below
     moment_dtype: Dtype = "float32"  # of the first moment, which every rule keeps
@@ -258,10 +258,15 @@ class EvaluationConfig(Settings, group="evaluation."):
     every_steps: Whole | None = None  # in training; None: at the end alone; 0: never
     batch_size: Count = 256  # pairs, over all devices
     max_samples: Count | None = None  # None: the whole split
-    # loss, retrieval, zero_shot, or package.module:NAME; each where the data have what it needs
+    probe_source: str | None = None  # a training set with labels, for knn, few_shot, linear_probe
+    probe_samples: Count | None = None  # of it at most, at even distances; None: all
+    # zero_shot, retrieval, macro_f1, ... (docs/evaluate.md) or package.module:NAME; each where the
+    # data have what it needs
     metrics: tuple[str, ...] = ("loss", "retrieval", "zero_shot")
-    classes: str | None = None  # a text file of class names, one a line; None: the source's
-    templates: str | None = None  # a text file of prompts with {}; None: the source's
+    classes: str | None = None  # a file of class names, one a line, or imagenet; None: the source's
+    templates: str | None = (
+        None  # a file of prompts with {} or {c}, or imagenet; None: the source's
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What accelerators can do at most, by the names that JAX gives them: the denominators of MFU."""
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterator
@@ -101,6 +102,7 @@ _ALL = (
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _ALL}
 
 
+@functools.lru_cache
 def chip_of(device_kind: str) -> Chip | None:
     """The chip that a JAX device is, or is a half of; None where the peak is not known (any CPU)."""
     matching = (chip for chip in _ALL if re.fullmatch(chip.devices_named, device_kind))

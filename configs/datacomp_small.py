@@ -23,7 +23,7 @@ def get_config() -> TrainConfig:
         steps=3_125,
         model=ModelSettings(name="ViT-B-32", remat="attention"),
         data=DataConfig(source=("tar:data/datacomp/{00000000..00001287}.tar",), batch_size=4_096),
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=500),
+        optimizer=OptimizerConfig(decay_positions=True, learning_rate=5e-4, warmup_steps=500),
         checkpoint=CheckpointConfig(every_minutes=10),
         logging=LoggingConfig(every_steps=20),
     )

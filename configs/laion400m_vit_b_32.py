@@ -23,7 +23,7 @@ def get_config() -> TrainConfig:
         steps=397_000,
         model=ModelSettings(name="ViT-B-32", remat="attention"),
         data=DataConfig(source=("tar:data/laion400m/{00000..41407}.tar",), batch_size=32_768),
-        optimizer=OptimizerConfig(learning_rate=5e-4, warmup_steps=2_000),
+        optimizer=OptimizerConfig(decay_positions=True, learning_rate=5e-4, warmup_steps=2_000),
         checkpoint=CheckpointConfig(every_minutes=10, keep_every_steps=50_000),
         logging=LoggingConfig(every_steps=50),
     )

@@ -14,7 +14,10 @@
 # SIGTERM is handed on, so that the run saves and leaves with 75. Ctrl-C, likewise, with 130.
 set -euo pipefail
 
-PATIENCE_S=120 # for the other processes, once one has ended badly; each ends by itself in less
+# Once a process has ended badly the others end by themselves in seconds, but for those that still
+# wait for it to come at all: they are asked to leave after some seconds, and killed in the end.
+ASK_S=15
+PATIENCE_S=120
 
 help() { sed -n '2,/^set -/{/^set -/d;s/^# \{0,1\}//;p;}' "$0"; }
 fail() {
@@ -88,7 +91,7 @@ start_all() {
 
 # A process that was ended by a signal has a code of 128 and more.
 wait_for_all() { # sets `code` to that of the first process that ended badly
-  local pid ended still since=''
+  local pid ended still since='' told=''
   code=0
   while ((${#running[@]})); do
     still=()
@@ -104,6 +107,10 @@ wait_for_all() { # sets `code` to that of the first process that ended badly
       fi
     done
     running=(${still[@]+"${still[@]}"})
+    if [[ -n $since && -z $told ]] && ((SECONDS - since > ASK_S)); then
+      hand_on TERM
+      told=yes
+    fi
     if [[ -n $since ]] && ((SECONDS - since > PATIENCE_S)); then
       log "killing ${#running[@]} processes that still run ${PATIENCE_S} s after another has ended"
       hand_on KILL

@@ -79,6 +79,8 @@ if [[ $command == create ]]; then
   [[ -n $zone ]] || fail "--zone is missing"
   [[ -n $type ]] || fail "--type is missing"
   [[ ! -e $note ]] || fail "$note exists: '$name' was created before; delete it first, or take another name"
+  # Google's Cloud TPU API serves types up to v6e; TPU7x is made by GKE or Compute Engine.
+  [[ $type != tpu7x-* ]] || fail "--type=$type: the Cloud TPU API does not serve TPU7x; launch/gke.sh makes it"
   if ((slices > 1)) && [[ -z $queued ]]; then fail "--slices=$slices needs --queued"; fi
   case $type in
     v5litepod-* | v5e-*) version=${version:-v2-alpha-tpuv5-lite} ;;

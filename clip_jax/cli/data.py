@@ -1,10 +1,11 @@
-"""The commands under `clip-jax data`: index, stats, preview, bench, convert, subset."""
+"""The commands under `clip-jax data`: index, stats, preview, bench, convert, subset, filter, map."""
 
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from clip_jax.cli.curation import filter_source, map_source
 from clip_jax.config import DataConfig
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.registry import ClipTokenizer
@@ -27,6 +28,8 @@ def data(args: list[str]) -> int:
         "bench": bench,
         "convert": convert,
         "subset": subset,
+        "filter": filter_source,
+        "map": map_source,
     }
     return tyro.extras.subcommand_cli_from_dict(commands, args=args, prog="clip-jax data")
 

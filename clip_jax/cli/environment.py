@@ -11,10 +11,27 @@ from jax._src import compilation_cache
 
 log = logging.getLogger(__name__)
 
+# What only some commands need, and the extra that installs it.
+EXTRAS = {
+    "pyarrow": "search",
+    "usearch": "search",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "h11": "serve",
+    "sklearn": "map",
+    "umap": "map",
+    "apache_beam": "beam",
+}
+
 
 def check_switches():
     """Refuse switches of JAX under which a train step does not compile."""
-    for name, works in (("jax_enable_x64", False), ("jax_numpy_dtype_promotion", "standard")):
+    known = {
+        "jax_enable_x64": False,
+        "jax_numpy_dtype_promotion": "standard",
+        "jax_disable_jit": False,
+    }
+    for name, works in known.items():
         if (value := getattr(jax.config, name)) != works:
             raise ValueError(
                 f"{name.upper()}={value} is set in the environment; training computes in float32 "
@@ -24,6 +41,9 @@ def check_switches():
 
 def explain(error: BaseException) -> str | None:
     """One line for an error that the environment causes; None for any other."""
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        extra = EXTRAS[error.name]
+        return f"this needs {error.name}, which is not installed: pip install 'clip_jax[{extra}]'"
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -37,6 +57,11 @@ def explain(error: BaseException) -> str | None:
         )
     if is_out_of_memory(error):
         return f"{out_of_memory(error)}. Lower --evaluation.batch-size or --mesh.data"
+    if isinstance(error, FloatingPointError):
+        return (
+            f"{str(error).splitlines()[0]} JAX_DEBUG_NANS or JAX_DEBUG_INFS ends a run there: unset "
+            "it, and the step is skipped"
+        )
     if isinstance(error, RuntimeError) and "home directory" in str(error):
         return f"{error} Set HOME, or name paths without ~"
     return None

@@ -13,8 +13,12 @@ import tyro
 
 from clip_jax.cli import environment
 from clip_jax.cli.arguments import parse, run_config, take_config
+from clip_jax.cli.average import average_command
+from clip_jax.cli.bench import bench
+from clip_jax.cli.collection import classify, embed
 from clip_jax.cli.evaluate import evaluate
 from clip_jax.cli.plan import plan
+from clip_jax.cli.search import index, search, serve
 from clip_jax.cli.settings import settings
 from clip_jax.config import TrainConfig
 from clip_jax.hardware import let_cpu_devices_wait, silence_absent_tpus
@@ -25,6 +29,7 @@ from clip_jax.planning.out_of_memory import memory_advice
 from clip_jax.redaction import redact, redact_logs
 from clip_jax.registry import is_import_path
 from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.goodput import start_of_process
 from clip_jax.runs.report.page import write_report
 from clip_jax.runs.save_retries import SaveFailed
 from clip_jax.storage import user_cache
@@ -48,7 +53,7 @@ def train_command(args: list[str]) -> int:
     environment.check_switches()
     check(cfg)
     try:
-        return train(cfg)
+        return train(cfg, began=start_of_process())
     except jax.errors.JaxRuntimeError as error:
         if not environment.is_out_of_memory(error):
             raise
@@ -152,7 +157,7 @@ def export_command(args: list[str]) -> int:
 
 
 def data_command(args: list[str]) -> int:
-    """Look at data before training on it: index, stats, preview, bench, convert."""
+    """Look at data, filter and convert it: clip-jax data --help lists the commands."""
     from clip_jax.cli.data import data  # it imports TensorFlow Datasets, which takes half a second
 
     return data(args)
@@ -161,6 +166,8 @@ def data_command(args: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "eval": evaluate,
+    "bench": bench,
+    "average": average_command,
     "report": report_command,
     "models": models_command,
     "settings": settings,
@@ -168,6 +175,11 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": export_command,
     "data": data_command,
     "plan": plan,
+    "embed": embed,
+    "classify": classify,
+    "index": index,
+    "search": search,
+    "serve": serve,
 }
 
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from clip_jax.data.bad_samples import BadSamples
-from clip_jax.data.dataset import EvalDataset, TrainDataset, fill
+from clip_jax.data.dataset import EvalDataset, Spec, TrainDataset, fill
 
 MOST_ROWS = 16  # of a batch that a thread takes at once
 AHEAD = 2  # batches that are read before they are asked for
@@ -47,7 +47,7 @@ class Batches(abc.ABC):
             raise ValueError("these batches are closed")
         arrays, bad = self._read(self.step)
         self.step += 1
-        self.bad_samples.record(len(arrays["image"]), bad)
+        self.bad_samples.record(len(next(iter(arrays.values()))), bad)
         self._check(self.bad_samples)
         return arrays
 
@@ -84,6 +84,16 @@ class ThreadBatches(Batches):
         self._next, self._pool = step, None
         self._asked: deque[tuple[dict[str, np.ndarray], list[Future]]] = deque()
 
+    @property
+    def left(self) -> int:
+        """Batches that come still."""
+        return self._end - self.step
+
+    @property
+    def spec(self) -> Spec:
+        """Shapes and types of the arrays of a batch."""
+        return self._dataset.spec
+
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], list]:
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="data")
@@ -112,3 +122,35 @@ class ThreadBatches(Batches):
         self._dataset.close()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
+
+
+class EqualBatches:
+    """As many batches in every process, even where one of them cannot read its own.
+
+    The processes compute each batch together, so one that stopped at a failure would leave the
+    others waiting. Its batches are empty from then on, and `error` says why. One that is `alone`
+    raises at once.
+    """
+
+    def __init__(self, batches: ThreadBatches, *, alone: bool):
+        self.error: Exception | None = None
+        self._batches, self._alone = batches, alone
+
+    def __enter__(self) -> "EqualBatches":
+        return self
+
+    def __exit__(self, *exc):
+        self._batches.close()
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for _ in range(self._batches.left):
+            if self.error is None:
+                try:
+                    yield next(self._batches)
+                    continue
+                except Exception as error:
+                    if self._alone:
+                        raise
+                    self.error = error
+            spec = self._batches.spec.items()
+            yield {name: np.zeros(shape, dtype) for name, (shape, dtype) in spec}

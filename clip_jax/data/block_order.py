@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clip_jax.data.shuffle import MAX_CYCLE, hash64, pattern, permute, whole_numbers
+from clip_jax.data.shuffle import MAX_CYCLE, hash64, pattern, permute, rare_shares, whole_numbers
 
 MOST_LANES = 256
 LEAST_LANES = 64  # where the window has as many blocks
@@ -325,6 +325,11 @@ def _lanes(batch_size: int, most: int) -> int:
 def _counts(weights: Sequence[float]) -> list[int]:
     """Whole numbers in these proportions; a long cycle is made to end with all lanes together."""
     counts = whole_numbers(weights)
+    if rare := rare_shares(weights, counts):
+        raise ValueError(
+            f"data.weights: a share of {min(rare.values()):.1g} is too small for data.shuffle=block, "
+            "which keeps those above about 3e-4: use data.shuffle=global"
+        )
     if sum(counts) > 1024:
         counts[int(np.argmax(counts))] += MAX_CYCLE - sum(counts)
     return counts

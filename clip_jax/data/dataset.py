@@ -41,7 +41,8 @@ class TrainDataset:
     """Row r of this process is row r % b of its part of global batch r // b, b being the part's size.
 
     What a row holds depends on the seed, the global batch and the place in it, and on nothing
-    else: not on processes, threads or what was read before.
+    else: not on processes, threads or what was read before. `skipped` is added to its position in
+    the order of samples, which else is the number of those in the batches before.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TrainDataset:
         seed: int,
         process_index: int,
         process_count: int,
+        skipped: int = 0,
     ):
         if cfg.batch_size % process_count:
             raise ValueError(
@@ -62,11 +64,16 @@ class TrainDataset:
                 "processes that share it"
             )
         self.rows = cfg.batch_size // process_count
-        self._first = process_index * self.rows
+        self._first, self._skipped = process_index * self.rows, skipped
         self._sources, self._tokenizer, self._cfg = tuple(sources), tokenizer, cfg
         self._image_size, self._seed = image_size, seed
-        self._preprocess = _with_rotation(preprocess, cfg)
+        self._preprocess = with_rotation(preprocess, cfg)
         self._order = make_order(self._sources, cfg, seed=seed)
+        if skipped and isinstance(self._order, BlockOrder):
+            raise ValueError(
+                f"data.batch_size={cfg.batch_size} is not that of the run, and blocks are read in an "
+                "order that belongs to it: keep the batch size, or use data.shuffle=global"
+            )
         self._memory = cfg.read_ahead_mb * 1_000_000
         self._open()
 
@@ -141,7 +148,7 @@ class TrainDataset:
 
     def __getitem__(self, number: int) -> dict:
         step, row = divmod(number, self.rows)
-        position = step * self._cfg.batch_size + self._first + row
+        position = step * self._cfg.batch_size + self._first + self._skipped + row
         source, index, epoch, stream, window = (int(each_B[row]) for each_B in self._plan(step))
         bad: list[BadSample] = []
         while len(bad) < MAX_TRIES:
@@ -163,7 +170,7 @@ class TrainDataset:
     def _plan(self, step: int) -> Rows:
         plan = self._plans.get(step)
         if plan is None:
-            first = step * self._cfg.batch_size + self._first
+            first = step * self._cfg.batch_size + self._first + self._skipped
             plan = self._order.rows(np.arange(first, first + self.rows))
             if len(self._plans) >= KEPT_PLANS:
                 self._plans.pop(min(self._plans, default=0), None)
@@ -171,10 +178,12 @@ class TrainDataset:
         return plan
 
     def _load(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        if not sample.captions:
+            raise BadSample("missing-caption", key=sample.key, shard=sample.shard)
         caption = sample.captions[0]
         if len(sample.captions) > 1:
             caption = sample.captions[int(rng.choice(len(sample.captions), p=sample.caption_probs))]
-        image_HWC = _or_bad(
+        image_HWC = or_bad(
             sample,
             train_image,
             sample.image,
@@ -215,7 +224,7 @@ class EvalDataset:
         self.rows = batch_size // process_count
         self._batch_size, self._first = batch_size, process_index * self.rows
         self._source, self._tokenizer, self._cfg = source, tokenizer, cfg
-        self._image_size, self._preprocess = image_size, _with_rotation(preprocess, cfg)
+        self._image_size, self._preprocess = image_size, with_rotation(preprocess, cfg)
         self._samples = min(len(source), max_samples or len(source))
         self.batches = -(-self._samples // batch_size)
 
@@ -235,7 +244,7 @@ class EvalDataset:
         index = place * len(self._source) // self._samples
         try:
             sample = self._source[index]
-            image_HWC = _or_bad(
+            image_HWC = or_bad(
                 sample,
                 eval_image,
                 sample.image,
@@ -287,7 +296,7 @@ def fill(
     return bad
 
 
-def _with_rotation(preprocess: PreprocessConfig, cfg: DataConfig) -> PreprocessConfig:
+def with_rotation(preprocess: PreprocessConfig, cfg: DataConfig) -> PreprocessConfig:
     """EXIF rotation where either the model was trained with it, or a setting says so."""
     rotation = preprocess.exif_rotation or cfg.exif_rotation
     return dataclasses.replace(preprocess, exif_rotation=rotation)
@@ -300,7 +309,8 @@ def _spec(rows: int, image_size: int, tokenizer: Tokenizer) -> Spec:
     }
 
 
-def _or_bad(sample: Sample, load: Callable, *arguments):
+def or_bad(sample: Sample, load: Callable, *arguments):
+    """What `load` makes of the arguments; an image that cannot be used is a `BadSample`."""
     try:
         return load(*arguments)
     except ImageError as error:

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from clip_jax.config import DataConfig, PreprocessConfig
 from clip_jax.data.bad_samples import BadSamples, refuse_lost
-from clip_jax.data.batches import Batches, ThreadBatches
+from clip_jax.data.batches import Batches, EqualBatches, ThreadBatches
 from clip_jax.data.dataset import EvalDataset, Tokenizer, TrainDataset
 from clip_jax.data.samples import Source
 from clip_jax.data.workers import WorkerBatches
 
-__all__ = ["Batches", "cores", "eval_batches", "train_batches"]
+__all__ = ["Batches", "EqualBatches", "cores", "eval_batches", "train_batches"]
 
 
 def train_batches(
@@ -23,6 +23,7 @@ def train_batches(
     preprocess: PreprocessConfig,
     seed: int,
     start_step: int = 0,
+    samples_before: int | None = None,
     process_index: int = 0,
     process_count: int = 1,
     bad_samples: BadSamples | None = None,
@@ -36,7 +37,9 @@ def train_batches(
       image_size: pixels on each side.
       preprocess: how a crop is resized.
       seed: of order, augmentation and the choice of captions.
-      start_step: the first batch; with the seed it is all there is to resuming.
+      start_step: the first batch.
+      samples_before: that were taken before it; None: by batches of this size. With the seed it is
+        all there is to resuming.
       process_index: whose rows of each global batch, of `process_count` processes.
       process_count: the global batch does not depend on it.
       bad_samples: counts bad samples; a new one where None.
@@ -49,6 +52,7 @@ def train_batches(
       ValueError: the batch does not divide, or, while reading, too many samples are bad.
     """
     sources = list(source) if isinstance(source, Sequence) else [source]
+    usual = start_step * cfg.batch_size
     dataset = TrainDataset(
         sources,
         tokenizer,
@@ -58,6 +62,7 @@ def train_batches(
         seed=seed,
         process_index=process_index,
         process_count=process_count,
+        skipped=0 if samples_before is None else samples_before - usual,
     )
     whole = sum(len(one) for one in sources)
 
@@ -85,7 +90,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
     bad_samples: BadSamples | None = None,
-) -> Batches:
+) -> ThreadBatches:
     """Every sample once, in order, on all processes together; as many batches on each of them.
 
     Batches are as in `train_batches`, with "mask" (b,) bool, False for rows that only fill up the

@@ -20,13 +20,16 @@ class Sample:
     """One image with its captions, not yet decoded."""
 
     image: bytes = field(repr=False)  # an encoded file: JPEG, PNG, WebP, ...
-    captions: tuple[str, ...]  # one or more; training draws one, evaluation takes the first
+    captions: tuple[str, ...]  # training draws one, evaluation takes the first; none in `images:`
     key: str  # unique within the source and readable, such as "00012.tar/000120045"
     shard: str  # the file that a person would have to look into
     label: int | None = None  # index into the source's classes
+    labels: tuple[int, ...] | None = None  # of an image that may be of several classes or of none
     group: str | None = None  # results of a group are reported apart, such as "held_out"
     caption_probs: tuple[float, ...] | None = None  # of the captions; None: all alike
     had_broken_text: bool = False  # a caption lost characters that are no text
+    # The path or URL of the image's own file; None: it lies in a shard.
+    path: str | None = field(default=None, compare=False)
 
     def __post_init__(self):
         """Keep out of every tokenizer, log and page what is no text, whatever the source is."""
@@ -51,6 +54,19 @@ class Sample:
         object.__setattr__(self, "captions", tuple(text for text, _ in kept))
         object.__setattr__(self, "caption_probs", shares)
         object.__setattr__(self, "had_broken_text", True)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which of a few images belong to which of a few texts: what a choice is measured on.
+
+    A source that has some names them in its attribute `questions`.
+    """
+
+    images: tuple[int, ...]  # numbers of the source's samples
+    texts: tuple[str, ...]
+    right: tuple[tuple[int, int], ...]  # pairs that belong together: places in images and texts
+    group: str | None = None  # results of a group are reported apart
 
 
 def printable(name: str) -> str:

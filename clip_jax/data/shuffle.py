@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDS = 6
+RARE = 0.01  # error of a share in the pattern above which a source has no place in it
 MAX_CYCLE = 1 << 17  # places after which a mixture's pattern repeats, at most
 
 
@@ -72,8 +73,9 @@ class Mixture:
     """Shares the places of training out among sources, each in its exact proportion.
 
     Any stretch of the order holds each source in its proportion to within a few places, and the
-    source and the rank within it at a place are a table look-up. Without weights, the sources
-    are one long source: an epoch holds every sample of all of them once.
+    source and the rank within it at a place are a table look-up. A source whose share the table is
+    too short for takes places of the others, at exact distances: they skip a sample there. Without
+    weights, the sources are one long source: an epoch holds every sample of all of them once.
     """
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float] | None = None):
@@ -83,6 +85,8 @@ class Mixture:
         if self.weighted:
             counts = whole_numbers(weights)
             self._source_of, self._rank_of = pattern(counts)
+            self._rare = rare_shares(weights, counts)
+            counts = [0 if number in self._rare else count for number, count in enumerate(counts)]
             self._counts = np.array(counts)
 
     def rows(self, positions_B: np.ndarray, seed: int) -> tuple[np.ndarray, ...]:
@@ -97,6 +101,10 @@ class Mixture:
         cycle_B, place_B = np.divmod(positions_B, len(self._source_of))
         source_B = self._source_of[place_B].astype(np.int64)
         rank_B = cycle_B * self._counts[source_B] + self._rank_of[place_B]
+        for number, share in self._rare.items():
+            before_B, after_B = (np.floor(share * (positions_B + i) + 0.5) for i in (0, 1))
+            here_B = after_B > before_B
+            source_B[here_B], rank_B[here_B] = number, before_B[here_B]
         epoch_B, rank_B = np.divmod(rank_B, np.array(self.lengths)[source_B])
         index_B = np.empty_like(rank_B)
         for number, length in enumerate(self.lengths):
@@ -114,6 +122,16 @@ def whole_numbers(weights: Sequence[float]) -> list[int]:
         if counts.min() >= 1 and np.allclose(counts, share * cycle, rtol=1e-9):
             return [int(count) for count in counts]
     return [max(1, round(float(s) * MAX_CYCLE)) for s in share]
+
+
+def rare_shares(weights: Sequence[float], counts: Sequence[int]) -> dict[int, float]:
+    """The shares, by their numbers, that whole numbers miss by more than RARE of them."""
+    share = np.array(weights, float) / np.sum(weights)
+    error = abs(np.array(counts) - share * sum(counts))
+    return {
+        int(number): float(share[number])
+        for number in np.flatnonzero(error > RARE * share * sum(counts))
+    }
 
 
 def pattern(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

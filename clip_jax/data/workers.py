@@ -166,9 +166,9 @@ class _Worker:
             end = f"ended with exit code {self._process.exitcode}"
             logging.warning("Data worker %d %s and is replaced.", self._number, end)
             self._start()
-        raise RuntimeError(
-            f"data worker {self._number} {end} {MAX_RESTARTS} times at batch {step}; -9 is often a "
-            "want of memory. Lower data.workers, or set it to 0 to see what happens"
+        raise ValueError(
+            f"data worker {self._number} {end} {MAX_RESTARTS} times at batch {step}; -9 and -7 are "
+            "often a want of memory. Lower data.workers, or set it to 0 to see what happens"
         )
 
     def close(self):
@@ -242,8 +242,11 @@ def _work(
     pipe: Connection, pickled: bytes, spec: Spec, shared: tuple[_SharedMemory, ...], masked: bool
 ):
     """What a process does: make the batches that it is asked for, until the pipe ends."""
-    # Ctrl-C reaches the whole group; the training process alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # These reach the whole group; the training process alone decides what they mean. SIGTERM is
+    # how Python ends what is left at its own end.
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):  # Windows lacks the last two
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if masked:  # before anything can be logged
         redact_logs()
     dataset, threads = cloudpickle.loads(pickled)

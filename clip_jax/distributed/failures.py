@@ -7,7 +7,6 @@ shutdown for the others: 300 s, then a C++ abort on both, with an exit code that
 import atexit
 import contextlib
 import functools
-import json
 import logging
 import os
 import re
@@ -26,36 +25,104 @@ from clip_jax.redaction import redact
 
 log = logging.getLogger(__name__)
 
-PLACE = "clip_jax/failed"
-ASK_EVERY_S = 2.0  # whether another process has failed
-HEAR_S = 5.0  # that process 0, which keeps the news, waits for the others to hear them
+HEAR_S = 5.0  # for an error of this process's own, when another one has failed
 GRACE_S = 30.0  # for a process that fails to put its files in order; a save may be under way
 GRACE_LOST_S = 5.0  # the same when another is gone, without which no save ends
 
 # How the loss of another process shows: in the collectives of CPUs and GPUs, and in JAX's service.
 LOST = re.compile(r"Gloo|NCCL|^(UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)")
 
-_leaving = threading.Event()
-
 
 class OtherFailed(ValueError):
     """Another process of the job has failed, and this one is well."""
 
 
-def together(train: Callable[[TrainConfig], int]) -> Callable[[TrainConfig], int]:
+def together(train: Callable[..., int]) -> Callable[..., int]:
     """`train`, by all processes of the job: they meet before it, and leave it together."""
 
     @functools.wraps(train)
-    def joined(cfg: TrainConfig) -> int:
+    def joined(cfg: TrainConfig, *, began: float | None = None) -> int:
+        began = time.monotonic() if began is None else began  # the others may come late
         try:
-            initialize.initialize(cfg.distributed, agreement.describe(cfg), agreement.differences)
+            initialize.initialize(
+                cfg.distributed, agreement.describe(cfg), agreement.differences, on_news=_news
+            )
             with failing_together():
-                return train(cfg)
+                code = train(cfg, began=began)
+            _news.done(code)
+            return code
         except ProcessesMissing as error:
             log.error("%s", error)
             return RETRY_EXIT_CODE
 
     return joined
+
+
+class _News:
+    """What other processes say that have failed, or that they are gone; called from a thread.
+
+    A process that waits in a collective cannot find out by itself that it is in vain.
+    """
+
+    def __init__(self):
+        self.leaving = False  # whether this process ends by an error
+        self._text, self._code = "", 0
+        self._came, self._stop = threading.Event(), threading.Event()
+        self._exit_code: int | None = None  # of this process, once it has ended its work
+
+    def __call__(self, text: str, code: int):
+        if self._came.is_set():
+            return
+        self._text, self._code = text, code
+        self._came.set()
+        threading.Thread(target=self._leave_soon, name="leaving", daemon=True).start()
+
+    def _leave_soon(self):
+        # An error that all processes have is on its way in this one too.
+        self._stop.wait(HEAR_S)
+        if self._exit_code is not None:
+            _leave(self._exit_code)  # without JAX's shutdown, which waits for all
+        if not self.leaving:
+            _leave(self._code, self._text)
+
+    def done(self, code: int):
+        """This process has ended well: the loss of another one no longer matters to it."""
+        self._exit_code = code
+        if (lifeline := initialize.lifeline()) is not None:
+            lifeline.done()
+        if self._came.is_set():
+            _leave(code)
+
+    def meaning(self, error: Exception) -> Exception:
+        """What an error is, which may be that a collective broke off: the others are asked."""
+        if not is_loss(error):
+            return error
+        log.info("A collective broke off", exc_info=error)
+        self._came.wait(HEAR_S)
+        if self._came.is_set() and self._code != RETRY_EXIT_CODE:
+            return OtherFailed(self._text)
+        why = self._text or f"another process is gone ({str(error).splitlines()[0][:120]})"
+        return ProcessesMissing(why)
+
+    def end(self, error: Exception):
+        """Tell the others, and let the process end as it does, without JAX's shutdown."""
+        self.leaving = True
+        self._stop.set()
+        code = 1 if isinstance(error, RuntimeError) else 2
+        if isinstance(error, ProcessesMissing):
+            code = RETRY_EXIT_CODE
+        if not self._came.is_set() and (lifeline := initialize.lifeline()) is not None:
+            own, text = initialize.own_index(), redact(f"{type(error).__name__}: {error}")
+            log.info("This process fails, and tells the others", exc_info=error)
+            lifeline.tell(f"process {own} failed, and so all leave: {text[:2000]}", code)
+        atexit.register(_leave, code)  # the last to be registered is the first to run
+        grace_s = GRACE_LOST_S if isinstance(error, ProcessesMissing | OtherFailed) else GRACE_S
+        timer = threading.Timer(grace_s, _leave, (code, str(error)))
+        timer.daemon = True
+        timer.start()
+
+
+_news = _News()
 
 
 @contextlib.contextmanager
@@ -69,86 +136,22 @@ def failing_together() -> Iterator[None]:
     if not initialize.several():
         yield
         return
-    stop = threading.Event()
-    threading.Thread(target=_watch, args=(stop,), name="failing together", daemon=True).start()
     try:
         yield
     except Exception as error:
-        stop.set()
-        if _leaving.is_set():
+        if _news.leaving:
             raise
-        if _is_loss(error):
-            meaning = _explanation(error)
-            _end_soon(meaning, GRACE_LOST_S)
-            raise meaning from error
-        if not isinstance(error, ProcessesMissing):
-            _tell(error)
-        _end_soon(error, GRACE_S)
-        raise
-    finally:
-        stop.set()
+        meaning = _news.meaning(error)
+        _news.end(meaning)
+        if meaning is error:
+            raise
+        raise meaning from error
 
 
-def _explanation(error: Exception) -> Exception:
-    """What a collective that broke off means: the others are asked for it."""
-    log.info("A collective broke off", exc_info=error)
-    for _ in range(3):
-        if said := _ask():
-            return OtherFailed(said)
-        time.sleep(ASK_EVERY_S / 2)
-    return ProcessesMissing(
-        f"another process is gone ({str(error).splitlines()[0][:120]}): the logs of the others say "
-        "which. Start all of them again: they resume"
-    )
-
-
-def _is_loss(error: Exception) -> bool:
+def is_loss(error: Exception) -> bool:
+    """Whether an error is how the loss of another process shows."""
     known = isinstance(error, jax.errors.JaxRuntimeError | ValueError)
     return known and bool(LOST.search(str(error)))
-
-
-def _tell(error: Exception):
-    """Leave a word for the other processes."""
-    text = redact(f"{type(error).__name__}: {error}")
-    log.info("This process fails, and tells the others", exc_info=error)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        initialize.store().key_value_set(
-            f"{PLACE}/{initialize.own_index()}", json.dumps(text[:2000]), allow_overwrite=True
-        )
-    if initialize.own_index() == 0:
-        time.sleep(HEAR_S)
-
-
-def _ask() -> str:
-    """What another process that has failed says, or "" ."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        for key, text in initialize.store().key_value_dir_get(PLACE):
-            number = key.rpartition("/")[2]
-            if number != str(initialize.own_index()):
-                return f"process {number} failed, and so all leave: {json.loads(text)}"
-    return ""
-
-
-def _watch(stop: threading.Event):
-    """While this process waits in a collective, nobody else can find out that it is in vain."""
-    while not stop.wait(ASK_EVERY_S):
-        if not (said := _ask()):
-            continue
-        # An error that all processes have is on its way in this one too.
-        if not stop.wait(HEAR_S):
-            _leave(2, said)
-
-
-def _end_soon(error: Exception, grace_s: float):
-    """Let the process end as it does, but neither wait for JAX's shutdown nor for ever."""
-    _leaving.set()
-    code = 1 if isinstance(error, RuntimeError) else 2
-    if isinstance(error, ProcessesMissing):
-        code = RETRY_EXIT_CODE
-    atexit.register(_leave, code)  # the last to be registered is the first to run
-    timer = threading.Timer(grace_s, _leave, (code, str(error)))
-    timer.daemon = True
-    timer.start()
 
 
 def _leave(code: int, text: str = ""):

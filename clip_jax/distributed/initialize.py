@@ -1,6 +1,8 @@
 """One job of several processes: detected on clusters, set by `distributed` elsewhere."""
 
+import contextlib
 import dataclasses
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +16,7 @@ from jax._src import cloud_tpu_init, clusters
 from jax._src import distributed as jax_distributed
 
 from clip_jax.config import DistributedConfig
+from clip_jax.distributed.lifeline import ANSWER_S, Lifeline, News
 from clip_jax.distributed.rendezvous import ProcessesMissing, call_roll
 from clip_jax.hardware import let_cpu_devices_wait
 
@@ -36,6 +39,8 @@ def initialize(
     cfg: DistributedConfig,
     description: Any,
     judge: Callable[[dict[int, Any]], str],
+    *,
+    on_news: News,
 ):
     """Join the other processes, if there are any. Before anything else asks JAX for devices.
 
@@ -43,6 +48,7 @@ def initialize(
       cfg: where the others are, unless a cluster tells it.
       description: of this process, as JSON, for `judge`.
       judge: what is wrong with the descriptions of all processes together; "" where nothing is.
+      on_news: called from a thread when another process fails or is gone.
 
     Raises:
       ValueError: when only a part of the settings is given, or the processes do not fit together.
@@ -53,7 +59,7 @@ def initialize(
     place = find_place(cfg, os.environ)
     if place is None:
         return
-    call_roll(
+    _state.lifeline = line = call_roll(
         place.coordinator,
         place.processes,
         place.index,
@@ -61,6 +67,7 @@ def initialize(
         judge=judge,
         timeout_s=cfg.timeout_seconds,
     )
+    line.watch(on_news)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     let_cpu_devices_wait(place.processes)
     jax.distributed.initialize(
@@ -71,6 +78,8 @@ def initialize(
         cluster_detection_method="deactivate",
         initialization_timeout=int(cfg.timeout_seconds) + BACKENDS_LATE_S,
     )
+    line.catch_abort()
+    line.say_alive, line.is_alive = _say_alive, _is_alive
 
 
 def find_place(cfg: DistributedConfig, environment: Mapping[str, str]) -> Place | None:
@@ -190,6 +199,45 @@ def barrier(name: str, timeout_s: float):
             f'process {", ".join(missing) or "?"} of {count} did not come to "{name}" within '
             f"{timeout_s:g} s: its log says why"
         ) from error
+
+
+def exchange(name: str, own: Any, timeout_s: float) -> dict[int, Any]:
+    """What each process says, as JSON, by its index; no device takes part, each may be anywhere.
+
+    Raises:
+      ProcessesMissing: when some do not come in time.
+    """
+    store().key_value_set(f"clip_jax/said/{name}/{own_index()}", json.dumps(own))
+    barrier(f"all have said {name}", timeout_s)
+    said = store().key_value_dir_get(f"clip_jax/said/{name}")
+    return {int(key.rpartition("/")[2]): json.loads(text) for key, text in said}
+
+
+@dataclasses.dataclass
+class _State:
+    lifeline: Lifeline | None = None
+
+
+_state = _State()
+
+
+def lifeline() -> Lifeline | None:
+    """The connections with the other processes, or None in a process that is alone."""
+    return _state.lifeline
+
+
+def _say_alive():
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        store().key_value_set(f"clip_jax/alive/{own_index()}", "", allow_overwrite=True)
+
+
+def _is_alive(index: int) -> bool:
+    """Whether a process whose connection broke says that it lives."""
+    try:
+        store().blocking_key_value_get(f"clip_jax/alive/{index}", int(1000 * ANSWER_S))
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def store() -> Any:

@@ -19,3 +19,22 @@ def allgather_json(own: Any) -> list[Any]:
     padded_C[: content_C.size] = content_C
     contents_PC = multihost_utils.process_allgather(padded_C)
     return [json.loads(bytes(row_C[:size])) for row_C, size in zip(contents_PC, sizes)]
+
+
+class OtherProcessFailed(ValueError):
+    """What failed in another process alone, and so is given up in all."""
+
+
+def raise_together(failure: Exception | None):
+    """Raise in all processes what has failed in some. All must call it together.
+
+    Raises:
+      Exception: this process's own failure.
+      OtherProcessFailed: this process has none.
+    """
+    text = None if failure is None else f"{type(failure).__name__}: {failure}"[:2000]
+    failures = {i: said for i, said in enumerate(allgather_json(text)) if said is not None}
+    if failure is not None:
+        raise failure
+    for index, said in failures.items():
+        raise OtherProcessFailed(f"process {index} failed: {said}")

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 
 import jax
 
+from clip_jax.distributed import initialize
 from clip_jax.distributed.preemption import RETRY_EXIT_CODE
 
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
-# Process 0 carries JAX's coordination service: when it leaves, the others are ended unheard.
-LAST_WORDS_S = 10.0
 
 
 class Watchdog:
@@ -46,9 +45,13 @@ class Watchdog:
         if self._thread.is_alive():
             self._thread.join()
 
-    def beat(self):
-        """Something was done: the time without a sign of life starts again."""
-        self._quiet_s = 0.0
+    def beat(self, doing: str = ""):
+        """Something was done: the time without a sign of life starts again.
+
+        Args:
+          doing: what comes next, for the message; "": the same as before.
+        """
+        self._quiet_s, self._doing = 0.0, doing or self._doing
 
     @contextlib.contextmanager
     def allow(self, doing: str, *, extra_seconds: float = 0.0) -> Iterator[None]:
@@ -82,8 +85,8 @@ class Watchdog:
         if self._stacks is not None:
             with contextlib.suppress(OSError), open(self._stacks, "a", encoding="utf-8") as file:
                 _dump(time.strftime("%Y-%m-%dT%H:%M:%S ") + text, file)
-        if index == 0 and jax.process_count() > 1:
-            time.sleep(LAST_WORDS_S)
+        if (lifeline := initialize.lifeline()) is not None:
+            lifeline.tell(f"process {index} hangs, and so all leave", RETRY_EXIT_CODE)
         os._exit(RETRY_EXIT_CODE)
 
 

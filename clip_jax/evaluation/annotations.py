@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from clip_jax.data.samples import BadSample, Source
-from clip_jax.distributed.multihost import allgather_json
+from clip_jax.distributed.multihost import allgather_json, raise_together
 
 THREADS = 16  # reading waits for a disk or a network
 
@@ -17,22 +17,34 @@ class Annotation(NamedTuple):
     captions: tuple[str, ...]  # those with something in them
     label: int | None  # None: no class
     group: str | None
+    labels: tuple[int, ...] | None = None  # of an image that may be of several classes or of none
 
 
 def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]:
     """The annotations of some samples, in the order of `indices`, the same in every process.
 
     Each process reads its share of the samples, without decoding an image. One that cannot be read
-    has no captions, no label and no group.
+    has no captions, no labels and no group.
+
+    Raises:
+      ValueError: one process cannot read its share; in all of them.
     """
     share = indices[jax.process_index() :: jax.process_count()]
-    with ThreadPoolExecutor(THREADS) as pool:
-        mine = list(pool.map(lambda index: _read(source, int(index)), share))
+    mine, failure = [], None
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            mine = list(pool.map(lambda index: _read(source, int(index)), share))
+    except Exception as error:
+        failure = error
+    raise_together(failure)
     parts = allgather_json(mine)
     # The first entry of all parts, then the second of all, ...: the order before the sharing out.
     count = len(parts)
     entries = (parts[place % count][place // count] for place in range(len(indices)))
-    return [Annotation(index, tuple(texts), *rest) for index, texts, *rest in entries]
+    return [
+        Annotation(index, tuple(texts), label, group, None if labels is None else tuple(labels))
+        for index, texts, label, group, labels in entries
+    ]
 
 
 def _read(source: Source, index: int) -> Annotation:
@@ -43,4 +55,4 @@ def _read(source: Source, index: int) -> Annotation:
     captions = tuple(caption for caption in sample.captions if caption.strip())
     # Some sources say "no class" with -1, as TensorFlow Datasets does.
     label = None if sample.label is None or sample.label < 0 else int(sample.label)
-    return Annotation(index, captions, label, sample.group)
+    return Annotation(index, captions, label, sample.group, sample.labels)

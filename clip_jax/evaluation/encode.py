@@ -1,6 +1,7 @@
 """Embeds a whole data set on all devices of a mesh."""
 
 import functools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +12,9 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.models.clip import sharding_rows
+from clip_jax.models.tower import TextTower
 
+TRIMMED_TO = 16  # a multiple of this many tokens is kept of texts
 IN_FLIGHT = 2  # batches handed to the devices before the first one's result is waited for
 
 
@@ -71,6 +74,37 @@ class Encoder:
 
         return _overlapped(start, batches, should_stop)
 
+    def encode_pairs(self, batches: Iterable[dict]) -> Iterator[tuple[dict, dict]]:
+        """Embed batches one after another, with the devices some batches ahead of the caller.
+
+        Args:
+          batches: of this process's rows, with "image" (rows, H, W, 3) uint8, "tokens" (rows,
+            length) int32, or both. Where there are several processes, all have as many batches.
+
+        Yields:
+          Each batch, and its embeddings as {"image": ..., "text": ...}, (rows of all processes,
+          embedding) float32 of unit length, without what the batch lacks.
+        """
+        encoders = {"image": ("image", self._image), "text": ("tokens", self._text)}
+
+        def start(batch):
+            found = {}
+            for kind, (name, encode) in encoders.items():
+                if name in batch:
+                    x = sharding.to_global(self.mesh, np.asarray(batch[name]))
+                    found[kind] = encode(self.variables, x=x)[0]
+            return found
+
+        read: deque[dict] = deque()
+
+        def noted():
+            for batch in batches:
+                read.append(batch)
+                yield batch
+
+        for found in _overlapped(start, noted(), None):
+            yield read.popleft(), found
+
     def encode_texts(
         self, tokens_ML: np.ndarray, *, should_stop: Callable[[], bool] | None = None
     ) -> np.ndarray:
@@ -97,6 +131,20 @@ class Encoder:
 
         embedded = list(_overlapped(start, range(0, M, B), should_stop))
         return np.concatenate([z_BE for z_BE, _ in embedded])[:M]
+
+
+def trim(text: TextTower, tokens_BL: np.ndarray) -> np.ndarray:
+    """The tokens without what no embedding depends on, at one of few lengths.
+
+    A caption of CLIP has some 15 of 77 tokens, so most of the text tower's work is on padding.
+    Each length is a program of its own. The embeddings change by rounding only.
+
+    Args:
+      text: the model's text tower.
+      tokens_BL: (texts, length) int32.
+    """
+    length = -(-text.read_length(tokens_BL) // TRIMMED_TO) * TRIMMED_TO
+    return tokens_BL[:, :length]
 
 
 def check_stop(should_stop: Callable[[], bool] | None):

@@ -80,7 +80,7 @@ def choose_examples(
         caption_queries=caption_queries,
         image_queries=image_queries,
         close_up=close_up,
-        pictures=_pictures(source, sorted(named), max_pixels),
+        pictures=pictures(source, sorted(named), max_pixels),
     )
 
 
@@ -126,17 +126,19 @@ def _captions_found(annotation: Annotation, score_M: np.ndarray, captions: Seque
     )
 
 
-def _pictures(source: Source, indices: Sequence[int], max_pixels: int) -> dict[int, str]:
-    """Small copies of images; unreadable ones are skipped."""
-    pictures = {}
+def pictures(
+    source: Source, indices: Sequence[int], max_pixels: int, *, side: int = THUMBNAIL
+) -> dict[int, str]:
+    """Small copies of images as data URIs; unreadable ones are skipped."""
+    found = {}
     for index in indices:
         try:
             pixels_HWC = decode(source[index].image, max_pixels=max_pixels)
-        except (BadSample, ImageError):
+        except (BadSample, ImageError, OSError):
             continue
         image = Image.fromarray(pixels_HWC)
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image.thumbnail((side, side))
         buffer = io.BytesIO()
         image.save(buffer, "WEBP", quality=85)
-        pictures[index] = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return pictures
+        found[index] = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return found

@@ -70,19 +70,72 @@ def rank(
     """
     Q = len(z_query_QE)
     assert Q and np.isin(owner_Q, owner_G).all(), "every query needs a right answer"
-    chunk = mesh.size * min(rows, -(-Q // mesh.size))
-    whole, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    gallery = put(z_gallery_GE.astype(np.float32), whole), put(owner_G.astype(np.int32), whole)
-    counts = []
-    for start in range(0, Q, chunk):
-        check_stop(should_stop)
-        # The last chunk is filled up with copies of a query, which are cut off below.
-        take = np.minimum(np.arange(start, start + chunk), Q - 1)
-        query = put(z_query_QE[take].astype(np.float32), split)
-        owner = put(owner_Q[take].astype(np.int32), split)
-        counts.append(_count(mesh)(query, owner, *gallery))
+    gallery = _on_all(mesh, z_gallery_GE, np.float32), _on_all(mesh, owner_G, np.int32)
+    counts = [
+        _count(mesh)(query_BE, owner_B, *gallery)
+        for query_BE, owner_B in _chunks(mesh, rows, should_stop, z_query_QE, owner_Q)
+    ]
     better_B, tied_B, right_B = np.concatenate(jax.device_get(counts), axis=1)[:, :Q]
     return Ranks(better_B, tied_B, np.maximum(right_B, 1))
+
+
+def nearest(
+    z_query_QE: np.ndarray,
+    z_gallery_GE: np.ndarray,
+    count: int = 1,
+    *,
+    mesh: Mesh,
+    rows: int = ROWS,
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a gallery with the highest dot products, for every query (axis Q).
+
+    Args:
+      z_query_QE: (queries, embedding), the same in every process.
+      z_gallery_GE: (gallery, embedding).
+      count: how many of each query; at most the gallery.
+      mesh, rows, should_stop: see `rank`.
+
+    Returns:
+      Scores (queries, count) float32, the highest first, and rows (queries, count) int32. Of equal
+      scores the first row comes first.
+    """
+    Q = len(z_query_QE)
+    gallery_GE = _on_all(mesh, z_gallery_GE, np.float32)
+    found = [
+        _nearest(mesh, count)(query_BE, gallery_GE)
+        for (query_BE,) in _chunks(mesh, rows, should_stop, z_query_QE)
+    ]
+    scores, indices = zip(*jax.device_get(found))
+    return np.concatenate(scores)[:Q], np.concatenate(indices)[:Q]
+
+
+def _on_all(mesh: Mesh, x: np.ndarray, dtype) -> jax.Array:
+    return put(x.astype(dtype), sharding.replicated(mesh))
+
+
+def _chunks(mesh: Mesh, rows: int, should_stop, z_query_QE: np.ndarray, *columns: np.ndarray):
+    """Queries, and integers of each, some at a time, split over the devices."""
+    Q, split = len(z_query_QE), sharding.batch_sharding(mesh)
+    chunk = mesh.size * min(rows, -(-Q // mesh.size))
+    for start in range(0, Q, chunk):
+        check_stop(should_stop)
+        # The last chunk is filled up with copies of a query, which the caller cuts off.
+        take = np.minimum(np.arange(start, start + chunk), Q - 1)
+        query_BE = put(z_query_QE[take].astype(np.float32), split)
+        yield query_BE, *(put(column[take].astype(np.int32), split) for column in columns)
+
+
+@functools.lru_cache(maxsize=4)
+def _nearest(mesh: Mesh, count: int):
+    """Compiled once for each size of gallery."""
+
+    def top(z_query_QE: jax.Array, z_gallery_GE: jax.Array):
+        # As in `count`: the default precision would tie what is not equal.
+        score_QG = jnp.matmul(z_query_QE, z_gallery_GE.T, precision=jax.lax.Precision.HIGHEST)
+        return jax.lax.top_k(score_QG, count)
+
+    return jax.jit(top, out_shardings=sharding.replicated(mesh))
 
 
 @functools.lru_cache(maxsize=4)

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import hashlib
 import logging
 import re
@@ -15,15 +16,25 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.config import DataConfig, EvaluationConfig, LossConfig, TrainConfig
-from clip_jax.data.loader import eval_batches
+from clip_jax.data.loader import EqualBatches, eval_batches
 from clip_jax.data.samples import Source
 from clip_jax.data.sources import registry
+from clip_jax.distributed.multihost import raise_together
 from clip_jax.evaluation.annotations import Annotation, read_annotations
 from clip_jax.evaluation.encode import Encoder, Stopped
-from clip_jax.evaluation.evaluator import Embedded, Evaluator, Tokenize
+from clip_jax.evaluation.evaluator import (
+    Embedded,
+    Evaluator,
+    Labelled,
+    Tokenize,
+    labelled_images,
+)
 from clip_jax.evaluation.evaluators import EVALUATORS
-from clip_jax.evaluation.evaluators.zero_shot import (
+from clip_jax.evaluation.prompts import (
     SIMPLE_TEMPLATES,
+    Templates,
+    check_prompts,
+    prompts_of,
     read_classes,
     read_templates,
 )
@@ -75,7 +86,11 @@ class Evaluators:
         def measured(source: Source, cfg: EvaluationConfig) -> "_DataSet":
             return _DataSet(source, model, mesh, tokenizer, cfg=cfg, data=data, loss=loss)
 
-        own = dataclasses.replace(cfg, classes=None, templates=None)
+        # The training set is the first's, so that the others have no probes.
+        named = named_evaluators(cfg).items()
+        metrics = tuple(name for name, evaluator in named if "train" not in evaluator.needs)
+        own = {"classes": None, "templates": None, "probe_source": None, "metrics": metrics}
+        own = dataclasses.replace(cfg, **own)
         self._sets = {"": measured(first, cfg)}
         self._sets |= {f"{name}/": measured(source, own) for name, source in others.items()}
 
@@ -131,15 +146,24 @@ class _DataSet:
         self._cfg, self._data, self._loss = cfg, data, loss
         self._evaluators = named_evaluators(cfg)
         self._classes = read_classes(cfg.classes) if cfg.classes else source.classes
-        self._templates = source.templates or SIMPLE_TEMPLATES
+        self._templates: Templates = source.templates or SIMPLE_TEMPLATES
         if cfg.templates:
             self._templates = read_templates(cfg.templates)
-        self._known: dict[int, Annotation] = {}  # by index
+            check_prompts(self._classes or (), self._templates, cfg.templates)
+        self._images = _Images(source, model, tokenizer, cfg=cfg, data=data)
+        self._train = None
+        if cfg.probe_source is not None:
+            opened = registry.open_source(cfg.probe_source, "train", data)
+            own = dataclasses.replace(cfg, max_samples=cfg.probe_samples)
+            self._train = _Images(opened, model, tokenizer, cfg=own, data=data)
         self._tokens: dict[str, np.ndarray] = {}  # of each caption
 
     def facts(self) -> dict[str, object]:
-        texts = "\n".join([*(self._classes or ()), "", *self._templates])
-        return {
+        classes = self._classes or ()
+        prompts = (text for name in classes for text in prompts_of(name, self._templates))
+        texts = "\n".join([*classes, "", *prompts])
+        probe = {} if self._train is None else {"probe data": self._train.source.fingerprint}
+        return probe | {
             "test data": self._source.fingerprint,
             "test samples": len(self._source),
             "classes and templates": hashlib.sha256(texts.encode()).hexdigest()[:16],
@@ -148,7 +172,10 @@ class _DataSet:
     def measure(self, variables: Any, should_stop: ShouldStop) -> Evaluation:
         """What all evaluators find, without "eval/" in the names."""
         encoder = Encoder(self._model, variables, self._mesh, batch_size=self._cfg.batch_size)
-        z_image_NE, annotations = self._images(encoder, should_stop)
+        z_image_NE, annotations = self._images.embed(encoder, should_stop)
+        train = None
+        if self._train is not None:
+            train = functools.partial(_labelled, self._train, encoder, should_stop)
         embedded = Embedded(
             source=self._source,
             annotations=annotations,
@@ -162,6 +189,7 @@ class _DataSet:
             data=self._data,
             loss=self._loss,
             should_stop=should_stop,
+            train=train,
         )
         metrics, classes, examples = {"samples": float(len(annotations))}, (), None
         for name, evaluator in self._evaluators.items():
@@ -178,10 +206,34 @@ class _DataSet:
             classes, examples = result.classes or classes, result.examples or examples
         return Evaluation(metrics=metrics, classes=classes, examples=examples)
 
-    def _images(self, encoder: Encoder, should_stop: ShouldStop):
+    def _tokenized(self, captions: Sequence[str]) -> np.ndarray:
+        """(captions, length) int32."""
+        unknown = list(dict.fromkeys(text for text in captions if text not in self._tokens))
+        if unknown:
+            self._tokens |= zip(unknown, np.asarray(self._tokenizer(unknown), np.int32))
+        return np.stack([self._tokens[text] for text in captions])
+
+
+class _Images:
+    """The images of a source, with what is known of them from one evaluation to the next."""
+
+    def __init__(
+        self,
+        source: Source,
+        model: CLIP,
+        tokenizer: Tokenize,
+        *,
+        cfg: EvaluationConfig,
+        data: DataConfig,
+    ):
+        self.source, self._model, self._tokenizer = source, model, tokenizer
+        self._cfg, self._data = cfg, data
+        self._known: dict[int, Annotation] = {}  # by index
+
+    def embed(self, encoder: Encoder, should_stop: ShouldStop):
         """The embeddings of all usable images, and what is known of these images."""
         batches = eval_batches(
-            self._source,
+            self.source,
             self._tokenizer,
             self._data,
             batch_size=self._cfg.batch_size,
@@ -191,22 +243,20 @@ class _DataSet:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        with batches:
-            z_NE, index_N = encoder.encode_images(batches, should_stop=should_stop)
+        with EqualBatches(batches, alone=jax.process_count() == 1) as equal:
+            z_NE, index_N = encoder.encode_images(equal, should_stop=should_stop)
+        raise_together(equal.error)
         if not len(index_N):
-            raise ValueError(f"{self._source.name}: not one of its samples can be evaluated")
+            raise ValueError(f"{self.source.name}: not one of its samples can be evaluated")
         # The same images are usable in every process, so all of them read, or none does.
         if unknown := [index for index in index_N.tolist() if index not in self._known]:
-            read = read_annotations(self._source, unknown)
+            read = read_annotations(self.source, unknown)
             self._known |= {annotation.index: annotation for annotation in read}
         return z_NE, [self._known[index] for index in index_N.tolist()]
 
-    def _tokenized(self, captions: Sequence[str]) -> np.ndarray:
-        """(captions, length) int32."""
-        unknown = list(dict.fromkeys(text for text in captions if text not in self._tokens))
-        if unknown:
-            self._tokens |= zip(unknown, np.asarray(self._tokenizer(unknown), np.int32))
-        return np.stack([self._tokens[text] for text in captions])
+
+def _labelled(images: _Images, encoder: Encoder, should_stop: ShouldStop) -> Labelled:
+    return labelled_images(*images.embed(encoder, should_stop))
 
 
 # ----------------------------------------------------------------------- what settings name
@@ -216,13 +266,19 @@ def named_evaluators(cfg: EvaluationConfig) -> dict[str, Evaluator]:
     """The records that `evaluation.metrics` names.
 
     Raises:
-      ValueError: there is none of that name, or what is named is no `Evaluator`.
+      ValueError: there is none of that name, what is named is no `Evaluator`, or a probe has no
+        training set.
     """
     named = {name: resolve("evaluation.metrics", name, EVALUATORS) for name in cfg.metrics}
     for name, evaluator in named.items():
         if not isinstance(evaluator, Evaluator):
             kind = type(evaluator).__name__
             raise ValueError(f"evaluation.metrics={name!r} is {kind}, and must be an Evaluator")
+        if "train" in evaluator.needs and cfg.probe_source is None:
+            raise ValueError(
+                f"evaluation.metrics={name!r} needs a training set: name one with "
+                "evaluation.probe_source"
+            )
     return named
 
 

@@ -91,7 +91,9 @@ class SingleDevice:
         Sums over a column come back to the device that has its text. Other reductions of columns
         come back where the next `sweep` wants them; `own` has those of the device's texts.
         """
-        return sweep_tiles(block, rows, columns, self.tile, kept)
+        # Under a plain jit the rows may be split over devices, which nothing shows here.
+        unknown = not self.axes and jax.device_count() > 1
+        return sweep_tiles(block, rows, columns, self.tile, kept, all_rows=unknown)
 
     def own(self, columns: Any, count: int) -> Any:
         """Of what `columns` and `sweep` gave for columns, the part of the device's own texts."""

@@ -92,18 +92,26 @@ def is_transposed(part: Any) -> bool:
 
 
 def sweep_tiles(
-    block: Block, rows: Any, columns: Any, tile: int | None, kept: Any = None
+    block: Block,
+    rows: Any,
+    columns: Any,
+    tile: int | None,
+    kept: Any = None,
+    *,
+    all_rows: bool = False,
 ) -> tuple[Any, Any, Any]:
     """`block` over the whole matrix, in blocks that hold `tile` rows' worth of it (None: at once).
 
     Whole rows would do, but each visit to a column reads and writes its gradient: blocks are as
-    nearly square as their size allows. Of tiles nothing is kept.
+    nearly square as their size allows. With `all_rows` each block has some columns of every row
+    instead, so that rows that the compiler has split over devices stay split. Of tiles nothing is
+    kept.
     """
     height, width = _count(rows), _count(columns)
     if tile is None or tile >= height:
         *found, kept = block(rows, columns, kept)
         return *(_joined(_stacked(part)) for part in found), kept
-    tall = _divide(height, math.isqrt(tile * width))
+    tall = height if all_rows else _divide(height, math.isqrt(tile * width))
     wide = _divide(width, tile * width // tall)
 
     def of_rows(rows):

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import numpy as np
+
 from clip_jax.registry import Settings, resolve
 
 if TYPE_CHECKING:  # settings are read where JAX is not loaded
@@ -116,6 +118,10 @@ class TextTower(Tower):
     def reads_largest_id(self) -> bool:
         """Whether the embedding is read at the largest id, which must then be the end token's."""
         return False
+
+    def read_length(self, tokens_BL: np.ndarray) -> int:
+        """How many tokens of each text the embedding depends on; what follows can be cut off."""
+        return tokens_BL.shape[1]
 
     def with_vocabulary(self, vocab_size: int, end_id: int) -> Self:
         """The config for a tokenizer that closes every text with `end_id`."""

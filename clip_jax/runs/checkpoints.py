@@ -1,5 +1,6 @@
 """Checkpoints of a run: saved beside the training, checked before they are used, kept by rules."""
 
+import itertools
 import logging
 import os
 import time
@@ -57,7 +58,9 @@ class Checkpoints:
                 "metadata": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=retention.Keep(self.directory, cfg, better=better),
+                preservation_policy=retention.Keep(
+                    self.directory, cfg, better=better, agree=_of_process_0
+                ),
                 cleanup_tmp_directories=True,
                 # Reading every step's marks at the start would stop at the first damaged one.
                 lightweight_initialize=True,
@@ -309,8 +312,9 @@ class Checkpoints:
                 target.parent.mkdir(exist_ok=True)
                 # A folder in a bucket exists only when there is something in it.
                 (target.parent / "README.txt").write_text("Checkpoints that failed their check.\n")
-                copies = len(list(target.parent.glob(f"{step}*")))
-                target = target.with_name(f"{step}.{copies}") if copies else target
+                there = {path.name for path in target.parent.iterdir()}
+                names = itertools.chain([str(step)], (f"{step}.{n}" for n in itertools.count(1)))
+                target = target.with_name(next(name for name in names if name not in there))
                 (self.directory / str(step)).rename(target)
             log.warning(
                 "CHECKPOINT OF STEP %d IS DAMAGED: %s. It was moved to %s; an older one is used",
@@ -326,6 +330,11 @@ class _Manager(ocp.CheckpointManager):
         # own, and so move the step on which all processes agree. `Preemption` alone asks.
         del step
         return False
+
+
+def _of_process_0(values: list[bool]) -> list[bool]:
+    """What process 0 says. All must call it, in the same order."""
+    return _exchange(values)[0].astype(bool).tolist()
 
 
 def _exchange(values: list) -> np.ndarray:

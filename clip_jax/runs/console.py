@@ -65,16 +65,18 @@ class Console:
       start: steps done before.
       shown: whether this process shows anything.
       progress: whether it shows where the run stands, or only what `print` is given.
+      unit: what a step is called.
     """
 
-    def __init__(self, steps: int, *, start: int, shown: bool, progress: bool):
+    def __init__(self, steps: int, *, start: int, shown: bool, progress: bool, unit: str = "step"):
+        self._unit = unit
         self._shown, self._progress = shown, shown and progress
         self._steps, self._step = steps, start
         terminal = sys.stderr is not None and sys.stderr.isatty()
         self._bar = None
         if self._progress and terminal:
             self._bar = tqdm(
-                total=steps, initial=start, unit="step", mininterval=0.2, dynamic_ncols=True
+                total=steps, initial=start, unit=unit, mininterval=0.2, dynamic_ncols=True
             )
         self._next_line = time.monotonic()
 
@@ -117,7 +119,7 @@ class Console:
         self._next_line = time.monotonic() + LINE_EVERY_S
         left = "" if last else f", {duration((self._steps - self._step) * seconds_a_step)} left"
         share = 100 * self._step / max(1, self._steps)
-        print(f"step {self._step}/{self._steps} ({share:.0f} %): {line}{left}", flush=True)
+        print(f"{self._unit} {self._step}/{self._steps} ({share:.0f} %): {line}{left}", flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -96,9 +96,11 @@ class RunDirectory:
         return (self.path / "model.json").exists()
 
     @property
-    def has_events(self) -> bool:
-        """Whether TensorBoard events of an earlier start are here."""
-        return any(path.name.startswith("events.out.tfevents.") for path in self.path.iterdir())
+    def newest_events(self) -> int:
+        """The second in the name of the newest TensorBoard file of an earlier start; 0: there is none."""
+        names = [path.name.split(".") for path in self.path.iterdir()]
+        found = [name[3] for name in names if name[:3] == ["events", "out", "tfevents"]]
+        return max((int(second) for second in found if second.isdigit()), default=0)
 
     @property
     def checkpoints(self) -> epath.Path:
@@ -160,15 +162,17 @@ class RunDirectory:
 
     def load_config(self) -> TrainConfig | None:
         """The settings of the run that is in the folder, or None in an empty one."""
-        cfg = self._load("config.json", TrainConfig)
+        return self.config_of({"config": self.read_json("config.json")})
+
+    def config_of(self, metadata: dict) -> TrainConfig | None:
+        """The settings that were saved with a checkpoint of the run, or None where there are none."""
+        data, origin = metadata.get("config"), os.fspath(self.path / "config.json")
+        cfg = data and from_json(TrainConfig, data, origin=origin)
         return cfg and dataclasses.replace(cfg, workdir=self._named)  # it may have been moved
 
     def load_model_config(self) -> ModelConfig | None:
-        return self._load("model.json", ModelConfig)
-
-    def _load(self, name: str, kind: type) -> Any:
-        data = self.read_json(name)
-        return data and from_json(kind, data, origin=os.fspath(self.path / name))
+        data = self.read_json("model.json")
+        return data and from_json(ModelConfig, data, origin=os.fspath(self.path / "model.json"))
 
     # ----------------------------------------------------------------------------- metrics
 
@@ -207,7 +211,10 @@ class RunDirectory:
         text = "".join(dump_json(line) + "\n" for line in kept)
         self._close_metrics()
         if self._main and (self.path / METRICS).exists():
-            atomic_write(self.path / METRICS, text)
+            try:
+                atomic_write(self.path / METRICS, text)
+            except OSError as error:
+                log.warning("metrics.jsonl cannot be written: %s", error)
         if not self.is_local:
             self._lines = text.splitlines(keepends=True)
 

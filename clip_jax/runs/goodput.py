@@ -3,8 +3,10 @@
 import contextlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal, get_args
 
 from etils import epath
@@ -28,13 +30,18 @@ class Goodput:
     """A stopwatch that is always in exactly one phase, so that the phases add up to the wall time.
 
     They are kept in a file, which one process writes and the next start continues.
+
+    Args:
+      path: of the file.
+      write: whether this is the process that writes it.
+      began: when this start began, by `time.monotonic`; None: now.
     """
 
-    def __init__(self, path: epath.PathLike, *, write: bool = True):
+    def __init__(self, path: epath.PathLike, *, write: bool = True, began: float | None = None):
         self._path, self._write = epath.Path(path), write
         self._phase: Phase = "initialising"
-        self._since = time.monotonic()
-        self._written = self._since
+        self._written = time.monotonic()
+        self._since = self._written if began is None else began
         record = _read(self._path)
         seconds = record.get("seconds")
         seconds = seconds if isinstance(seconds, dict) else {}
@@ -42,8 +49,8 @@ class Goodput:
         self.starts = int(_number(record.get("starts"))) + 1
         self.end: Literal["done", "preempted", "interrupted"] = "done"  # how this start ends
         if record and record.get("end") not in ("done", "interrupted"):
-            # From the last sign of life to now; a wall clock that was set back counts as nothing.
-            down = time.time() - (_number(record.get("alive")) or time.time())
+            # From the last sign of life of the start before to the beginning of this one.
+            down = _seconds_since(record) - (self._written - self._since)
             self._seconds["lost_to_restarts"] += max(0.0, down)
 
     def __enter__(self) -> "Goodput":
@@ -94,8 +101,42 @@ class Goodput:
         if not self._write:
             return
         record = {"seconds": self.seconds(), "starts": self.starts, "alive": time.time()}
+        record["machine"] = {"boot": _boot(), "uptime": _uptime()}
         with contextlib.suppress(OSError):  # a full disk must not end a run for its stopwatch
             atomic_write(self._path, json.dumps(record | {"end": end}, indent=1))
+
+
+def start_of_process() -> float:
+    """When this process began, by `time.monotonic`: imports count as well. Now where unknown."""
+    try:
+        # Field 22 of proc(5): the time after boot, in clock ticks. The name, the second, may have spaces.
+        stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        age = _uptime() - int(stat[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        age = 0.0
+    return time.monotonic() - max(0.0, age)
+
+
+def _seconds_since(account: dict) -> float:
+    """Since an account was written: by the machine's uptime, which nobody sets, or by the wall clock."""
+    machine = account.get("machine")
+    if isinstance(machine, dict) and machine.get("boot") == _boot() != "":
+        return max(0.0, _uptime() - _number(machine.get("uptime")))
+    return max(0.0, time.time() - (_number(account.get("alive")) or time.time()))
+
+
+def _boot() -> str:
+    """What tells this boot of this machine from others; "" where unknown."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _uptime() -> float:
+    """Seconds since the machine was booted, sleep included."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 def _read(path: epath.Path) -> dict:

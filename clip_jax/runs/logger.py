@@ -21,6 +21,7 @@ class Progress:
       start: steps done before.
       steps: steps in all.
       batch_size: pairs of a step, over all devices.
+      samples: pairs of the steps done before; None: of batches of the same size.
       flops: of the model for one pair of a train step (`models.flops.training_flops`).
       settings: of the run, flat, for the loggers.
     """
@@ -34,9 +35,11 @@ class Progress:
         steps: int,
         batch_size: int,
         flops: float,
+        samples: int | None = None,
         settings: dict[str, Any] | None = None,
     ):
         self._cfg, self._batch_size, self._flops = cfg, batch_size, flops
+        self._skipped = 0 if samples is None else samples - start * batch_size
         main = jax.process_index() == 0
         self._loggers = make_loggers(
             cfg.loggers if main else (), run, start=start, settings=settings or {}
@@ -79,7 +82,7 @@ class Progress:
         elapsed = max(1e-9, time.monotonic() - self._since)
         speed = (step - self._since_step) * self._batch_size / elapsed
         values = metrics | {
-            "samples_seen": step * self._batch_size,
+            "samples_seen": step * self._batch_size + self._skipped,
             "images_per_second": speed,
             **utilisation(speed, self._flops),
             "data_wait_share": min(1.0, self._waited / elapsed),
@@ -94,7 +97,7 @@ class Progress:
 
     def write(self, step: int, values: dict[str, float]):
         """Give the figures of a step to all loggers."""
-        self._loggers.log(step, {name: float(f"{value:.7g}") for name, value in values.items()})
+        self._loggers.log(step, values)
 
     def flush(self):
         """Before a checkpoint: what was logged survives a kill."""

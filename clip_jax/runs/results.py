@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -14,6 +15,8 @@ import numpy as np
 from etils import epath
 
 from clip_jax.storage import atomic_write
+
+log = logging.getLogger(__name__)
 
 SNAPSHOTS = "snapshots"
 EVALUATION = "evaluation.json"
@@ -157,7 +160,11 @@ def read_metric_lines(run_directory: str | os.PathLike) -> list[dict]:
     """The lines of metrics.jsonl; see `parse_metric_lines`. Empty where there is no file."""
     file = epath.Path(run_directory) / METRICS
     # A log that was spoilt by hand, or by a disk, never keeps a run from resuming.
-    data = file.read_bytes() if file.exists() else b""
+    try:
+        data = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        log.warning("%s cannot be read: %s", file, error)
+        data = b""
     return parse_metric_lines(data.decode(errors="replace").splitlines())
 
 

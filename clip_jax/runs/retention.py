@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from etils import epath
@@ -17,10 +18,22 @@ Better = Literal["higher", "lower"]  # values of a metric
 
 
 class Keep:
-    """Orbax asks it whenever a save begins, and deletes the others once that one is committed."""
+    """Orbax asks it whenever a save begins, and deletes the others once that one is committed.
 
-    def __init__(self, directory: epath.Path, cfg: CheckpointConfig, *, better: Better):
+    `agree` gives every process what process 0 has decided, which alone writes what was evaluated: the
+    others may see it late on a network's file system.
+    """
+
+    def __init__(
+        self,
+        directory: epath.Path,
+        cfg: CheckpointConfig,
+        *,
+        better: Better,
+        agree: Callable[[list[bool]], list[bool]] = list,
+    ):
         self._directory, self._cfg, self._better = directory, cfg, better
+        self._agree = agree
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
         del context
@@ -30,7 +43,7 @@ class Keep:
             kept.update(step for step in steps if step % cfg.keep_every_steps == 0)
         if cfg.keep_best_by:
             kept.add(best_step(self._directory, steps, cfg.keep_best_by, better=self._better))
-        return [info.step in kept for info in checkpoints]
+        return self._agree([info.step in kept for info in checkpoints])
 
 
 def best_step(directory: epath.Path, steps: list[int], name: str, *, better: Better) -> int | None:
@@ -49,9 +62,10 @@ def goodness(value: float | None, better: Better) -> float:
 def read_metadata(step_directory: epath.Path) -> dict:
     """What was saved beside the arrays of a step, or {} where it cannot be read."""
     try:
-        return json.loads((step_directory / "metadata" / "metadata").read_text())
+        found = json.loads((step_directory / "metadata" / "metadata").read_text())
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def record(directory: epath.Path, step: int, metrics: dict[str, float]):

@@ -7,9 +7,14 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from clip_jax.data.loader import eval_batches
+from clip_jax.data.loader import EqualBatches, eval_batches
+from clip_jax.distributed import initialize
+from clip_jax.distributed.failures import is_loss
+from clip_jax.distributed.multihost import OtherProcessFailed, raise_together
 from clip_jax.distributed.preemption import Preemption
+from clip_jax.distributed.rendezvous import ProcessesMissing
 from clip_jax.distributed.watchdog import Watchdog
+from clip_jax.evaluation.annotations import read_annotations
 from clip_jax.evaluation.encode import Encoder
 from clip_jax.evaluation.suite import headlines
 from clip_jax.runs.checkpoints import Checkpoints
@@ -33,9 +38,8 @@ class EvaluationFailed(RunFailed):
 class Evaluations:
     """Measures the model at the steps that the settings name, each after it was saved.
 
-    One that fails ends no training: it is logged, and `check` raises at the end of the run. The
-    next start tries again that of the step which it resumes from. With several processes, of which
-    one alone may have failed, the exception ends the start.
+    One that fails in any of the processes ends no training: it is logged by all, and `check` raises
+    at the end of the run. The next start tries again that of the step which it resumes from.
     """
 
     def __init__(
@@ -134,9 +138,11 @@ class Evaluations:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            with reading:
-                z_image_NE, index_N = encoder.encode_images(reading)
-            texts = [source[int(index)].captions[0] for index in index_N]
+            with EqualBatches(reading, alone=jax.process_count() == 1) as equal:
+                z_image_NE, index_N = encoder.encode_images(equal)
+            raise_together(equal.error)
+            read = read_annotations(source, index_N.tolist())
+            texts = [(*annotation.captions, "")[0] for annotation in read]
             z_text_NE = encoder.encode_texts(np.asarray(setup.tokenizer(texts)))
             if jax.process_index() == 0:
                 save_snapshot(self._run.path, step, z_image_NE @ z_text_NE.T)
@@ -144,21 +150,45 @@ class Evaluations:
     @contextlib.contextmanager
     def _measuring(self, step: int, what: str) -> Iterator[None]:
         """The time counts as evaluation's, and a failure ends no training."""
+        failure = None
         try:
-            with self._goodput.phase("evaluating"), self._watchdog.allow("evaluating"):
-                yield
-        except Exception as error:
-            if jax.process_count() > 1:
-                raise
-            self._failed[step] = error
-            # Of a fault in the data its own words say all; of any other the stack is needed.
-            known = isinstance(error, ValueError | OSError)
-            log.error(
-                "The %s of step %d failed; the training continues: %s", what, step, error,
-                exc_info=not known,
-            )  # fmt: skip
+            with (
+                self._goodput.phase("evaluating"),
+                self._watchdog.allow(f"in the {what} of step {step}"),
+            ):
+                try:
+                    yield
+                except Exception as error:
+                    if is_loss(error):
+                        raise
+                    failure = error
+                failure = self._agreed(f"{what} of step {step}", failure)
         finally:
             self._progress.restart_clock()
+        if failure is not None:
+            self._failed[step] = failure
+            # Of a fault in the data its own words say all; of any other the stack is needed.
+            stack = None if isinstance(failure, ValueError | OSError) else failure
+            text = "The %s of step %d failed; the training continues: %s"
+            log.error(text, what, step, failure, exc_info=stack)
+
+    def _agreed(self, what: str, failure: Exception | None) -> Exception | None:
+        """This process's failure, or else that of another one; None where there is none.
+
+        No device takes part, because the others may be in a collective that this one never came to.
+        Then nobody answers, and the failure ends the start.
+        """
+        if not initialize.several():
+            return failure
+        text = None if failure is None else f"{type(failure).__name__}: {failure}"[:2000]
+        try:
+            said = initialize.exchange(what, text, self._setup.cfg.health.hang_seconds)
+        except ProcessesMissing:
+            raise failure or OtherProcessFailed(f"no answer about the {what}") from failure
+        others = (f"process {index}: {text}" for index, text in said.items() if text)
+        if failure is None and (text := next(others, None)):
+            return OtherProcessFailed(text)
+        return failure
 
 
 def is_time(every: int | None, step: int, last: int) -> bool:

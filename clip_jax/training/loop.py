@@ -26,13 +26,14 @@ from clip_jax.redaction import redact
 from clip_jax.runs import provenance
 from clip_jax.runs.bad_samples import open_bad_samples, own_counts
 from clip_jax.runs.checkpoints import Checkpoints
-from clip_jax.runs.console import tolerant_streams
+from clip_jax.runs.console import duration, tolerant_streams
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
 from clip_jax.runs.logger import Progress
 from clip_jax.runs.report.page import write_report
 from clip_jax.training import run_record
 from clip_jax.training.evaluations import Evaluations
+from clip_jax.training.position import Position, resumed_position
 from clip_jax.training.prefetch import Prefetch
 from clip_jax.training.profiling import Profile
 from clip_jax.training.setup import Setup, prepare
@@ -46,8 +47,12 @@ COMPILE_SECONDS = 3600.0  # that compiling may take beyond health.hang_seconds
 
 
 @together
-def train(cfg: TrainConfig) -> int:
+def train(cfg: TrainConfig, *, began: float | None = None) -> int:
     """Train, or resume the run that is in `cfg.workdir`.
+
+    Args:
+      cfg: the settings.
+      began: when this start began, by `time.monotonic`, for the account of its time; None: now.
 
     Returns:
       0 at the end of the run; else what the process should exit with so that a launcher starts
@@ -64,7 +69,8 @@ def train(cfg: TrainConfig) -> int:
         run = stack.enter_context(RunDirectory(cfg.workdir, main=main))
         initialize.barrier("the run directory is open", cfg.distributed.timeout_seconds)
         stack.enter_context(process_logs(run.path, is_local=run.is_local))
-        goodput = stack.enter_context(Goodput(run.path / "goodput.json", write=main))
+        account = Goodput(run.path / "goodput.json", write=main, began=began)
+        goodput = stack.enter_context(account)
         preemption = stack.enter_context(Preemption())
         stacks = run.path / "stacks.txt" if run.is_local else None
         watchdog = stack.enter_context(Watchdog(cfg.health.hang_seconds, stacks))
@@ -80,14 +86,14 @@ def train(cfg: TrainConfig) -> int:
             checkpoints = stack.enter_context(
                 Checkpoints(run.checkpoints, cfg.checkpoint, better=better, on_saved=run.note_saved)
             )
-            state, bad_samples = restore_or_start(setup, run, checkpoints, goodput)
+            state, position, bad_samples = restore_or_start(setup, run, checkpoints, goodput)
             run_record.write(setup, run)
         with failing_together():  # before the files above are closed, which waits for the others
-            start = int(state.step)
-            progress = stack.enter_context(make_progress(setup, run, start))
+            progress = stack.enter_context(make_progress(setup, run, position))
             watch = {"goodput": goodput, "preemption": preemption, "watchdog": watchdog}
             parts = Parts(
                 setup=setup,
+                position=position,
                 checkpoints=checkpoints,
                 progress=progress,
                 log=make_step_log(setup, progress),
@@ -103,6 +109,7 @@ class Parts:
     """What surrounds the steps of a run."""
 
     setup: Setup
+    position: Position
     checkpoints: Checkpoints
     progress: Progress
     log: StepLog
@@ -123,7 +130,7 @@ def run_to_the_end(
     if start < last:
         step_fn = compile_step(parts)
         with Prefetch(
-            batches_from(parts.setup, run, start, bad_samples),
+            batches_from(parts.setup, run, parts.position, bad_samples),
             parts.setup.mesh,
             parts.setup.cfg.data.prefetch,
         ) as batches:
@@ -147,20 +154,23 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
     progress.restart_clock()
     for step in range(int(state.step) + 1, cfg.steps + 1):
         goodput.switch("waiting_for_data")
+        parts.watchdog.beat(f"waiting for the batch of step {step}")
         began = time.monotonic()
         batch = next(batches)
         progress.waited(time.monotonic() - began)
 
         goodput.switch("stepping")
+        parts.watchdog.beat(f"in step {step}")
         parts.profile.before(step)
         state, metrics = step_fn(state, batch)
         parts.profile.after(step, metrics)
         parts.log(step, state, metrics)  # the step before, while the devices work on this one
 
         goodput.switch("saving")
+        parts.watchdog.beat(f"saving step {step}")
         last = step == cfg.steps
         keeps_best = cfg.checkpoint.keep_best_by is not None and parts.evaluate.is_due(step)
-        metadata = functools.partial(describe, parts, batches.bad_samples)
+        metadata = functools.partial(describe, parts, step, batches.bad_samples)
         parts.checkpoints.save(step, state, metadata=metadata, due=keeps_best, force=last)
 
         if parts.evaluate.has_work(step):
@@ -180,7 +190,7 @@ def save_and_exit(parts: Parts, step: int, state: TrainState, bad_samples: dict 
     preempted = code == RETRY_EXIT_CODE
     why = "Preempted (SIGTERM)" if preempted else "Interrupted (SIGINT)"
     log.warning("%s: saving a checkpoint at step %d", why, step)
-    metadata = functools.partial(describe, parts, bad_samples)
+    metadata = functools.partial(describe, parts, step, bad_samples)
     parts.checkpoints.save(step, state, metadata=metadata, force=True)
     parts.goodput.end = "preempted" if preempted else "interrupted"
     return code
@@ -188,25 +198,25 @@ def save_and_exit(parts: Parts, step: int, state: TrainState, bad_samples: dict 
 
 def restore_or_start(
     setup: Setup, run: RunDirectory, checkpoints: Checkpoints, goodput: Goodput
-) -> tuple[TrainState, dict | None]:
-    """The newest intact checkpoint, or step 0; with it the counts of bad samples."""
-    restored = checkpoints.restore(setup.abstract_state)
+) -> tuple[TrainState, Position, dict | None]:
+    """The newest intact checkpoint, or step 0; with it its position and the counts of bad samples."""
+    restored, batch_size = checkpoints.restore(setup.abstract_state), setup.cfg.data.batch_size
     if restored is None:
         goodput.resumed_from(None)
         run.rewind_metrics(0)
-        return setup.new_state(), None
+        return setup.new_state(), Position(0, 0, batch_size), None
     goodput.resumed_from(restored.metadata.get("goodput"))
     run.rewind_metrics(restored.step)
     log.warning("Resuming from step %d of %s", restored.step, run.path)
     # Earlier versions named the counts "ledgers".
     saved = restored.metadata.get("bad_samples", restored.metadata.get("ledgers", []))
-    return restored.state, own_counts(saved)
+    position = resumed_position(restored.step, restored.metadata, batch_size)
+    return restored.state, position, own_counts(saved)
 
 
 def compile_step(parts: Parts) -> Callable:
     """The train step, compiled for these devices before the first batch is there."""
     setup = parts.setup
-    parts.progress.say("Compiling the train step ...")
     with (
         parts.goodput.phase("compiling"),
         parts.watchdog.allow("compiling", extra_seconds=COMPILE_SECONDS),
@@ -219,10 +229,14 @@ def compile_step(parts: Parts) -> Callable:
             cfg=setup.cfg,
         )
         batch = abstract_batch(setup.mesh, setup.model, setup.cfg.data.batch_size)
-        return step.lower(setup.abstract_state, batch).compile()
+        began = time.monotonic()
+        parts.progress.print("Compiling the train step")
+        compiled = step.lower(setup.abstract_state, batch).compile()
+        parts.progress.print(f"Compiled the train step in {duration(time.monotonic() - began)}")
+        return compiled
 
 
-def make_progress(setup: Setup, run: RunDirectory, start: int) -> Progress:
+def make_progress(setup: Setup, run: RunDirectory, position: Position) -> Progress:
     cfg = setup.cfg
     flops = training_flops(
         setup.model.config,
@@ -232,9 +246,10 @@ def make_progress(setup: Setup, run: RunDirectory, start: int) -> Progress:
     return Progress(
         run,
         cfg.logging,
-        start=start,
+        start=position.step,
         steps=cfg.steps,
         batch_size=cfg.data.batch_size,
+        samples=position.samples,
         flops=flops,
         settings=flatten(run_settings(cfg)),
     )
@@ -245,8 +260,10 @@ def make_step_log(setup: Setup, progress: Progress) -> StepLog:
     return StepLog(progress, setup.schedule, setup.cfg.health, hooks=hooks)
 
 
-def batches_from(setup: Setup, run: RunDirectory, start: int, bad_samples: dict | None) -> Batches:
-    """The training batches from `start` on, of this process's rows."""
+def batches_from(
+    setup: Setup, run: RunDirectory, position: Position, bad_samples: dict | None
+) -> Batches:
+    """The training batches from a position on, of this process's rows."""
     cfg, config = setup.cfg, setup.model.config
     return train_batches(
         setup.sources,
@@ -255,23 +272,25 @@ def batches_from(setup: Setup, run: RunDirectory, start: int, bad_samples: dict 
         image_size=config.vision.image_size,
         preprocess=config.preprocess,
         seed=cfg.seed,
-        start_step=start,
+        start_step=position.step,
+        samples_before=position.samples,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         bad_samples=open_bad_samples(bad_samples, run.path if run.is_local else None),
     )
 
 
-def describe(parts: Parts, bad_samples: dict | None) -> dict[str, Any]:
+def describe(parts: Parts, step: int, bad_samples: dict | None) -> dict[str, Any]:
     """What a checkpoint says besides its arrays; asked for when one is about to be written."""
     # A kill must not leave a checkpoint whose last step was never logged.
     parts.log.flush()
     parts.progress.flush()
     return {
+        "samples": parts.position.samples_after(step),
         "bad_samples": allgather_json(bad_samples),
         "goodput": parts.goodput.seconds(),
         "config": run_settings(parts.setup.cfg),
-        "fingerprint": run_record.fingerprint(parts.setup),
+        **run_record.data_record(parts.setup),
         **provenance.environment(),
     }
 

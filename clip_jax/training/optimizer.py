@@ -1,6 +1,7 @@
 """The optimizer by name, its learning-rate schedule, and what is decayed."""
 
 import ast
+import functools
 import inspect
 import math
 import re
@@ -26,6 +27,7 @@ ARGUMENTS = {
     "moment_dtype": ("moment_dtype", "mu_dtype", "accumulator_dtype", "dtype_momentum"),
 }
 MASKS = ("mask", "weight_decay_mask")
+DECAYED = r"(kernel|token_embedding)$"
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -76,13 +78,19 @@ def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
     return schedule
 
 
-def is_decayed(name: str) -> bool:
-    """Matrices and token embeddings are; gains, biases, positions and the temperature are not."""
-    return bool(re.search(r"(kernel|token_embedding)$", name))
+def is_decayed(name: str, *, positions: bool = False) -> bool:
+    """Matrices and token embeddings are; gains, biases and the temperature are not.
+
+    Position embeddings are where `positions` says so: open_clip decays whatever has two axes,
+    big_vision kernels alone.
+    """
+    return bool(re.search(DECAYED + r"|position_embedding$" * positions, name))
 
 
-def decay_mask(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: is_decayed(path_name(path)), params)
+def decay_mask(params: Any, *, positions: bool = False) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: is_decayed(path_name(path), positions=positions), params
+    )
 
 
 def make_optimizer(
@@ -111,7 +119,8 @@ def make_optimizer(
     chain = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
     chain.append(rule)
     if cfg.weight_decay and not complete:
-        chain.append(optax.add_decayed_weights(cfg.weight_decay, mask=decay_mask))
+        mask = functools.partial(decay_mask, positions=cfg.decay_positions)
+        chain.append(optax.add_decayed_weights(cfg.weight_decay, mask=mask))
     if cfg.layer_decay is not None:
         chain.append(scale_by_layer(cfg.layer_decay, towers or {}))
     if not complete:
@@ -143,7 +152,8 @@ def _arguments(cfg: OptimizerConfig, function: Callable) -> dict[str, Any]:
       ValueError: a setting was changed that it does not use, or an option that it does not have.
     """
     names = inspect.signature(function).parameters
-    given = {name: decay_mask for name in MASKS if name in names}
+    mask = functools.partial(decay_mask, positions=cfg.decay_positions)
+    given = {name: mask for name in MASKS if name in names}
     for setting, spellings in ARGUMENTS.items():
         value, usual = getattr(cfg, setting), getattr(OptimizerConfig(), setting)
         used = [name for name in spellings if name in names]

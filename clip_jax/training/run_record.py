@@ -15,7 +15,7 @@ from clip_jax.config import TrainConfig
 from clip_jax.data import orders
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION
-from clip_jax.runs import provenance
+from clip_jax.runs import provenance, retention
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.trained_variables import list_steps
 from clip_jax.training.optimizer import make_schedule
@@ -32,17 +32,20 @@ def check_resume(setup: Setup, run: RunDirectory):
     Raises:
       ValueError: a setting changes the training and is not allowed to, or the run is past the end.
     """
-    old, new = run.load_config(), setup.cfg
+    done = max(list_steps(run.checkpoints), default=0)
+    # Each checkpoint knows the settings and the data too: files that a person removed are no licence.
+    saved = retention.read_metadata(run.checkpoints / str(done))
+    old, new = run.load_config() or run.config_of(saved), setup.cfg
     if old is None:
         return
-    done = max(list_steps(run.checkpoints), default=0)
     if new.steps < done:
         raise ValueError(
             f"steps={new.steps} is fewer than the {done} steps that {run.path} has done: set steps "
             f"to {done} or more, or choose another --workdir"
         )
     jump = rate_jump(old, new, done)
-    was = {"shuffle_order": orders.GLOBAL, "fingerprint": None} | (run.read_json("data.json") or {})
+    was = {"shuffle_order": orders.GLOBAL, "fingerprint": None}
+    was |= run.read_json("data.json") or {k: v for k, v in saved.items() if k in was}
     try:
         changes = config_io.check_resume(
             config_io.to_json(old) | was,
@@ -55,7 +58,7 @@ def check_resume(setup: Setup, run: RunDirectory):
         log.warning("Resuming with another setting: %s", change)
     if jump:
         log.warning("%s", jump)
-    saved = run.read_json("environment.json") or {}
+    saved = run.read_json("environment.json") or saved
     kept = {name: saved.get(name, {}) for name in ("versions", "random")}
     for change in config_io.differences(kept, provenance.environment()):
         if change.old is not None:

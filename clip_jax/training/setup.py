@@ -32,6 +32,7 @@ from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.models.tower import name_of
 from clip_jax.runs.directory import RunDirectory
+from clip_jax.runs.loggers import check_loggers
 from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
 from clip_jax.training.optimizer import make_optimizer, make_schedule, named_optimizer
 from clip_jax.training.state import (
@@ -143,6 +144,7 @@ def check(cfg: TrainConfig):
     named_optimizer(cfg.optimizer)
     make_objective(cfg.loss)
     make_hooks(cfg.logging.hooks)
+    check_loggers(cfg.logging.loggers)
     _check_frozen(cfg.model)
     named_evaluators(cfg.evaluation)
     best_direction(cfg)

@@ -47,7 +47,12 @@ def test_a_backend_that_is_not_there_is_named(platform, source):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("JAX_ENABLE_X64", "1"), ("JAX_NUMPY_DTYPE_PROMOTION", "strict")]
+    ("name", "value"),
+    [
+        ("JAX_ENABLE_X64", "1"),
+        ("JAX_NUMPY_DTYPE_PROMOTION", "strict"),
+        ("JAX_DISABLE_JIT", "1"),
+    ],
 )
 def test_a_switch_under_which_no_step_compiles_is_named(name, value, source):
     assert f"clip-jax: {name}=" in one_line(run("train", *TINY, *source, **{name: value}))

@@ -31,12 +31,22 @@ def digest(batch):
 def read(reading, settings):
     """Open batches of a source."""
 
-    def _read(source, *, seed=0, start_step=0, process=(0, 1), bad_samples=None, **changes):
+    def _read(
+        source,
+        *,
+        seed=0,
+        start_step=0,
+        samples_before=None,
+        process=(0, 1),
+        bad_samples=None,
+        **changes,
+    ):
         return train_batches(
             source,
             cfg=settings(**changes),
             seed=seed,
             start_step=start_step,
+            samples_before=samples_before,
             process_index=process[0],
             process_count=process[1],
             bad_samples=bad_samples,
@@ -131,6 +141,22 @@ def test_starting_at_a_step_is_as_if_it_had_never_stopped(read, numbered, refere
     with read(numbered(50, captions=3), start_step=start) as batches:
         assert digest(next(batches)) == reference[start]
         assert batches.step == start + 1
+
+
+@pytest.mark.parametrize("batch_size", [4, 16, 10])
+def test_another_batch_size_goes_on_at_the_sample_that_was_reached(read, numbered, batch_size):
+    source = numbered(50, captions=3)
+
+    def rows(batches, count):
+        parts = [next(batches) for _ in range(count)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    with read(source) as batches:
+        expected = rows(batches, 3 + 5)
+    with read(source, batch_size=batch_size, start_step=3, samples_before=3 * 8) as batches:
+        found = rows(batches, 5 * 8 // batch_size)
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array[3 * 8 :][: len(found[name])])
 
 
 def test_starting_late_reads_nothing_before(read, numbered):

@@ -61,6 +61,23 @@ def test_every_window_of_a_mixture_has_its_proportions(weights):
             assert (abs(counts - share * size) <= 2).all()
 
 
+@pytest.mark.parametrize("rare", [3e-8, 1e-6, 8e-6, 1.2e-5])
+def test_a_source_of_a_tiny_share_keeps_it(rare):
+    """Between its samples lie 1 / share places, and its own order has no gap."""
+    mixture = Mixture([1000, 77, 50], [0.7 - rare, 0.3, rare])
+    wanted = 5
+    found = []
+    for number in range(wanted):  # near the places where it is due, which are far apart
+        due = round((number + 0.5) / rare)
+        source_B, index_B, _ = mixture.rows(np.arange(due - 50, due + 50), 3)
+        (here,) = np.flatnonzero(source_B == 2)
+        assert abs(here - 50) <= 1
+        found.append(int(index_B[here]))
+    assert len(set(found)) == wanted
+    others_B = source_B[source_B != 2]
+    assert np.mean(others_B == 0) == pytest.approx(0.7, abs=0.02)
+
+
 def test_each_source_of_a_mixture_goes_through_its_own_epochs():
     source, index, epoch = Mixture([10, 1000], (3, 1)).rows(np.arange(400), 0)
     small = index[source == 0]

@@ -123,10 +123,26 @@ def test_the_failure_of_one_process_is_told_by_all(start, tmp_path):
     assert "Traceback" in (logs / "process-01.log").read_text()
 
 
-def test_the_survivor_of_a_killed_process_asks_to_be_started_again(start):
-    with start(([], None), ([], "kill_in_step=3")) as (first, second):
-        assert second.end() == -signal.SIGKILL
-        killed = time.monotonic()
-        assert first.end() == RETRY, first.text
-        assert time.monotonic() - killed < 90  # JAX's own way takes 100 s
-        assert "another process is gone" in first.text
+@pytest.mark.parametrize("at_fault", [0, 1])
+def test_an_evaluation_that_fails_in_one_process_ends_no_training(start, tmp_path, pairs, at_fault):
+    evaluates = ["--data.eval-source", f"pairs:{pairs}", "--evaluation.every-steps", "3"]
+    faults = ["fail_to_read_test_data=0" if index == at_fault else None for index in range(2)]
+    with start(*((evaluates, fault) for fault in faults)) as both:
+        for command in both:
+            assert command.end() == 1, command.text
+            assert "The evaluation of step 3 failed; the training continues" in command.text
+            assert "the evaluation of step 0, 3, 6 failed" in command.text
+            assert "stale file handle" in command.text
+    assert (tmp_path / "run" / "checkpoints" / "6" / "MANIFEST.json").exists()
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("when", ["kill_in_step=3", "kill_while_preparing=0"])
+def test_the_survivor_of_a_killed_process_asks_to_be_started_again(start, killed, when):
+    faults = [when if index == killed else None for index in range(2)]
+    with start(*(([], fault) for fault in faults)) as both:
+        assert both[killed].end() == -signal.SIGKILL
+        began = time.monotonic()
+        assert both[1 - killed].end() == RETRY, both[1 - killed].text
+        assert time.monotonic() - began < 60  # JAX's own way takes 100 s, a barrier 300 s
+        assert "another process is gone" in both[1 - killed].text

@@ -5,7 +5,8 @@ import socket
 
 import pytest
 
-from clip_jax.distributed.rendezvous import ProcessesMissing, call_roll
+from clip_jax.distributed.connection import Connection
+from clip_jax.distributed.rendezvous import KEY, ProcessesMissing, call_roll
 
 
 @pytest.fixture
@@ -35,7 +36,11 @@ def meet(port: int, *answers: tuple[int, str], processes: int | None = None, tim
             )
             for index, text in answers
         ]
-        return [future.exception() for future in futures]
+        found = [future.exception() for future in futures]
+        for future in futures:
+            if future.exception() is None:
+                future.result().close()
+        return found
 
 
 def test_processes_that_fit_go_on(port):
@@ -43,9 +48,14 @@ def test_processes_that_fit_go_on(port):
 
 
 def test_the_port_is_free_for_jax_afterwards(port):
-    meet(port, (0, "a"), (1, "a"))
-    with socket.create_server(("127.0.0.1", port)):
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        how = {"description": "a", "judge": lambda _: "", "timeout_s": 20}
+        both = [pool.submit(call_roll, f"127.0.0.1:{port}", 2, index, **how) for index in range(2)]
+        lifelines = [future.result() for future in both]
+    with socket.create_server(("127.0.0.1", port)):  # while the connections are open
         pass
+    for lifeline in lifelines:
+        lifeline.close()
 
 
 def test_all_hear_what_is_wrong_with_one(port):
@@ -64,6 +74,42 @@ def test_a_process_0_that_never_comes_is_named(port):
     (error,) = meet(port, (1, "a"), processes=2, timeout_s=0.5)
     assert isinstance(error, ProcessesMissing)
     assert f"process 0 did not answer at 127.0.0.1:{port}" in str(error)
+
+
+def test_a_process_that_goes_away_while_others_are_waited_for_is_named(port):
+    def goes():
+        while True:
+            try:
+                with Connection(socket.create_connection(("127.0.0.1", port))) as connection:
+                    connection.send(
+                        {KEY: 2, "processes": 3, "host": "lost-host", "description": "a"}
+                    )
+                    return connection.receive(10)
+            except ConnectionRefusedError:
+                continue
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        killed = pool.submit(goes)
+        (error,) = meet(port, (0, "a"), processes=3, timeout_s=60)  # and not after 60 s
+        assert "heard" in killed.result()
+    assert isinstance(error, ProcessesMissing)
+    assert "process 2 of 3 on lost-host is gone" in str(error)
+
+
+def test_a_process_0_that_goes_away_while_others_are_waited_for_is_named(port):
+    with socket.create_server(("127.0.0.1", port)) as server:
+
+        def goes():
+            with Connection(server.accept()[0]) as connection:
+                connection.receive(10)
+                connection.send({"heard": "lost-host"})
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            killed = pool.submit(goes)
+            (error,) = meet(port, (1, "a"), processes=2, timeout_s=60)
+            killed.result()
+    assert isinstance(error, ProcessesMissing)
+    assert "process 0 on lost-host is gone" in str(error)
 
 
 def test_two_processes_of_one_index_are_told(port):

@@ -245,6 +245,13 @@ def hang_in_step(step: int):
     _at_step(step, wait_for_other_hosts)
 
 
+def kill_while_preparing(_: int):
+    """After the processes have met, before anything is trained."""
+    from clip_jax.training import loop
+
+    loop.prepare = lambda cfg, run: kill()
+
+
 def in_folder(number: int):
     """The command was started in a folder of its own, as on another host."""
     os.chdir(Path(sys.argv[sys.argv.index("--workdir") + 1]).parent / str(number))
@@ -331,6 +338,16 @@ def fail_in_evaluation(step: int):
     Evaluations._evaluate = fail
 
 
+def fail_to_read_test_data(_: int):
+    """As the files of this process's machine might."""
+    from clip_jax.data.dataset import EvalDataset
+
+    def read(self, number: int):
+        raise OSError("stale file handle")
+
+    EvalDataset.__getitem__ = read
+
+
 def set_clock_back(step: int):
     """By a day, at a step."""
     real, shift = time.time, [0.0]
@@ -380,6 +397,7 @@ FAULTS = {
         kill_in_save,
         kill_between_save_and_data,
         hang_in_step,
+        kill_while_preparing,
         in_folder,
         short_patience,
         pause_in_step,
@@ -387,6 +405,7 @@ FAULTS = {
         slow_compiling,
         slow_evaluation,
         fail_in_evaluation,
+        fail_to_read_test_data,
         set_clock_back,
         nan_in_batch,
         nan_from,

@@ -453,7 +453,7 @@ def test_the_clock_is_set_back(place, reference, run):
 def test_a_step_hangs(place, reference, run):
     with start(place, run, "--health.hang-seconds", "3", fault="hang_in_step=5") as command:
         assert command.end() == RETRY
-        assert "gave no sign of life for 3 s" in command.text
+        assert "gave no sign of life for 3 s while in step 5" in command.text
         assert "in wait_for_other_hosts" in command.text
     assert "in wait_for_other_hosts" in (run / "stacks.txt").read_text()
     finish(place, run)
@@ -472,3 +472,9 @@ def test_a_changed_setting_is_refused_until_it_is_allowed(place, cut):
     text = finish(place, cut, *more)
     assert "Resuming with another setting: steps: 8 -> 12" in text
     assert steps_in(cut)[-1] == 12
+    # 96 samples were taken, and the next steps take 16 each.
+    more = ("--steps", "14", "--data.batch-size", "16", "--checkpoint.allow-change", "steps")
+    text = finish(place, cut, *more, "data.batch_size")
+    assert "Resuming with batches of 16 samples instead of 8: 96 samples were taken" in text
+    seen = [line["samples_seen"] for line in metrics(cut) if "samples_seen" in line]
+    assert seen[-3:] == [96, 112, 128]

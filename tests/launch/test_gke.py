@@ -128,6 +128,77 @@ def test_create_hands_the_manifest_to_kubectl_and_notes_it(gke, place):
     assert logs[-1].startswith("jobset.sigs.k8s.io/jobset-name=run1,")
 
 
+POOL = [
+    *("create-pool", "--name", "pool1", "--cluster", "team", "--region", "us-central1"),
+    *("--zone", "us-central1-a", "--project", "p1"),
+]
+WHERE = ["--region", "us-central1", "--project", "p1"]
+
+
+@pytest.fixture
+def pools(gke, place):
+    """`pools(*options)`: what gcloud is asked to make, and then to delete."""
+    place.stand_in("gcloud")
+
+    def make(*options: str) -> tuple[list[list[str]], list[list[str]]]:
+        made = gke(*POOL, *options)
+        return made, gke("delete-pool", "--name", "pool1", "--confirm", "pool1")
+
+    return make
+
+
+def test_a_tpu7x_slice_is_a_node_pool_with_a_workload_policy(pools):
+    made, deleted = pools("--type", "tpu7x", "--topology", "4x4x4", "--slices", "2", "--spot")
+    assert made[0] == [
+        *("gcloud", "compute", "resource-policies", "create", "workload-policy", "pool1"),
+        *("--type", "HIGH_THROUGHPUT", "--accelerator-topology", "4x4x4", *WHERE),
+    ]
+    assert made[1:] == [
+        [
+            *("gcloud", "container", "node-pools", "create", name, "--cluster", "team", *WHERE),
+            *("--node-locations", "us-central1-a", "--machine-type", "tpu7x-standard-4t"),
+            *("--num-nodes", "16", "--placement-policy", "pool1", "--spot"),
+        ]
+        for name in ("pool1-0", "pool1-1")
+    ]
+    delete = ["gcloud", "container", "node-pools", "delete"]
+    assert deleted == [
+        *([*delete, f"pool1-{i}", "--cluster", "team", *WHERE, "--quiet"] for i in range(2)),
+        ["gcloud", "compute", "resource-policies", "delete", "pool1", "--quiet", *WHERE],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("type", "topology", "shape"),
+    [
+        ("tpu7x", "2x2x1", ["--machine-type", "tpu7x-standard-4t", "--num-nodes", "1"]),
+        ("v6e", "2x4", ["--machine-type", "ct6e-standard-8t", "--num-nodes", "1"]),
+        (
+            "v5litepod",
+            "16x16",
+            ["--machine-type", "ct5lp-hightpu-4t", "--num-nodes", "64", "--tpu-topology", "16x16"],
+        ),
+        (
+            "v5p",
+            "2x2x2",
+            ["--machine-type", "ct5p-hightpu-4t", "--num-nodes", "2", "--tpu-topology", "2x2x2"],
+        ),
+    ],
+)
+def test_other_node_pools_need_no_policy(pools, type, topology, shape):
+    (made,), (deleted,) = pools("--type", type, "--topology", topology)
+    assert made[made.index("--machine-type") :] == shape
+    assert deleted[1:4] == ["container", "node-pools", "delete"]
+
+
+def test_a_pool_that_was_not_made_here_is_not_deleted(gke, place):
+    place.stand_in("gcloud")
+    assert gke("delete-pool", "--name", "pool1", "--confirm", "pool1", code=2) == []
+    assert "create-pool made no 'pool1'" in gke.error
+    gke(*POOL, "--type", "tpu7x", "--topology", "2x2x1")
+    assert gke("delete-pool", "--name", "pool1", stdin="yes\n", code=2) == []
+
+
 def test_delete_wants_the_exact_name_that_create_noted(gke, place):
     gke(*CREATE, "--", *TRAIN)
     assert gke("delete", "--name", "run1", stdin="yes\n", code=2) == []

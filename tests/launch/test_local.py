@@ -131,6 +131,18 @@ def test_what_was_preempted_or_killed_is_started_again(code, place, program):
     assert "start 1 of 10 after the first" in found.stderr
 
 
+def test_a_process_that_waits_for_one_that_died_is_asked_to_leave(place, program):
+    """As one does that was there first, when another is killed before it came."""
+    script = place.folder / "local.sh"
+    script.write_text((LAUNCH / "local.sh").read_text().replace("ASK_S=15", "ASK_S=0"))
+    found = place.launch(
+        *(str(script), "--processes", "2", "--", "train"), **program("wait 0", "killed 0")
+    )
+    assert found.returncode == 0, found.stderr
+    assert (place.folder / "signals").read_text() == "TERM 0\n"
+    assert len(starts(place)) == 4
+
+
 @pytest.mark.parametrize("code", [1, 2, 130])
 def test_what_a_person_has_to_see_is_passed_on(code, place, program):
     found = place.launch("local.sh", "--", "train", **program(str(code)))

@@ -8,7 +8,7 @@ import pytest
 LAUNCH = Path(__file__).parents[2] / "launch"
 
 TRAIN = ["train", "--workdir", "/shared/a b"]
-SRUN = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=180"]
+SRUN = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=60"]
 
 
 @pytest.fixture

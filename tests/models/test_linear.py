@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from clip_jax.models.linear import drawn_as_matrix
 from clip_jax.numerics import project
 
 
@@ -46,3 +48,11 @@ def test_factors_have_16_bits_and_sums_32_in_both_directions():
     for line in products:
         factors, result = line.rsplit(" : ", 1)[1].split(" -> ")
         assert factors.count("bf16") == 2 and "f32>" in result and "bf16" not in result
+
+
+@pytest.mark.parametrize(
+    "make", [nn.initializers.lecun_normal, lambda: nn.initializers.normal(0.3)]
+)
+def test_a_kernel_that_is_drawn_as_a_matrix_has_the_same_numbers(make):
+    key, shape = jax.random.key(3), (3, 3, 2, 4)
+    np.testing.assert_array_equal(drawn_as_matrix(make())(key, shape), make()(key, shape))

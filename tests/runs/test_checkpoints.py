@@ -183,11 +183,16 @@ def test_damage_that_another_process_found_counts_in_this_one_too(tmp_path, monk
 
 def test_a_step_that_was_damaged_twice_keeps_both_remains(tmp_path):
     save_steps(tmp_path, 1)
-    for _ in range(2):
+    # Of another step, and one that a person has put there.
+    for name in ("20", "2.2"):
+        (tmp_path / "damaged" / name).mkdir(parents=True)
+    for _ in range(3):
         save_steps(tmp_path, 2)
         flip_bit(tmp_path / "2")
         assert restored_step(tmp_path) == 1
-    assert {path.name for path in (tmp_path / "damaged").glob("2*")} == {"2", "2.1"}
+    assert {path.name for path in (tmp_path / "damaged").glob("2*")} == {
+        *("2", "2.1", "2.2", "2.3", "20")
+    }
 
 
 def test_a_folder_that_is_no_checkpoint_does_not_count_as_the_latest(tmp_path):

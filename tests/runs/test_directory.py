@@ -219,3 +219,11 @@ def test_a_deleted_lock_file_does_not_let_a_second_run_in(tmp_path, holder):
     (tmp_path / "run.lock").unlink()
     with pytest.raises(ValueError, match="in use by another process"):
         RunDirectory(tmp_path).__enter__()
+
+
+def test_a_metrics_file_that_is_a_folder_ends_nothing(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with RunDirectory(tmp_path) as run:
+        assert run.metrics() == []
+        run.rewind_metrics(3)
+    assert "metrics.jsonl cannot be read" in caplog.text

@@ -1,6 +1,11 @@
 """Goodput: phases that add up, across restarts, whatever the wall clock does."""
 
+import contextlib
 import json
+import random
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -9,10 +14,16 @@ from clip_jax.runs.goodput import PHASES, Goodput
 
 
 class Clock:
-    """Stands in for the time module; both clocks advance together until one is set."""
+    """Stands in for the time module; all clocks advance together until one is set."""
+
+    CLOCK_BOOTTIME = 7
 
     def __init__(self):
         self.now, self.offset = 0.0, 1e9
+
+    def clock_gettime(self, which: int) -> float:
+        assert which == self.CLOCK_BOOTTIME
+        return self.now + 1e5
 
     def monotonic(self) -> float:
         return self.now
@@ -86,6 +97,49 @@ def test_the_time_between_starts_is_lost_unless_a_person_wanted_it(tmp_path, clo
     clock.now += 60
     with Goodput(tmp_path / "g.json") as second:
         assert second.seconds()["lost_to_restarts"] == lost
+
+
+def test_a_run_of_many_starts_adds_up_to_the_wall_time(tmp_path, clock):
+    """Starts that were killed at once, later, without a checkpoint and before anything was saved."""
+    rng, kept = random.Random(0), None
+    for _ in range(50):
+        began = clock.now
+        clock.now += rng.uniform(1, 9)  # imports
+        goodput = Goodput(tmp_path / "goodput.json", began=began)
+        if rng.random() < 0.2:
+            clock.now += 3  # killed, unnoticed by anybody
+            continue
+        with contextlib.suppress(KeyboardInterrupt), goodput:
+            goodput.resumed_from(kept)
+            for _ in range(rng.randrange(9)):
+                spend(goodput, clock, waiting_for_data=1, stepping=7.5, saving=rng.random())
+                kept = goodput.seconds()
+            clock.offset += rng.uniform(-1e5, 1e5)  # somebody sets the wall clock
+            goodput.end = "preempted"
+        clock.now += rng.uniform(0, 20)  # until a launcher starts it again
+    with Goodput(tmp_path / "goodput.json", began=clock.now) as goodput:
+        assert sum(goodput.seconds().values()) == pytest.approx(clock.now, rel=1e-3)
+        assert goodput.starts < 51  # those that were killed before the account was open
+
+
+def test_the_time_of_another_machine_is_the_wall_clock_s(tmp_path, clock, monkeypatch):
+    first = Goodput(tmp_path / "goodput.json")
+    spend(first, clock, stepping=10)
+    first.save()
+    clock.now += 60
+    monkeypatch.setattr(goodput_lib, "_boot", lambda: "another machine")
+    clock.offset += 5
+    with Goodput(tmp_path / "goodput.json") as second:
+        assert second.seconds()["lost_to_restarts"] == 65
+
+
+def test_a_process_knows_when_it_began():
+    code = "import time; from clip_jax.runs.goodput import start_of_process as start; "
+    code += "print(time.monotonic() - start())"
+    began = time.monotonic()
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Ticks of the kernel are hundredths of a second.
+    assert 0 < float(said.stdout) <= time.monotonic() - began + 0.02
 
 
 def test_a_clock_that_is_set_back_takes_no_time_away(tmp_path, clock):

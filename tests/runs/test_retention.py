@@ -2,6 +2,7 @@
 
 import json
 import math
+import types
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -48,6 +49,19 @@ def test_the_best_one_is_kept_across_restarts(tmp_path, better, best):
     save(tmp_path, [7, 8], cfg, better=better)  # without an evaluation
     assert steps_in(tmp_path) == [best, 8]
     assert retention.best_step(epath.Path(tmp_path), [best, 8], name, better=better) == best
+
+
+def test_what_is_kept_is_for_process_0_to_say(tmp_path):
+    """Another process may not see yet what process 0 has written of an evaluation."""
+    cfg = CheckpointConfig(keep_last=1, keep_best_by="top1")
+    infos = [types.SimpleNamespace(step=step) for step in (1, 2, 3)]
+    said = [True, False, True]
+    asked = []
+    keep = retention.Keep(
+        epath.Path(tmp_path), cfg, better="higher", agree=lambda own: asked.append(own) or said
+    )
+    assert keep.should_preserve(infos, context=None) == said
+    assert asked == [[False, False, True]]
 
 
 def test_evaluations_that_cannot_be_read_count_as_none(tmp_path):

@@ -22,6 +22,7 @@ from clip_jax.runs.logger import Progress
 from clip_jax.training import evaluations, loop
 from clip_jax.training.evaluations import EvaluationFailed, Evaluations, is_time
 from clip_jax.training.loop import Parts
+from clip_jax.training.position import Position
 from clip_jax.training.profiling import Profile
 from clip_jax.training.step_log import StepLog, TooManySkipped, make_hooks
 
@@ -54,7 +55,7 @@ class Story:
     def seconds(self):
         return {"stepping": 1.0}
 
-    def beat(self):
+    def beat(self, doing=""):
         pass
 
     # As the checkpoints.
@@ -130,7 +131,7 @@ class Counter(int):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """`made(story)`: the parts of a run of 6 steps, its steps, and its directory."""
-    monkeypatch.setattr(loop.run_record, "fingerprint", lambda setup: "0")
+    monkeypatch.setattr(loop.run_record, "data_record", lambda setup: {"fingerprint": "0"})
     monkeypatch.setattr(evaluations, "save_evaluation", lambda *a: None)
 
     def snapshot(self, step, state):
@@ -153,6 +154,7 @@ def made(tmp_path, monkeypatch):
             watch = {"goodput": story, "preemption": story, "watchdog": story}
             parts = Parts(
                 setup=setup,
+                position=Position(start, 8 * start, 8),
                 checkpoints=story,
                 progress=progress,
                 log=StepLog(progress, setup.schedule, cfg.health, hooks=hooks),
@@ -339,7 +341,9 @@ def test_a_resume_restores_the_counts_of_bad_samples_and_rewinds_the_metrics(mad
     )
     checkpoints = types.SimpleNamespace(restore=lambda like: restored)
     goodput = types.SimpleNamespace(resumed_from=seen.append)
-    setup = types.SimpleNamespace(abstract_state=None)
-    assert loop.restore_or_start(setup, run, checkpoints, goodput) == ("state", counts)
+    setup = types.SimpleNamespace(abstract_state=None, cfg=CFG)
+    found = loop.restore_or_start(setup, run, checkpoints, goodput)
+    B = CFG.data.batch_size
+    assert found == ("state", Position(4, 4 * B, B), counts)
     assert [line["step"] for line in run.metrics()] == [2, 4]
     assert seen == [seconds]

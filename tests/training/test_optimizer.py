@@ -227,6 +227,9 @@ def test_decayed_are_matrices_and_token_embeddings_alone(name):
         last = parameter.split("/")[-1]
         spared = last in ("scale", "bias", "logit_scale", "logit_bias", "class_embedding", "probe")
         assert decayed == (not spared and last != "position_embedding"), parameter
+    with_positions = named(decay_mask(shapes_of(name), positions=True))
+    changed = {one for one, decayed in with_positions.items() if decayed != mask[one]}
+    assert changed == {one for one in mask if one.endswith("position_embedding")} != set()
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)

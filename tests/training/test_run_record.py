@@ -1,6 +1,7 @@
 """What a run directory says that its run is made of, and what a later start may change of it."""
 
 import dataclasses
+import json
 import logging
 import re
 import types
@@ -79,6 +80,20 @@ def test_a_change_that_leaves_the_numbers_alone_is_let_pass_and_said(run, caplog
     with caplog.at_level(logging.WARNING):
         run_record.check_resume(make_setup(logging=LoggingConfig(every_steps=7)), run)
     assert "logging.every_steps: 10 -> 7" in caplog.text
+
+
+@pytest.mark.parametrize("removed", ["config.json", "data.json"])
+def test_a_file_that_was_removed_is_no_licence_to_change_anything(run, removed):
+    """The newest checkpoint has the same in its metadata."""
+    run_record.write(make_setup(), run)
+    (run.checkpoints / "4" / "metadata").mkdir(parents=True)
+    saved = {"config": run.read_json("config.json"), **run.read_json("data.json")}
+    (run.checkpoints / "4" / "metadata" / "metadata").write_text(json.dumps(saved))
+    (run.path / removed).unlink()
+    run_record.check_resume(make_setup(), run)
+    changed = make_setup("ff", optimizer=OptimizerConfig(learning_rate=0.1))
+    with pytest.raises(ValueError, match=r"fingerprint.*optimizer.learning_rate: 0.0005 -> 0.1"):
+        run_record.check_resume(changed, run)
 
 
 def test_weights_of_the_sources_belong_to_the_data():

@@ -108,9 +108,15 @@ class CaptionFilesSource:
         captions = captions or labels.stand_in(label, self.classes, training=training)
         if not captions:
             raise BadSample("missing-caption", key=path, shard=shard)
-        image = read_image(f"{self._root}/{path}", key=path, shard=shard)
+        file = f"{self._root}/{path}"
         return Sample(
-            image=image, captions=captions, key=path, shard=shard, label=label, caption_probs=probs
+            image=read_image(file, key=path, shard=shard),
+            captions=captions,
+            key=path,
+            shard=shard,
+            label=label,
+            caption_probs=probs,
+            path=file,
         )
 
     def _check(self, cfg: DataConfig):

@@ -82,9 +82,15 @@ class FolderSource:
         label = int(np.searchsorted(self._first_S, index, side="right")) - 1
         folder = self._folders[label]
         key = f"{folder}/{self._files[index]}"
-        image = read_image(f"{self._root}/{key}", key=key, shard=folder)
-        captions = (self.classes[label],)
-        return Sample(image=image, captions=captions, key=key, shard=folder, label=label)
+        path = f"{self._root}/{key}"
+        return Sample(
+            image=read_image(path, key=key, shard=folder),
+            captions=(self.classes[label],),
+            key=key,
+            shard=folder,
+            label=label,
+            path=path,
+        )
 
 
 def open_source(location: str, split: Split, cfg: DataConfig) -> Source:

@@ -84,9 +84,15 @@ class PairsSource:
         if not image:
             raise BadSample("missing-image", key=key, shard=shard)
         key = f"{key} {image[:200]}"  # the row and the file: either is what a person looks for
-        data = read_image(self._resolve(image), key=key, shard=shard)
+        path = self._resolve(image)
         return Sample(
-            image=data, captions=captions, key=key, shard=shard, label=label, caption_probs=probs
+            image=read_image(path, key=key, shard=shard),
+            captions=captions,
+            key=key,
+            shard=shard,
+            label=label,
+            caption_probs=probs,
+            path=path,
         )
 
     def _read(self, index: int) -> tuple[str | None, int | None, tuple[str, ...], tuple | None]:

@@ -128,10 +128,16 @@ class ParquetSource:
         captions = tuple(captions) or labels.stand_in(label, self.classes, training=self._training)
         if not captions:
             raise BadSample("missing-caption", key=key, shard=shard)
-        image = _image(value, path, key, shard)
+        image, file = _image(value, path, key, shard)
         shares = tuple(prob / total for prob in probs) if probs else None
         return Sample(
-            image=image, captions=captions, key=key, shard=shard, label=label, caption_probs=shares
+            image=image,
+            captions=captions,
+            key=key,
+            shard=shard,
+            label=label,
+            caption_probs=shares,
+            path=file,
         )
 
     def _row(self, number: int) -> "_Row":
@@ -323,19 +329,19 @@ def has_test_split(location: str, cfg: DataConfig) -> bool:
     return splits.has_test(expand_folder(location, ENDINGS)[0])
 
 
-def _image(value, path: str, key: str, shard: str) -> bytes:
-    """The encoded file out of bytes, a path, or the struct of both that Hugging Face writes."""
+def _image(value, path: str, key: str, shard: str) -> tuple[bytes, str | None]:
+    """The encoded file, and its path, out of bytes, a path, or Hugging Face's struct of both."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if not value:
         raise BadSample("missing-image", key=key, shard=shard)
     if isinstance(value, bytes):
-        return value
+        return value, None
     if not isinstance(value, str):
         raise BadSample("not-an-image", key=key, shard=shard)
     if not storage.is_url(value) and not os.path.isabs(value):
         value = f"{path.rpartition('/')[0] or '.'}/{value}"
-    return read_image(value, key=f"{key} {value}", shard=shard)
+    return read_image(value, key=f"{key} {value}", shard=shard), value
 
 
 FORMAT = SourceFormat(open_source, has_test_split, index)

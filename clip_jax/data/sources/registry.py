@@ -39,6 +39,7 @@ FORMATS = {
     "tar": Entry("tar:GLOB", "clip_jax.data.sources.tar:FORMAT"),
     "records": Entry("records:GLOB", "clip_jax.data.sources.records:FORMAT"),
     "parquet": Entry("parquet:GLOB", "clip_jax.data.sources.parquet:FORMAT"),
+    "images": Entry("images:DIRECTORY (without captions)", "clip_jax.data.sources.images:FORMAT"),
     "folder": Entry("folder:DIRECTORY (of class folders)", "clip_jax.data.sources.folder:FORMAT"),
 }
 
@@ -84,6 +85,11 @@ def open_sources(cfg: DataConfig, split: Split = "train") -> list[Source]:
 
 def _open_for_a_run(spec: str, split: Split, cfg: DataConfig) -> Source:
     source = open_source(spec, split, cfg)
+    if not getattr(source, "captioned", True):
+        raise ValueError(
+            f"{source.name} has no captions, so that it cannot be trained or measured on: it is for "
+            "clip-jax embed and classify"
+        )
     refuse_lost(source, cfg.max_bad_share)
     return source
 

@@ -71,7 +71,7 @@ class TfdsSource:
         self._data = builder.as_data_source(
             split, decoders={self._image: tfds.decode.SkipDecoding()}
         )
-        self.fingerprint = _fingerprint(directory, split)
+        self.fingerprint = fingerprint(directory, split)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -86,16 +86,16 @@ class TfdsSource:
             # ArrayRecord checks its chunks and has no exception type of its own.
             raise BadSample("unreadable-record", key=key, shard=self._prefix) from error
         label = None
-        if self._label is not None and _get(example, self._label) >= 0:
-            label = int(_get(example, self._label))
+        if self._label is not None and feature(example, self._label) >= 0:
+            label = int(feature(example, self._label))
         if self._caption is not None:
-            captions = _texts(_get(example, self._caption))
+            captions = texts_of(feature(example, self._caption))
         else:
             captions = [LABEL_TEMPLATES[0].format(self.classes[label])] if label is not None else []
         if not captions:
             raise BadSample("missing-caption", key=key, shard=self._prefix)
         return Sample(
-            image=_get(example, self._image),
+            image=feature(example, self._image),
             captions=tuple(captions),
             key=key,
             shard=self._prefix,
@@ -109,7 +109,7 @@ class TfdsSource:
 
 def open_source(location: str, split: str, cfg: DataConfig) -> TfdsSource:
     """A dataset by its name, such as "coco_captions/2014:1.1.0", or by its folder."""
-    directory = _find_directory(location, cfg)
+    directory = find_directory(location, cfg)
     splits = list(tfds.builder_from_directory(directory).info.splits)
     name = "train" if split == "train" else _test_split(splits)
     if name not in splits:
@@ -128,7 +128,7 @@ def open_source(location: str, split: str, cfg: DataConfig) -> TfdsSource:
 
 def has_test_split(location: str, cfg: DataConfig) -> bool:
     """Whether the dataset has a split called test or validation."""
-    builder = tfds.builder_from_directory(_find_directory(location, cfg))
+    builder = tfds.builder_from_directory(find_directory(location, cfg))
     return _test_split(list(builder.info.splits)) is not None
 
 
@@ -136,7 +136,7 @@ def _test_split(splits: Sequence[str]) -> str | None:
     return next((name for name in TEST_SPLITS if name in splits), None)
 
 
-def _find_directory(location: str, cfg: DataConfig) -> Path:
+def find_directory(location: str, cfg: DataConfig) -> Path:
     roots = [Path(cfg.data_dir), Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))]
     name, _, version = location.partition(":")
     candidates = [Path(name).expanduser(), *(root.expanduser() / name for root in roots)]
@@ -209,14 +209,14 @@ def _find(role: str, given: str | None, features: dict, of: type, where: str) ->
     )
 
 
-def _get(example: dict, path: str):
+def feature(example: dict, path: str):
     for key in path.split("/"):
         # A sequence of dictionaries arrives as a list of them.
         example = [item[key] for item in example] if isinstance(example, list) else example[key]
     return example
 
 
-def _texts(value) -> list[str]:
+def texts_of(value) -> list[str]:
     values = [value] if isinstance(value, bytes | str) else value
     texts = [
         item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in values
@@ -224,7 +224,7 @@ def _texts(value) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-def _fingerprint(directory: Path, split: str) -> str:
+def fingerprint(directory: Path, split: str) -> str:
     digest = xxhash.xxh3_64(split.encode())
     digest.update((directory / "features.json").read_bytes())
     for path in sorted(directory.glob("*array_record*")):

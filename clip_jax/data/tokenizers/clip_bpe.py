@@ -7,7 +7,6 @@ import string
 from collections.abc import Sequence
 from pathlib import Path
 
-import ftfy
 import regex
 from tokenizers.models import BPE
 
@@ -73,13 +72,20 @@ def clean(text: str) -> str:
     """Mend mojibake, resolve HTML entities, collapse white space and lower the case."""
     if not (text.isascii() and text.isprintable() and "&" not in text):
         # On other texts these change nothing and take most of the time.
-        text = html.unescape(html.unescape(ftfy.fix_text(text)))
+        text = mend(text)
     return " ".join(text.split()).lower()
+
+
+def mend(text: str) -> str:
+    """Mend mojibake, and resolve HTML entities twice, as open_clip does."""
+    import ftfy  # here, as it is slow to import and most texts do not need it
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def canonicalize(text: str) -> str:
     """SigLIP's cleaning, which also drops punctuation."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = mend(text)
     text = text.replace("_", " ").translate(WITHOUT_PUNCTUATION).lower()
     return " ".join(text.split())
 

@@ -1,38 +1,20 @@
 """Tokenizers of released weights, id for id as transformers' AutoTokenizer and open_clip's HFTokenizer."""
 
-import html
 import json
-import string
 from collections.abc import Sequence
 
-import ftfy
-
 from clip_jax.data.tokenizers.base import Tokenizer, TokenizerFormat
+from clip_jax.data.tokenizers.clip_bpe import canonicalize, clean, mend
 from clip_jax.data.tokenizers.huggingface import load_tokenizer_json, plain_ids, special_ids
-
-NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def _mended(text: str) -> str:
-    return html.unescape(html.unescape(ftfy.fix_text(text)))
-
-
-def _one_spaced(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _without_punctuation(text: str) -> str:
-    return _one_spaced(text.replace("_", " ").translate(NO_PUNCTUATION).lower())
-
 
 # What is done to a text before its tokenizer.json sees it. transformers does nothing, or lower-cases
 # for SigLIP 2; the others are open_clip's, by its names.
 CLEANING = {
     "none": lambda text: text,
     "lowercase": str.lower,
-    "whitespace": lambda text: _one_spaced(_mended(text)),
-    "lower": lambda text: _one_spaced(_mended(text)).lower(),
-    "canonicalize": lambda text: _without_punctuation(_mended(text)),
+    "whitespace": lambda text: " ".join(mend(text).split()),
+    "lower": clean,
+    "canonicalize": canonicalize,
 }
 
 

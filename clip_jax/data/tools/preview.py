@@ -10,7 +10,7 @@ from PIL import Image
 
 from clip_jax.config import DataConfig
 from clip_jax.data.images.transforms import ImageError, decode
-from clip_jax.data.samples import BadSample, Source
+from clip_jax.data.samples import BadSample, Sample, Source
 from clip_jax.data.shuffle import hash64, permute
 from clip_jax.redaction import redact
 
@@ -60,8 +60,14 @@ def preview(
     return path
 
 
-def _card(source: Source, index: int, cfg: DataConfig) -> str:
-    sample = source[index]
+def thumbnail(
+    sample: Sample, cfg: DataConfig, *, side: int = SIDE, quality: int = 85
+) -> tuple[str, tuple[int, int]]:
+    """A sample's image as a data URL of a small JPEG, and its height and width in full.
+
+    Raises:
+      BadSample: the image cannot be decoded.
+    """
     try:
         pixels_HWC = decode(
             sample.image, max_pixels=cfg.max_image_pixels, exif_rotation=cfg.exif_rotation
@@ -69,12 +75,17 @@ def _card(source: Source, index: int, cfg: DataConfig) -> str:
     except ImageError as error:
         raise BadSample(error.reason, key=sample.key, shard=sample.shard) from error
     image = Image.fromarray(pixels_HWC)
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((side, side))
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
+    image.save(file, "JPEG", quality=quality)
     data = base64.b64encode(file.getvalue()).decode()
+    return f"data:image/jpeg;base64,{data}", pixels_HWC.shape[:2]
+
+
+def _card(source: Source, index: int, cfg: DataConfig) -> str:
+    sample = source[index]
+    data, (height, width) = thumbnail(sample, cfg)
     captions = "<br>".join(html.escape(text) for text in sample.captions)
-    height, width, _ = pixels_HWC.shape
     about = (
         f"{html.escape(redact(sample.key))} · {width}×{height} · {len(sample.image) / 1024:.0f} KiB"
     )
@@ -83,6 +94,6 @@ def _card(source: Source, index: int, cfg: DataConfig) -> str:
         named = sample.label < len(names)
         about += f" · {html.escape(names[sample.label]) if named else f'class {sample.label}'}"
     return (
-        f'<figure><img alt="" src="data:image/jpeg;base64,{data}">'
+        f'<figure><img alt="" src="{data}">'
         f"<figcaption>{captions}<br><small>{about}</small></figcaption></figure>"
     )

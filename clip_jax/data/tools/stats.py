@@ -89,7 +89,8 @@ def summarize(source: Source, cfg: DataConfig, *, max_samples: int | None = 10_0
             rotated, broken = rotated + is_rotated, broken + is_broken
             formats[kind] += 1
             images[digest] += 1
-            texts[xxhash.xxh3_64_intdigest(sample_captions[0].encode())] += 1
+            for text in sample_captions[:1]:
+                texts[xxhash.xxh3_64_intdigest(text.encode())] += 1
             captions += len(sample_captions)
             rows.append(row)
     quantiles = np.percentile(np.array(rows or [(0,) * 4]), QUANTILES, axis=0).T
@@ -124,6 +125,6 @@ def _look(source: Source, index: int, max_pixels: int):
         return BadSample(error.reason, key=sample.key, shard=sample.shard)
     kind = Image.open(io.BytesIO(sample.image), formats=image_formats.pillow()).format
     digest = xxhash.xxh3_64_intdigest(sample.image)
-    row = (len(sample.image), width, height, len(sample.captions[0]))
+    row = (len(sample.image), width, height, len("".join(sample.captions[:1])))
     rotated = exif_orientation(sample.image) != 1
     return kind, digest, sample.captions, row, rotated, sample.had_broken_text

@@ -52,7 +52,8 @@ def retrieval(
     Returns:
       For each direction, "text_to_image" and "image_to_text": "..._recall_at_1", "_5" and "_10",
       each with "..._recall_at_1_chance", what guessing would reach, and "..._mean_rank" and
-      "..._median_rank", where 1 is the best.
+      "..._median_rank", where 1 is the best. "recall_at_1" is the mean of both directions, which
+      DataComp (arXiv:2304.14108) reports of Flickr30k and COCO.
     """
     N = len(z_image_NE)
     captions_N = np.bincount(image_of_text_M, minlength=N)
@@ -75,6 +76,7 @@ def retrieval(
             metrics[f"{name}_recall_at_{k}_chance"] = chance(k)
         metrics[f"{name}_mean_rank"] = float(ranks.expected().mean())
         metrics[f"{name}_median_rank"] = float(np.median(ranks.expected()))
+    metrics["recall_at_1"] = float(np.mean([metrics[f"{way}_recall_at_1"] for way in DIRECTIONS]))
     return metrics
 
 
@@ -88,6 +90,7 @@ def _chance(captions_Q: np.ndarray, M: int, k: int) -> float:
 RETRIEVAL = Evaluator(
     measure=measure,
     metrics={f"{way}_recall_at_{k}": "higher" for way in DIRECTIONS for k in KS}
+    | {"recall_at_1": "higher"}
     | {f"{way}_{kind}_rank": "lower" for way in DIRECTIONS for kind in ("mean", "median")},
     needs=("captions",),
     headline="text_to_image_recall_at_1",

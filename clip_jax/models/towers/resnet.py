@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from clip_jax.config import Remat
 from clip_jax.models.attention import plain_attention
 from clip_jax.models.layers import REMAT_POLICIES
-from clip_jax.models.linear import Dense
+from clip_jax.models.linear import Dense, drawn_as_matrix
 from clip_jax.models.positions import resize_grid, square_side
 from clip_jax.models.tower import Compute, ImageTower
 from clip_jax.numerics import precision_of
@@ -159,6 +159,7 @@ class ConvNorm(nn.Module):
             strides=self.stride,
             padding=[(pad, pad), (pad, pad)],
             use_bias=False,
+            kernel_init=drawn_as_matrix(nn.initializers.lecun_normal()),
             dtype=self.dtype,
             precision=precision_of(self.dtype),
             name="conv",

@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from clip_jax.config import Activation
@@ -57,6 +58,13 @@ class TextConfig(TextTower, group="text."):
     @property
     def reads_largest_id(self) -> bool:
         return self.pool == "argmax"
+
+    def read_length(self, tokens_BL: np.ndarray) -> int:
+        """Up to the last end token: under a causal mask none sees what follows it."""
+        if not self.causal or self.pool == "last" or not len(tokens_BL):
+            return tokens_BL.shape[1]
+        end_BL = tokens_BL == self.end_id if self.pool == "eos" else tokens_BL
+        return int(end_BL.argmax(axis=1).max()) + 1
 
     @property
     def fixed_embed_dim(self) -> int | None:

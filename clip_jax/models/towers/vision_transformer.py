@@ -12,7 +12,7 @@ from flax import linen as nn
 from clip_jax.config import Activation
 from clip_jax.models.attention import plain_attention
 from clip_jax.models.layers import LayerNorm, Mlp, transformer
-from clip_jax.models.linear import Dense
+from clip_jax.models.linear import Dense, drawn_as_matrix
 from clip_jax.models.positions import resize_grid, square_side
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
 from clip_jax.models.tower import Compute, ImageTower
@@ -181,7 +181,7 @@ class PatchEmbedding(nn.Module):
         p = self.patch_size
         B, H, W, C = images_BHWC.shape
         H, W = H - H % p, W - W % p
-        init = nn.initializers.normal((C * p * p) ** -0.5)
+        init = drawn_as_matrix(nn.initializers.normal((C * p * p) ** -0.5))
         kernel = self.param("kernel", init, (p, p, C, self.width))
         bias_D = None
         if self.use_bias:

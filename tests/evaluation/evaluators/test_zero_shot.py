@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
+from clip_jax.evaluation import prompts as prompts_module
 from clip_jax.evaluation.encode import Encoder
-from clip_jax.evaluation.evaluators import zero_shot as zero_shot_module
-from clip_jax.evaluation.evaluators.zero_shot import (
+from clip_jax.evaluation.evaluators.zero_shot import class_accuracy, zero_shot
+from clip_jax.evaluation.prompts import (
     SIMPLE_TEMPLATES,
-    class_accuracy,
+    check_prompts,
     class_embeddings,
     read_classes,
     read_templates,
-    zero_shot,
-    zero_shot_ranks,
 )
+from clip_jax.evaluation.ranking import rank
 
 CLASSES = ("red", "green", "blue", "pale yellow", "dark")
 
@@ -27,13 +27,38 @@ def encoder(model, variables, mesh):
 def test_a_class_is_the_normalised_mean_of_its_prompts(
     monkeypatch, encoder, apply, model, variables, tokenizer, at_once
 ):
-    monkeypatch.setattr(zero_shot_module, "TEXTS_AT_ONCE", at_once)
+    monkeypatch.setattr(prompts_module, "TEXTS_AT_ONCE", at_once)
     z_class_SE = class_embeddings(encoder, tokenizer, CLASSES)
     assert len(z_class_SE) == len(CLASSES)
     for z_class_E, name in zip(z_class_SE, CLASSES):
         prompts = [template.replace("{}", name) for template in SIMPLE_TEMPLATES]
         z_E = apply(model, "encode_text", variables, tokenizer(prompts)).mean(axis=0)
         np.testing.assert_allclose(z_class_E, z_E / np.linalg.norm(z_E), atol=2e-6)
+
+
+def test_a_class_may_have_prompts_of_its_own(encoder, tokenizer, tmp_path):
+    (tmp_path / "cupl.json").write_text(
+        '{"red": ["a red thing", "something red"], "dark": ["dim"]}'
+    )
+    prompts = read_templates(str(tmp_path / "cupl.json"))
+    z_class_SE = class_embeddings(encoder, tokenizer, ["dark", "red"], prompts)
+    z_ME = encoder.encode_texts(tokenizer(["dim", "a red thing", "something red"]))
+    z_red_E = z_ME[1:].mean(axis=0)
+    np.testing.assert_allclose(z_class_SE[0], z_ME[0], atol=1e-6)
+    np.testing.assert_allclose(z_class_SE[1], z_red_E / np.linalg.norm(z_red_E), atol=1e-6)
+    check_prompts(["dark", "red"], prompts, "cupl.json")
+    with pytest.raises(
+        ValueError, match=r"cupl\.json has no prompts for 1 of 2 classes \('blue'\)"
+    ):
+        check_prompts(["blue", "red"], prompts, "cupl.json")
+
+
+def test_both_ways_to_write_a_template_give_the_same_prompts(encoder, tokenizer):
+    ours, open_clip = ["a {} dot.", "{}"], ["a {c} dot.", "{c}"]
+    np.testing.assert_array_equal(
+        class_embeddings(encoder, tokenizer, CLASSES, ours),
+        class_embeddings(encoder, tokenizer, CLASSES, open_clip),
+    )
 
 
 def test_accuracies_equal_those_counted_by_hand(mesh):
@@ -44,7 +69,7 @@ def test_accuracies_equal_those_counted_by_hand(mesh):
     for row, order in zip(z_image_NE, likes):
         row[list(order)] = [0.9, 0.7, 0.5, 0.3, 0.2, 0.1]
     label_N = np.array([0, 0, 1, 0])
-    ranks = zero_shot_ranks(z_image_NE, label_N, z_class_SE, mesh=mesh)
+    ranks = rank(z_image_NE, label_N, z_class_SE, np.arange(len(z_class_SE)), mesh=mesh)
     assert zero_shot(ranks, label_N, ["seen", "held_out", "seen", None]) == pytest.approx(
         {
             "top1": 2 / 4,
@@ -64,7 +89,7 @@ def test_accuracies_equal_those_counted_by_hand(mesh):
 def test_two_classes_of_one_name_share_their_images(mesh):
     z_class_SE = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     z_image_NE, label_N = np.array([[1, 0]], np.float32), np.array([1])
-    ranks = zero_shot_ranks(z_image_NE, label_N, z_class_SE, mesh=mesh)
+    ranks = rank(z_image_NE, label_N, z_class_SE, np.arange(len(z_class_SE)), mesh=mesh)
     assert zero_shot(ranks, label_N)["top1"] == pytest.approx(0.5)
 
 
@@ -98,3 +123,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path, read):
     file.write_bytes(b"\xff\xfe\x00r")
     with pytest.raises(ValueError, match=r"list\.txt is not a text file in UTF-8"):
         read(str(file))
+
+
+def test_imagenets_names_and_prompts_are_shipped():
+    names, templates = read_classes("imagenet"), read_templates("imagenet")
+    assert (len(names), names[0], len(templates)) == (1000, "tench", 80)

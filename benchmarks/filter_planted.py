@@ -1,0 +1,178 @@
+"""Plants faults into a dataset and counts what `clip-jax data filter` finds of them.
+
+    clip-jax train --config configs/shapes_tiny.py --workdir runs/shapes_tiny
+    python benchmarks/filter_planted.py runs/shapes_tiny --pairs 4000
+
+The pairs are pictures of `shapes` whose descriptions all differ, as PNG files in a list. Of each twenty,
+one is a copy of an earlier one (encoded again as JPEG of quality 60, resized to 3/4, or cropped by 2 % at
+each side), one is a copy of a test picture made in the same way, and one has the caption of a pair that
+differs in color and shape. Thresholds are chosen on the first half of the pairs, halfway between what was
+planted and all others, and measured on the second half. Printed is which share of what was planted
+each rule finds, and which share of the other pairs it drops; then what the command drops with all rules.
+"""
+
+import argparse
+import csv
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from clip_jax.cli.main import main as clip_jax
+from clip_jax.collection.embeddings import open_embeddings
+from clip_jax.config import MeshConfig
+from clip_jax.curation.duplicates import find_duplicates
+from clip_jax.curation.filter import by_evaluation
+from clip_jax.curation.vectors import pair_scores
+from clip_jax.data.sources import scenes
+from clip_jax.sharding import make_mesh
+
+SIDE = 64
+COPIES = ("jpeg", "resized", "cropped")
+
+
+class Drawn:
+    """Scenes with descriptions that all differ, each drawn once."""
+
+    def __init__(self, count: int, seed: int):
+        self.rng = np.random.default_rng(seed)
+        self.scenes, self.said = [], set()
+        while len(self.scenes) < count:
+            scene = scenes.random_scene(self.rng, scenes.PAIRS, two=bool(self.rng.random() < 0.8))
+            figures = [(f.color, f.shape, f.size, f.x > 0.5, f.y > 0.5) for f in scene.figures]
+            said = (scene.background, *sorted(figures))
+            if said not in self.said:
+                self.said.add(said)
+                self.scenes.append(scene)
+        self.pictures = [
+            Image.fromarray(scenes.render(scene, self.rng, SIDE)) for scene in self.scenes
+        ]
+        self.captions = [scenes.full_caption(scene, self.rng) for scene in self.scenes]
+
+    def copy(self, number: int, kind: str, path: Path) -> str:
+        """Write a copy of a picture; its file name."""
+        picture, path = (
+            self.pictures[number],
+            path.with_suffix(".jpg" if kind == "jpeg" else ".png"),
+        )
+        if kind == "resized":
+            picture = picture.resize((3 * SIDE // 4,) * 2, Image.Resampling.BICUBIC)
+        if kind == "cropped":
+            edge = 0.02 * SIDE
+            box = (edge, edge, SIDE - edge, SIDE - edge)
+            picture = picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box)
+        picture.save(path, quality=60)
+        return path.name
+
+    def differing(self, number: int) -> int:
+        """Another scene in which no color and no shape is one of this scene's."""
+        mine = {word for f in self.scenes[number].figures for word in (f.color, f.shape)}
+        while True:
+            other = int(self.rng.integers(len(self.scenes)))
+            if not mine & {word for f in self.scenes[other].figures for word in (f.color, f.shape)}:
+                return other
+
+
+def plant(folder: Path, pairs: int) -> np.ndarray:
+    """Write train.csv and test.csv with their pictures; what was planted in each row of train.csv."""
+    train, test = Drawn(pairs, 0), Drawn(max(200, pairs // 20), 1)
+    kinds = np.array(["clean"] * pairs, dtype="U10")
+    planted = train.rng.permutation(np.arange(pairs // 10, pairs))
+    for number, kind in enumerate(("duplicate", "evaluation", "caption")):
+        kinds[planted[number::20]] = kind
+    rows = []
+    clean = np.flatnonzero(kinds == "clean")
+    for row, kind in enumerate(kinds):
+        path, caption, how = folder / f"{row:06d}", train.captions[row], COPIES[row % 3]
+        if kind == "duplicate":
+            original = int(train.rng.choice(clean[clean < row]))
+            name, caption = train.copy(original, how, path), train.captions[original]
+        elif kind == "evaluation":
+            original = int(train.rng.integers(len(test.scenes)))
+            name, caption = test.copy(original, how, path), test.captions[original]
+        else:
+            name = train.copy(row, "png", path)
+            if kind == "caption":
+                caption = train.captions[train.differing(row)]
+        rows.append((name, caption))
+    write_list(folder / "train.csv", rows)
+    names = [test.copy(n, "png", folder / f"test_{n:06d}") for n in range(len(test.scenes))]
+    write_list(folder / "test.csv", list(zip(names, test.captions)))
+    return kinds
+
+
+def write_list(path: Path, rows: list):
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("image", "caption"), *rows])
+
+
+def border(wrong: np.ndarray, right: np.ndarray) -> float:
+    """The threshold with the highest of share found plus share left alone; wrong ones are above it."""
+    values = np.sort(np.concatenate([wrong, right]))
+    found = 1 - np.searchsorted(np.sort(wrong), values) / len(wrong)
+    alone = np.searchsorted(np.sort(right), values) / len(right)
+    best = np.flatnonzero(found + alone == (found + alone).max())
+    at = int(best[len(best) // 2])
+    return float(values[max(0, at - 1)] + values[at]) / 2
+
+
+def measure(folder: Path, kinds: np.ndarray) -> dict[str, tuple[float, np.ndarray]]:
+    """For each rule its threshold, and a value for each row that is high where it is wrong."""
+    train, test = open_embeddings(folder / "train"), open_embeddings(folder / "test")
+    image, mesh = train.vectors["image"], make_mesh(MeshConfig())
+    rows = np.arange(len(image))
+    found = find_duplicates(image, rows, 1.0, mesh)
+    near = np.where(found.partner_N >= 0, found.cosine_N, found.below_N)
+    sets = {"test": test.vectors["image"]}
+    values = {
+        "caption": -pair_scores(image, train.vectors["text"]),
+        "evaluation": by_evaluation(image, rows, sets, 1.0, mesh).value_N,
+        "duplicate": near,
+    }
+    first = rows < len(rows) // 2
+    return {
+        kind: (border(value[first & (kinds == kind)], value[first & (kinds == "clean")]), value)
+        for kind, value in values.items()
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--pairs", type=int, default=4000)
+    settings = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kinds = plant(folder, settings.pairs)
+        for split in ("train", "test"):
+            source, out = f"pairs:{folder}/{split}.csv", str(folder / split)
+            form = ("--dtype", "float32", "--no-progress")
+            assert clip_jax(["embed", settings.model, source, out, *form]) == 0
+        measured = measure(folder, kinds)
+        second = np.arange(len(kinds)) >= len(kinds) // 2
+        print(f"{len(kinds)} pairs; measured on the second half")
+        for kind, (threshold, value) in measured.items():
+            wrong, right = value[second & (kinds == kind)], value[second & (kinds == "clean")]
+            print(
+                f"{kind:10} threshold {threshold:8.4f}   found {np.mean(wrong >= threshold):7.2%} of "
+                f"{len(wrong)}   false {np.mean(right >= threshold):7.3%} of {len(right)}"
+            )
+        arguments = ["data", "filter", f"pairs:{folder}/train.csv", str(folder / "out")]
+        arguments += ["--embeddings", str(folder / "train"), "--against", str(folder / "test")]
+        arguments += ["--score-above", str(-measured["caption"][0])]
+        arguments += ["--against-above", str(measured["evaluation"][0])]
+        arguments += ["--duplicates-above", str(measured["duplicate"][0])]
+        assert clip_jax(arguments) == 0
+        dropped = pq.read_table(folder / "out" / "decisions.parquet")["dropped_by"].to_pylist()
+        dropped = np.array([by or "" for by in dropped]) != ""
+        shares = {
+            kind: float(dropped[second & (kinds == kind)].mean()) for kind in np.unique(kinds)
+        }
+        print(json.dumps({"dropped by all rules together": shares}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

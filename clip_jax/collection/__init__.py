@@ -1,0 +1,1 @@
+"""What a trained model makes of a collection: embeddings in files, predictions, and their reading."""

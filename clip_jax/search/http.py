@@ -1,0 +1,88 @@
+"""Runs the search app with uvicorn, with limits on how many connect and how slow they may be."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_S = 30.0  # for all of a request to come
+ANSWER_S = 120.0  # from a request's beginning to the end of its answer
+CONNECTIONS = 256
+HEADER_BYTES = 16 * 2**10
+
+
+class LimitedProtocol(H11Protocol):
+    """Closes a connection whose request or answer takes too long, and those above a number.
+
+    uvicorn itself waits for ever for a header that comes byte by byte.
+    """
+
+    request_s, answer_s, most_connections = REQUEST_S, ANSWER_S, CONNECTIONS
+
+    def connection_made(self, transport):
+        if len(self.connections) >= self.most_connections:
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self._began: float | None = self.loop.time()
+        self._check = self.loop.call_later(1.0, self._watch)
+
+    def connection_lost(self, exc):
+        if hasattr(self, "_check"):
+            self._check.cancel()
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes):
+        if self._began is None:
+            self._began = self.loop.time()
+        super().data_received(data)
+
+    def _watch(self):
+        came = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+        answered = self.cycle is not None and self.cycle.response_complete
+        if answered and self.conn.their_state is h11.IDLE:
+            self._began = None  # between two requests, where uvicorn counts the time
+        if self._began is not None:
+            limit = self.answer_s if came else self.request_s
+            if self.loop.time() - self._began > limit:
+                self.transport.abort()
+                return
+        self._check = self.loop.call_later(1.0, self._watch)
+
+
+def make_server(app: Starlette) -> uvicorn.Server:
+    """A server with the limits of this module. It ends when `should_exit` is set."""
+    config = uvicorn.Config(
+        app,
+        http=LimitedProtocol,
+        ws="none",
+        loop="asyncio",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=5,
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+def serve(
+    server: uvicorn.Server, bound: socket.socket, *, started: Callable[[], None] | None = None
+):
+    """Answer requests that come to a bound socket, until the process is told to end."""
+
+    async def run():
+        task = asyncio.create_task(server.serve([bound]))
+        while not server.started and not task.done():
+            await asyncio.sleep(0.01)
+        if started is not None and server.started:
+            started()
+        await task
+
+    asyncio.run(run())

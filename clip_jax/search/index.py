@@ -1,0 +1,318 @@
+"""An index over an embedded collection: exact or approximate search, its metadata, filters."""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+import pyarrow as pa
+import xxhash
+from jax.sharding import Mesh
+
+from clip_jax import sharding
+from clip_jax.collection.embeddings import Embeddings, Vectors, open_embeddings
+from clip_jax.collection.layout import MANIFEST
+from clip_jax.config import MeshConfig
+from clip_jax.search.exact import ExactSearch, Found, search_rows
+from clip_jax.storage import atomic_write
+
+log = logging.getLogger(__name__)
+
+Method = Literal["auto", "exact", "approximate"]
+FORMAT = "clip_jax index 1"
+INDEX, TABLE, GRAPH = "index.json", "metadata.arrow", "vectors.usearch"
+RECALL = 0.98  # that an approximate index is to reach
+MEASURED = 256  # queries of each kind that recall is measured with
+MEMORY_SHARE = 0.5  # of what the devices have free that vectors may take
+CPU_NUMBERS = 2**27  # in all vectors, up to which two cores compare them in some 50 ms
+ON_HOST = 100_000  # rows that a filter leaves, up to which they are compared one by one
+MOST_CANDIDATES = 20_000  # of a search whose results are filtered afterwards
+
+
+class SearchIndex:
+    """Finds the rows of a collection that are nearest to a vector.
+
+    Attributes:
+      embeddings: the collection.
+      kind: whose vectors are searched, "image" or "text".
+      info: what was noted when it was built; method and rows at least.
+      table: the metadata, a row for each vector.
+    """
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        kind: str,
+        info: dict,
+        table: pa.Table,
+        search: Callable[[np.ndarray, int], Found],
+    ):
+        self.embeddings, self.kind, self.info, self.table = embeddings, kind, info, table
+        self.vectors: Vectors = embeddings.vectors[kind]
+        self._search = search
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def search(self, z: np.ndarray, k: int, *, allowed_N: np.ndarray | None = None) -> Found:
+        """The `k` nearest rows of each query.
+
+        Args:
+          z: (E,) or (queries, E) vectors; they are brought to unit length.
+          k: how many, of each.
+          allowed_N: (rows,) bool; others are not found. All that are found satisfy it, and there
+            are `k` of them where so many are allowed.
+
+        Returns:
+          `Found(score_QK, row_QK)`, float32 cosines and int64 numbers of rows, the best first; for
+          one vector without the first axis. Where there are fewer rows, -inf and -1.
+
+        Raises:
+          ValueError: the vectors have another width, or numbers that are not finite.
+        """
+        z_QE = np.atleast_2d(np.asarray(z, np.float32))
+        if z_QE.ndim != 2 or z_QE.shape[1] != self.vectors.dim or k < 1:
+            raise ValueError(
+                f"a search takes vectors of {self.vectors.dim} numbers and k of at least 1; given "
+                f"were an array of shape {np.shape(z)} and k={k}"
+            )
+        if not np.isfinite(z_QE).all():
+            raise ValueError("a vector to search for has numbers in it that are not finite")
+        z_QE = unit(z_QE)
+        found = self._search(z_QE, k) if allowed_N is None else self._allowed(z_QE, k, allowed_N)
+        return Found(*(array[0] for array in found)) if np.ndim(z) == 1 else found
+
+    def _allowed(self, z_QE: np.ndarray, k: int, allowed_N: np.ndarray) -> Found:
+        """Candidates are taken until enough are allowed; few allowed rows are all compared."""
+        rows_N = np.flatnonzero(allowed_N)
+        if len(rows_N) <= ON_HOST:
+            return search_rows(self.vectors, rows_N, z_QE, k)
+        candidates = int(2 * k * len(self) / len(rows_N))
+        while candidates <= MOST_CANDIDATES:
+            found = self._search(z_QE, candidates)
+            passed_QK = (found.row_QK >= 0) & allowed_N[found.row_QK]
+            if (passed_QK.sum(axis=1) >= k).all():
+                # A stable sort brings those that pass to the front, in their order.
+                at_QK = np.argsort(~passed_QK, axis=1, kind="stable")[:, :k]
+                return Found(*(np.take_along_axis(array, at_QK, 1) for array in found))
+            candidates *= 4
+        return search_rows(self.vectors, rows_N, z_QE, k)
+
+    def rows(self, row_K: Sequence[int] | np.ndarray) -> list[dict]:
+        """The metadata of some rows."""
+        return self.table.take(pa.array(np.asarray(row_K, np.int64))).to_pylist()
+
+    def measure(self, z_QE: np.ndarray, k: int = 10) -> float:
+        """The share of the exact `k` nearest rows that this index finds."""
+        from clip_jax.search.approximate import recall
+
+        exact = ExactSearch(self.vectors, local_mesh(), resident=False)
+        return recall(self.search(z_QE, k), exact.search(unit(z_QE), k).score_QK)
+
+
+def unit(z_QE: np.ndarray) -> np.ndarray:
+    """Vectors of unit length in the same directions; zero stays zero."""
+    length_Q1 = np.linalg.norm(z_QE, axis=-1, keepdims=True)
+    return (z_QE / np.where(length_Q1 > 0, length_Q1, 1)).astype(np.float32)
+
+
+def local_mesh() -> Mesh:
+    """All devices of this process."""
+    return sharding.make_mesh(MeshConfig(), jax.local_devices())
+
+
+def fits_devices(vectors: Vectors) -> bool:
+    """Whether the vectors fit into the free memory of the devices, and are compared quickly there."""
+    numbers = len(vectors) * vectors.dim
+    devices = jax.local_devices()
+    if devices[0].platform == "cpu":
+        return numbers <= CPU_NUMBERS
+    free = [device.memory_stats() or {} for device in devices]
+    room = sum(each.get("bytes_limit", 0) - each.get("bytes_in_use", 0) for each in free)
+    return numbers * min(4, vectors.dtype.itemsize) <= MEMORY_SHARE * room
+
+
+# ------------------------------------------------------------------------------------ building
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Graph:
+    """How the graph of an approximate index is built; more is slower, and finds more."""
+
+    connectivity: int = 16  # neighbours of a row
+    expansion_add: int = 128  # candidates while a row is added
+
+
+def build_index(
+    embeddings: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    kind: str | None = None,
+    method: Method = "auto",
+    target: float = RECALL,
+    graph: Graph | None = None,
+    report: Callable[[str], None] = lambda text: None,
+) -> dict:
+    """Build an index of an embedded collection.
+
+    Args:
+      embeddings: a folder of `clip-jax embed` or of clip-retrieval.
+      out: the folder of the index, of which the embeddings are a part that is not copied.
+      kind: whose vectors are searched, "image" or "text"; None: images if there are any.
+      method: "exact" compares all rows with each query; "approximate" builds a graph; "auto" takes
+        the first where the vectors fit the devices.
+      target: of recall@10 of an approximate index. Candidates are added until it is reached.
+      graph: of an approximate index.
+      report: is told how far it is.
+
+    Returns:
+      What is noted in index.json.
+
+    Raises:
+      ValueError, FileNotFoundError: the embeddings cannot be used.
+    """
+    opened, folder = open_embeddings(embeddings), Path(out).expanduser()
+    kind = kind or next(iter(opened.vectors))
+    if kind not in opened.vectors:
+        raise ValueError(f"{opened.root} has no {kind} vectors; it has {', '.join(opened.vectors)}")
+    vectors = opened.vectors[kind]
+    if not len(vectors):
+        raise ValueError(f"{opened.root} has no rows to search")
+    check_lengths(vectors)
+    if method == "auto":
+        method = "exact" if fits_devices(vectors) else "approximate"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)  # until all files are those of the new one
+    info = {
+        "format": FORMAT,
+        "embeddings": os.path.relpath(opened.root, folder),
+        "fingerprint": fingerprint(opened),
+        "kind": kind,
+        "method": method,
+        "rows": len(vectors),
+        "dim": vectors.dim,
+    }
+    if method == "approximate":
+        info |= _build_graph(opened, vectors, folder / GRAPH, graph or Graph(), target, report)
+    write_table(opened.metadata, folder / TABLE)
+    atomic_write(folder / INDEX, json.dumps(info, indent=1) + "\n")
+    return info
+
+
+def _build_graph(
+    opened: Embeddings, vectors: Vectors, path: Path, graph: Graph, target: float, report
+) -> dict:
+    # USearch is of an extra, which an exact index does not need.
+    from clip_jax.search import approximate
+
+    approximate.build(vectors, path, **dataclasses.asdict(graph), report=report)
+    search = approximate.ApproximateSearch(path, vectors, expansion=approximate.EXPANSIONS[0])
+    exact = ExactSearch(vectors, local_mesh(), resident=False)
+    rng, queries = np.random.default_rng(0), {}
+    for name, one in opened.vectors.items():
+        rows_N = rng.choice(len(one), min(MEASURED, len(one)), replace=False)
+        queries[name] = unit(one.take(rows_N))
+    found = approximate.tune(search, exact, queries, target=target)
+    for name, share in found.by_query.items():
+        report(f"recall@10 of {len(queries[name])} {name} queries: {share:.4f}")
+    if not found.reached:
+        log.warning(
+            "recall@10 does not reach %g with %d candidates. Build the index with a higher "
+            "--connectivity and --expansion-add, or --method exact",
+            target,
+            found.expansion,
+        )
+    return {
+        "graph": dataclasses.asdict(graph),
+        "expansion_search": found.expansion,
+        "recall_at_10": found.by_query,
+        "recall_target": target,
+        "recall_reached": found.reached,
+        "usearch": importlib.metadata.version("usearch"),
+    }
+
+
+def check_lengths(vectors: Vectors):
+    """Refuse vectors that are not of unit length, whose dot products are no cosines.
+
+    Raises:
+      ValueError: some among the first and last rows are not.
+    """
+    rows_N = np.unique(np.linspace(0, len(vectors) - 1, 256).astype(np.int64))
+    length_N = np.linalg.norm(vectors.take(rows_N), axis=1)
+    wrong_N = ~(np.abs(length_N - 1) < 0.02)
+    if wrong_N.any():
+        row = int(rows_N[np.argmax(wrong_N)])
+        raise ValueError(
+            f"{vectors.files[0].parent}: row {row} has the length {length_N[wrong_N][0]:.3g}, and "
+            "vectors must have length 1: divide each by its length"
+        )
+
+
+def fingerprint(opened: Embeddings) -> str:
+    """A checksum of the manifest, or of the sizes of the files where there is none."""
+    manifest = opened.root / MANIFEST
+    if manifest.is_file():
+        return xxhash.xxh3_128_hexdigest(manifest.read_bytes())
+    files = [file for one in opened.vectors.values() for file in one.files]
+    sizes = [(file.name, file.stat().st_size) for file in (*files, *opened.metadata_files)]
+    return xxhash.xxh3_128_hexdigest(json.dumps(sizes).encode())
+
+
+def write_table(table: pa.Table, path: Path):
+    """Write metadata so that it can be mapped into memory. A reader never sees half of it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with pa.ipc.new_file(os.fspath(partial), table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    os.replace(partial, path)
+
+
+# ------------------------------------------------------------------------------------- opening
+
+
+def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchIndex:
+    """Open an index, or embeddings alone, which are then searched exactly.
+
+    Args:
+      path: a folder of `clip-jax index`, `clip-jax embed` or clip-retrieval.
+      kind: of embeddings, whose vectors are searched; None: images if there are any.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: the embeddings were changed after the index was built, or are not complete.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / INDEX).is_file():
+        opened = open_embeddings(folder)
+        kind = kind or next(iter(opened.vectors))
+        if kind not in opened.vectors:
+            raise ValueError(f"{folder} has no {kind} vectors")
+        info = {"method": "exact", "rows": opened.rows, "kind": kind}
+        return SearchIndex(opened, kind, info, opened.metadata, _exact(opened.vectors[kind]))
+    info = json.loads((folder / INDEX).read_text())
+    if info.get("format") != FORMAT:
+        raise ValueError(f"{folder} is an index of format {info.get('format')!r}, not {FORMAT!r}")
+    opened = open_embeddings(os.path.normpath(folder / info["embeddings"]))
+    if fingerprint(opened) != info["fingerprint"]:
+        raise ValueError(f"{opened.root} has changed since {folder} was built: build it again")
+    vectors = opened.vectors[info["kind"]]
+    if info["method"] == "approximate":
+        from clip_jax.search.approximate import ApproximateSearch
+
+        expansion = info["expansion_search"]
+        search = ApproximateSearch(folder / GRAPH, vectors, expansion=expansion).search
+    else:
+        search = _exact(vectors)
+    table = pa.ipc.open_file(pa.memory_map(os.fspath(folder / TABLE))).read_all()
+    return SearchIndex(opened, info["kind"], info, table, search)
+
+
+def _exact(vectors: Vectors) -> Callable[[np.ndarray, int], Found]:
+    """On the devices where the vectors fit, else read from the disk for each search."""
+    return ExactSearch(vectors, local_mesh(), resident=fits_devices(vectors)).search

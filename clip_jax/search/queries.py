@@ -1,0 +1,194 @@
+"""Queries of texts, pictures and rows, with weights, to vectors; those that come together are one batch."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from clip_jax import sharding
+from clip_jax.collection.embed import model_fingerprint
+from clip_jax.config import MeshConfig
+from clip_jax.data.images.formats import is_image
+from clip_jax.data.images.transforms import eval_image
+from clip_jax.evaluation.encode import Encoder, trim
+from clip_jax.load import load_to_host
+from clip_jax.search.index import SearchIndex, unit
+from clip_jax.weights.load import Loaded
+
+MOST = 32  # texts or pictures in a batch
+MAX_PIXELS = 50_000_000  # of a picture that is searched for
+REMEMBERED = 4096  # texts
+
+
+class Part(NamedTuple):
+    """One part of a query; the vector searched for is the sum of the parts' vectors times weights."""
+
+    kind: Literal["text", "image", "pixels", "row"]
+    value: Any  # a text; an encoded image file, or what `pixels` made of it; the number of a row
+    weight: float = 1.0
+
+
+def combine(parts: Sequence[Part], vectors: Sequence[np.ndarray]) -> np.ndarray:
+    """The vector of a query, (E,) of unit length, from those of its parts.
+
+    Raises:
+      ValueError: they cancel out, or there are none.
+    """
+    z_E = sum((part.weight * z for part, z in zip(parts, vectors)), np.zeros(()))
+    if not np.linalg.norm(z_E) > 1e-6:
+        raise ValueError("a query has no direction: give it a text, a picture or a row")
+    return unit(np.asarray(z_E, np.float32))
+
+
+class QueryEncoder:
+    """Turns queries into vectors, with the model that the collection was embedded with.
+
+    Args:
+      loaded: the model.
+      index: whose rows a query may name.
+
+    Raises:
+      ValueError: the model's embeddings have another width than the index.
+    """
+
+    def __init__(self, loaded: Loaded, index: SearchIndex):
+        if (width := loaded.model.config.embed_dim) != index.vectors.dim:
+            raise ValueError(
+                f"the model embeds into {width} numbers, and the index has {index.vectors.dim}: name "
+                "the model that the collection was embedded with"
+            )
+        self._loaded, self._index = loaded, index
+        # One device: a query is too small to be split.
+        self._mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+        self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
+        self._texts = functools.lru_cache(REMEMBERED)(self._tokens)
+
+    def pixels(self, data: bytes) -> np.ndarray:
+        """An encoded image file as the model takes it; see `eval_image` for what is refused."""
+        preprocess = self._loaded.preprocess
+        return eval_image(data, preprocess.config, preprocess.image_size, MAX_PIXELS)
+
+    def __call__(self, queries: Sequence[Sequence[Part]]) -> np.ndarray:
+        """(queries, E) float32 vectors of unit length.
+
+        Raises:
+          ImageError: a picture cannot be read.
+          IndexError: there is no such row.
+          ValueError: a query has no direction: its parts cancel out, or it has none.
+        """
+        vectors = iter(self.vectors([part for query in queries for part in query]))
+        return np.stack([combine(query, [next(vectors) for _ in query]) for query in queries])
+
+    def vectors(self, parts: Sequence[Part]) -> list[np.ndarray]:
+        """The vector of each part by itself, (E,) of unit length, in one batch of each kind."""
+        found: dict[int, np.ndarray] = {}
+        for kind in ("text", "image", "pixels", "row"):
+            places = [place for place, part in enumerate(parts) if part.kind == kind]
+            if places:
+                values = [parts[place].value for place in places]
+                found |= zip(places, getattr(self, f"_{kind}")(values))
+        return [found[place] for place in range(len(parts))]
+
+    def compile(self):
+        """Make the programs of the usual queries, so that the first ones need not wait."""
+        words = {"short": "a", "longer": "a " * 20}
+        for count in (1, 2, 4, 8) if self._loaded.tokenizer is not None else ():
+            for text in words.values():
+                self._text([text] * count)
+        size = self._loaded.preprocess.image_size
+        self._pixels([np.zeros((size, size, 3), np.uint8)])
+
+    def _row(self, rows: list[int]) -> np.ndarray:
+        return unit(self._index.vectors.take(np.array(rows)))
+
+    def _tokens(self, text: str) -> np.ndarray:
+        if self._loaded.tokenizer is None:
+            raise ValueError("no tokenizer lies with the model, so that texts cannot be searched")
+        return np.asarray(self._loaded.tokenizer([text])[0], np.int32)
+
+    def _text(self, texts: list[str]) -> np.ndarray:
+        tokens_QL = np.stack([self._texts(text) for text in texts])
+        tokens_QL = trim(self._loaded.model.config.text, tokens_QL)
+        return self._embed("tokens", tokens_QL)
+
+    def _image(self, files: list[bytes]) -> np.ndarray:
+        return self._pixels([self.pixels(data) for data in files])
+
+    def _pixels(self, images: list[np.ndarray]) -> np.ndarray:
+        return self._embed("image", np.stack(images))
+
+    def _embed(self, name: str, x_Q: np.ndarray) -> np.ndarray:
+        """In batches of powers of two, as each size is a program of its own."""
+        found = []
+        for first in range(0, len(x_Q), MOST):
+            some = x_Q[first : first + MOST]
+            size = 2 ** (len(some) - 1).bit_length()
+            batch = np.zeros((size, *x_Q.shape[1:]), x_Q.dtype)
+            batch[: len(some)] = some
+            encoder = Encoder(self._loaded.model, self._variables, self._mesh, batch_size=size)
+            ((_, z),) = encoder.encode_pairs([{name: batch}])
+            found.append(next(iter(z.values()))[: len(some)])
+        return np.concatenate(found)
+
+
+def load_encoder(index: SearchIndex, model: str | os.PathLike | None = None) -> QueryEncoder:
+    """The encoder of an index's queries.
+
+    Args:
+      index: what is searched.
+      model: a run directory or released weights; None: as the manifest of the embeddings says.
+
+    Raises:
+      ValueError: the model is not that of the embeddings, or nothing says which it was.
+    """
+    manifest = index.embeddings.manifest or {}
+    origin = manifest.get("origin", {})
+    path = model or origin.get("model")
+    if path is None:
+        raise ValueError(
+            f"{index.embeddings.root} does not say which model it was embedded with: give --model"
+        )
+    # Of a run, the step that it was embedded with, also where it has been trained since.
+    same = path == origin.get("model")
+    step = origin.get("step") if same else None
+    loaded = load_to_host(path, origin.get("architecture") if same else None, step=step)
+    expected = manifest.get("model_fingerprint")
+    if expected is not None and model_fingerprint(loaded) != expected:
+        raise ValueError(
+            f"{path} is not the model that {index.embeddings.root} was embedded with: its parameters "
+            "differ (a run that was trained since?). Give the right one with --model, and --step "
+            "when embedding a run, or embed the collection again"
+        )
+    return QueryEncoder(loaded, index)
+
+
+def parse_parts(texts: Sequence[str]) -> list[Part]:
+    """Parts of a query from a command line: a text, the path of an image file or "row:5", each
+    with a weight behind it if it ends in "=NUMBER".
+
+    Raises:
+      ValueError: a file that is named as an image is, and is not there.
+    """
+    return [_parse(text) for text in texts]
+
+
+def _parse(text: str) -> Part:
+    if os.path.isfile(text):  # whatever its name looks like
+        value, equals, weight = text, "", ""
+    else:
+        value, equals, weight = text.rpartition("=")
+    try:
+        value, number = (value, float(weight)) if equals else (text, 1.0)
+    except ValueError:
+        value, number = text, 1.0
+    if value.startswith("row:") and value[4:].isdecimal():
+        return Part("row", int(value[4:]), number)
+    if os.path.isfile(value):
+        with open(value, "rb") as file:
+            return Part("image", file.read(), number)
+    if is_image(value) and " " not in value:
+        raise ValueError(f"there is no image file {value}; a text that ends so needs a space in it")
+    return Part("text", value, number)

@@ -1,0 +1,106 @@
+"""Models in the space of weights: interpolation, soups, the mean of saved steps."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from clip_jax.config import ModelConfig, TrainConfig
+from clip_jax.data.tokenizers.base import Tokenizer
+from clip_jax.runs import manifest
+from clip_jax.runs.directory import RunDirectory
+
+
+def average(models: Iterable[Mapping], weights: Sequence[float]) -> dict:
+    """The weighted sum of variables, leaf by leaf, taken in float64 and rounded once.
+
+    With weights (1 - a, a) of a model before and after fine-tuning it is WiSE-FT
+    (arXiv:2109.01903), with equal ones a uniform soup (arXiv:2203.05482), with equal ones of a run's
+    steps the mean of its last checkpoints (arXiv:1803.05407). One model is in memory at a time.
+
+    Args:
+      models: variables as `model.apply` takes them, of one architecture.
+      weights: one for each; they add to 1.
+
+    Returns:
+      Variables of NumPy's arrays, in the dtype of the first model's.
+
+    Raises:
+      ValueError: the weights do not add to 1, or the models are of different architectures.
+    """
+    if abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(
+            f"--weights {' '.join(map(str, weights))} must add to 1, not {sum(weights)}"
+        )
+    total, dtypes, structure, expected = [], [], None, {}
+    for count, (variables, weight) in enumerate(zip(models, weights, strict=True), start=1):
+        paths, this = jax.tree.flatten_with_path(variables)
+        shapes = {jax.tree_util.keystr(path): np.shape(leaf) for path, leaf in paths}
+        if structure is None:
+            structure, expected = this, shapes
+            dtypes = [np.asarray(leaf).dtype for _, leaf in paths]
+            total = [np.zeros(np.shape(leaf), np.float64) for _, leaf in paths]
+        if shapes != expected:
+            odd = sorted(
+                k for k in shapes.keys() | expected.keys() if shapes.get(k) != expected.get(k)
+            )
+            raise ValueError(
+                f"model {count} is of another architecture than the first: {odd[0]} is "
+                f"{shapes.get(odd[0])}, and {expected.get(odd[0])} in the first"
+            )
+        for sum_, (_, leaf) in zip(total, paths):
+            sum_ += weight * np.asarray(leaf, np.float64)
+    assert structure is not None
+    leaves = [sum_.astype(dtype) for sum_, dtype in zip(total, dtypes)]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def greedy_soup(scores: Sequence[float], score_of: Callable[[list[int]], float]) -> list[int]:
+    """Which models to average: each is kept if the mean with it is at least as good without.
+
+    The greedy soup of arXiv:2203.05482: the models in the order of their own scores.
+
+    Args:
+      scores: of each model alone, on held-out data; higher is better.
+      score_of: the score of the uniform soup of some models.
+
+    Returns:
+      Places of the models that were kept, the best first.
+    """
+    order = sorted(range(len(scores)), key=lambda place: -scores[place])
+    kept, best = order[:1], scores[order[0]]
+    for place in order[1:]:
+        found = score_of([*kept, place])
+        if found >= best:
+            kept, best = [*kept, place], found
+    return kept
+
+
+def write_run(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    variables: Mapping,
+    *,
+    tokenizer: Tokenizer | None,
+    settings: TrainConfig | None = None,
+):
+    """Write variables as a run of one step, 0, which `load`, `eval` and `model.init_from` read.
+
+    Raises:
+      ValueError: the directory holds a run.
+    """
+    run = RunDirectory(path)
+    if run.holds_run:
+        raise ValueError(f"{path} holds a run: name a new directory")
+    run.path.mkdir(parents=True, exist_ok=True)
+    step = run.checkpoints / "0"
+    step.mkdir(parents=True, exist_ok=True)
+    parts = {name: jax.tree.map(np.asarray, part) for name, part in variables.items() if part}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        checkpointer.save(step / "state", parts)
+    manifest.write(step)
+    if tokenizer is not None:
+        tokenizer.save(run.tokenizer)
+    run.save_config(settings or TrainConfig(workdir=os.fspath(path)), config)

@@ -1,0 +1,97 @@
+"""Queries that come together give what each gives alone, and a wrong one fails alone."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import clip_jax.search
+from clip_jax.search.batching import Batcher, Query
+from clip_jax.search.filters import Condition
+from clip_jax.search.queries import Part
+
+
+class Encode:
+    """Texts are seeds of vectors; counts the batches."""
+
+    def __init__(self, index):
+        self.index, self.batches = index, []
+
+    def vectors(self, parts):
+        self.batches.append(len(parts))
+        return [
+            self.index.vectors.take(np.array([part.value]))[0]
+            if part.kind == "row"
+            else np.random.default_rng(len(part.value)).normal(size=32).astype(np.float32)
+            for part in parts
+        ]
+
+
+@pytest.fixture
+def index(embeddings):
+    return clip_jax.search.open(embeddings)
+
+
+QUERIES = [
+    Query((Part("text", "a"),), 5),
+    Query((Part("row", 7), Part("text", "bbb", -0.5)), 9),
+    Query((Part("row", 4000),), 5),
+    Query((Part("row", 3), Part("row", 3, -1.0)), 5),
+    Query((Part("text", "cc"),), 4, (Condition("label", "=", 3),)),
+    Query((Part("text", "cc"),), 4, (Condition("colour", "=", 3),)),
+    Query((Part("row", 1199),), 1),
+]
+
+
+def test_together_is_as_alone(index):
+    encode = Encode(index)
+    batcher = Batcher(index, encode)
+    together = batcher.search_now(QUERIES)
+    alone = [batcher.search_now([query])[0] for query in QUERIES]
+    assert encode.batches[0] == sum(len(query.parts) for query in QUERIES) - 1
+    for one, other in zip(together, alone):
+        if isinstance(one, Exception):
+            assert str(one) == str(other)
+        else:
+            np.testing.assert_array_equal(one.row_QK, other.row_QK)
+    assert [type(one).__name__ for one in together] == [
+        "Found", "Found", "IndexError", "ValueError", "Found", "ValueError", "Found",
+    ]  # fmt: skip
+    assert (together[4].row_QK % 5 == 3).all()
+    assert together[6].row_QK.tolist() == [1199]
+    assert [len(one.row_QK) for one in together[:2]] == [5, 9]
+
+
+def test_concurrent_requests_share_batches(index):
+    encode = Encode(index)
+
+    async def run():
+        async with Batcher(index, encode) as batcher:
+            queries = [Query((Part("row", row),), 3) for row in range(20)]
+            found = await asyncio.gather(*(batcher.search(query) for query in queries))
+            with pytest.raises(IndexError):
+                await batcher.search(QUERIES[2])
+            return [one.row_QK[0] for one in found]
+
+    assert asyncio.run(run()) == list(range(20))
+    assert len(encode.batches) < 20
+
+
+def test_a_device_that_fails_fails_its_batch_and_not_the_next(index):
+    encode = Encode(index)
+    vectors, failing = encode.vectors, [True]
+
+    def fail_once(parts):
+        if failing.pop() if failing else False:
+            raise RuntimeError("out of memory")
+        return vectors(parts)
+
+    encode.vectors = fail_once
+
+    async def run():
+        async with Batcher(index, encode) as batcher:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                await batcher.search(QUERIES[0])
+            return await batcher.search(QUERIES[6])
+
+    assert asyncio.run(run()).row_QK.tolist() == [1199]

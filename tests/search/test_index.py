@@ -1,0 +1,136 @@
+"""An index finds what it says, is bound to its embeddings, and searches among the rows of a filter."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+
+import clip_jax.search
+from clip_jax.collection.embeddings import open_embeddings
+from clip_jax.search import approximate
+from clip_jax.search.index import Graph, build_index
+
+
+@pytest.fixture(scope="module")
+def indexes(embeddings, tmp_path_factory):
+    """The folder of an index of each method."""
+    folder = tmp_path_factory.mktemp("indexes")
+    for method in ("exact", "approximate"):
+        build_index(embeddings, folder / method, method=method)
+    return folder
+
+
+@pytest.fixture(params=["exact", "approximate"])
+def index(request, indexes):
+    return clip_jax.search.open(indexes / request.param)
+
+
+def test_recall_is_measured_and_is_what_a_user_finds(indexes, vectors_of):
+    info = json.loads((indexes / "approximate/index.json").read_text())
+    assert info["recall_reached"] and min(info["recall_at_10"].values()) >= 0.98
+    z_QE = vectors_of(3, 100, 32)
+    exact, found = (
+        clip_jax.search.open(indexes / method).search(z_QE, 10)
+        for method in ("exact", "approximate")
+    )
+    shared = [len(set(a) & set(b)) for a, b in zip(exact.row_QK.tolist(), found.row_QK.tolist())]
+    assert np.mean(shared) / 10 > 0.9
+    same_QK = exact.row_QK == found.row_QK
+    np.testing.assert_allclose(exact.score_QK[same_QK], found.score_QK[same_QK], rtol=1e-5)
+
+
+def test_a_recall_that_is_not_reached_is_said(embeddings, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(approximate, "EXPANSIONS", (1,))
+    weak = Graph(connectivity=2, expansion_add=1)
+    with caplog.at_level(logging.WARNING):
+        info = build_index(embeddings, tmp_path, method="approximate", target=0.9999, graph=weak)
+    assert not info["recall_reached"] and "recall@10 does not reach" in caplog.text
+
+
+def test_recall_counts_what_is_missing():
+    exact_QK = np.array([[0.9, 0.8, 0.7], [0.9, 0.8, -np.inf]], np.float32)
+    rows = np.zeros((2, 3), np.int64)
+    score_QK = np.array([[0.9, 0.7, 0.6], [0.9, 0.8, 0.1]], np.float32)
+    assert approximate.recall(clip_jax.search.Found(score_QK, rows), exact_QK) == (2 / 3 + 1) / 2
+
+
+def test_one_vector_and_several_are_searched_alike(index, vectors_of):
+    z_QE = vectors_of(4, 3, 32)
+    together = index.search(10 * z_QE, 5)
+    for number, z_E in enumerate(z_QE):
+        alone = index.search(z_E, 5)
+        assert alone.row_QK.shape == (5,)
+        np.testing.assert_array_equal(alone.row_QK, together.row_QK[number])
+    assert index.rows(together.row_QK[0])[0]["image_path"] == f"{together.row_QK[0, 0]}.jpg"
+
+
+@pytest.mark.parametrize("on_host", [10_000, 0])
+def test_a_filter_is_satisfied_by_all_and_loses_none(index, on_host, vectors_of, monkeypatch):
+    monkeypatch.setattr(clip_jax.search.index, "ON_HOST", on_host)
+    allowed_N = np.zeros(1200, bool)
+    allowed_N[5::40] = True
+    x_NE = index.vectors.take(np.arange(1200))
+    z_QE = vectors_of(5, 4, 32)
+    found = index.search(z_QE, 6, allowed_N=allowed_N)
+    score_QN = np.where(allowed_N, z_QE @ x_NE.T, -np.inf)
+    expected_QK = np.argsort(-score_QN, axis=1)[:, :6]
+    if index.info["method"] == "exact" or on_host:
+        np.testing.assert_array_equal(found.row_QK, expected_QK)
+    assert allowed_N[found.row_QK].all()
+    pairs = zip(found.row_QK.tolist(), expected_QK.tolist())
+    assert np.mean([len(set(one) & set(other)) / 6 for one, other in pairs]) > 0.9
+    few = index.search(z_QE[0], 6, allowed_N=np.arange(1200) == 3)
+    assert few.row_QK.tolist() == [3, -1, -1, -1, -1, -1]
+
+
+def test_wrong_vectors_are_refused(index):
+    with pytest.raises(ValueError, match="32 numbers"):
+        index.search(np.ones(31), 5)
+    with pytest.raises(ValueError, match="not finite"):
+        index.search(np.full(32, np.nan), 5)
+    with pytest.raises(ValueError, match="k=0"):
+        index.search(np.ones(32), 0)
+
+
+def test_embeddings_alone_are_searched_exactly(embeddings, indexes, vectors_of):
+    z_E = vectors_of(6, 1, 32)[0]
+    expected = clip_jax.search.open(indexes / "exact").search(z_E, 5)
+    np.testing.assert_array_equal(clip_jax.search.open(embeddings).search(z_E, 5), expected)
+
+
+def test_changed_embeddings_are_refused(write_embeddings, vectors_of, tmp_path):
+    x_NE = vectors_of(0, 60, 8)
+    build_index(write_embeddings(tmp_path / "e", x_NE), tmp_path / "i")
+    np.save(tmp_path / "e/img_emb/img_emb_0002.npy", x_NE[:20].astype(np.float32))
+    with pytest.raises(ValueError, match="has changed since"):
+        clip_jax.search.open(tmp_path / "i")
+
+
+def test_an_index_is_not_taken_for_complete_while_it_is_built(embeddings, tmp_path, monkeypatch):
+    build_index(embeddings, tmp_path / "i")
+    monkeypatch.setattr("clip_jax.search.index.write_table", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        build_index(embeddings, tmp_path / "i")
+    with pytest.raises(ValueError):
+        clip_jax.search.open(tmp_path / "i")
+
+
+def test_vectors_without_unit_length_are_refused(write_embeddings, vectors_of, tmp_path):
+    folder = write_embeddings(tmp_path / "e", 3 * vectors_of(0, 60, 8))
+    with pytest.raises(ValueError, match="length 3"):
+        build_index(folder, tmp_path / "i")
+
+
+def test_a_kind_that_is_not_there_is_refused(embeddings, tmp_path):
+    with pytest.raises(ValueError, match="no text vectors"):
+        build_index(embeddings, tmp_path / "i", kind="text")
+
+
+def test_a_graph_that_is_too_small_is_refused(
+    indexes, embeddings, write_embeddings, tmp_path, vectors_of
+):
+    folder = write_embeddings(tmp_path / "e", vectors_of(0, 50, 32))
+    vectors = open_embeddings(folder).vectors["image"]
+    with pytest.raises(ValueError, match="not the graph"):
+        approximate.ApproximateSearch(indexes / "approximate/vectors.usearch", vectors, expansion=9)
