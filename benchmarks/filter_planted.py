@@ -1,9 +1,14 @@
 """Plants faults into a dataset and counts what `clip-jax data filter` finds of them.
 
+    python benchmarks/filter_planted.py --pairs 10000
     clip-jax train --config configs/shapes_tiny.py --workdir runs/shapes_tiny
     python benchmarks/filter_planted.py runs/shapes_tiny --pairs 4000
 
-The pairs are pictures of `shapes` whose descriptions all differ, as PNG files in a list. Of each twenty,
+Without a model, the pairs are vectors: images of 60 kinds at cosines of 0.5 to 0.8 within a kind, copies
+of them and of 500 test images at 0.955 to 0.999, scores of 0.30 +- 0.03, and of 0.08 +- 0.04 for wrong captions,
+stored as float16; thresholds are 0.94 and 0.2.
+
+With one, the pairs are pictures of `shapes` whose descriptions all differ, as PNG files in a list. Of each twenty,
 one is a copy of an earlier one (encoded again as JPEG of quality 60, resized to 3/4, or cropped by 2 % at
 each side), one is a copy of a test picture made in the same way, and one has the caption of a pair that
 differs in color and shape. Thresholds are chosen on the first half of the pairs, halfway between what was
@@ -25,8 +30,8 @@ from clip_jax.cli.main import main as clip_jax
 from clip_jax.collection.embeddings import open_embeddings
 from clip_jax.config import MeshConfig
 from clip_jax.curation.duplicates import find_duplicates
-from clip_jax.curation.filter import by_evaluation
-from clip_jax.curation.vectors import pair_scores
+from clip_jax.curation.filter import FilterConfig, by_evaluation, decide
+from clip_jax.curation.vectors import ArrayRows, pair_scores
 from clip_jax.data.sources import scenes
 from clip_jax.sharding import make_mesh
 
@@ -139,11 +144,64 @@ def measure(folder: Path, kinds: np.ndarray) -> dict[str, tuple[float, np.ndarra
     }
 
 
+def near(z_NE: np.ndarray, cosine, rng: np.random.Generator) -> np.ndarray:
+    """For each unit vector another at this cosine from it."""
+    other_NE = rng.normal(size=z_NE.shape)
+    other_NE -= (other_NE * z_NE).sum(axis=1, keepdims=True) * z_NE
+    other_NE /= np.linalg.norm(other_NE, axis=1, keepdims=True)
+    cosine = np.broadcast_to(cosine, (len(z_NE),))[:, None]
+    return cosine * z_NE + np.sqrt(1 - cosine**2) * other_NE
+
+
+class Vectors:
+    """Embedded pairs in memory, with what was planted among them."""
+
+    def __init__(self, pairs: int, tests: int = 500, dim: int = 128):
+        rng = np.random.default_rng(0)
+        kinds = rng.normal(size=(60, dim))
+        kinds /= np.linalg.norm(kinds, axis=1, keepdims=True)
+        image, test = (
+            near(kinds[rng.integers(60, size=count)], rng.uniform(0.72, 0.9, count), rng)
+            for count in (pairs, tests)
+        )
+        part = pairs // 20
+        planted = rng.permutation(np.arange(pairs // 2, pairs))[: 3 * part].reshape(3, part)
+        self.planted = dict(zip(("score", "evaluation", "duplicates"), planted))
+        originals = image[rng.choice(pairs // 2, part, replace=False)]
+        leaked = test[rng.integers(tests, size=part)]
+        image[self.planted["duplicates"]] = near(originals, rng.uniform(0.955, 0.999, part), rng)
+        image[self.planted["evaluation"]] = near(leaked, rng.uniform(0.955, 0.999, part), rng)
+        score = rng.normal(0.30, 0.03, pairs)
+        score[self.planted["score"]] = rng.normal(0.08, 0.04, part)
+        vectors = (image, near(image, score, rng), test)
+        self.image, self.text, self.test = (ArrayRows(z.astype(np.float16)) for z in vectors)
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def print_rates(self):
+        """Apply all rules, and print what each finds."""
+        rules = {"score_above": 0.2, "against_above": 0.94, "duplicates_above": 0.94}
+        cfg = FilterConfig(against=("test",), **rules)
+        found = decide(self, cfg, make_mesh(MeshConfig()), evaluation={"test": self.test})
+        clean = np.setdiff1d(np.arange(len(self)), np.concatenate(list(self.planted.values())))
+        for one in found.decisions:
+            planted = self.planted[one.rule]
+            share = np.isin(planted, one.dropped_N).mean()
+            false = np.isin(clean, one.dropped_N).mean()
+            print(
+                f"{one.rule:10} found {share:7.2%} of {len(planted)}   false {false:7.3%} of {len(clean)}"
+            )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?")
     parser.add_argument("--pairs", type=int, default=4000)
     settings = parser.parse_args()
+    if settings.model is None:
+        Vectors(settings.pairs).print_rates()
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kinds = plant(folder, settings.pairs)

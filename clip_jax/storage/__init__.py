@@ -176,7 +176,7 @@ def read_range(path: str, start: int, end: int, *, info: FileInfo | None = None)
             raise OSError(f"{len(data)} bytes came of {end - start}")
         return data
 
-    return retry(read, path)
+    return retry(read, path, renew=is_url(path))
 
 
 def _request(url: str, start: int, end: int, info: FileInfo | None) -> bytes:
@@ -251,8 +251,11 @@ def read_whole(url: str, *, patient: bool = True) -> bytes:
     return data
 
 
-def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
-    """Do it, again after each of RETRY_DELAYS while it fails, and name `path` when it will not."""
+def retry(action: Callable[[], T], path: str, *, patient: bool = True, renew: bool = False) -> T:
+    """Do it, again after each of RETRY_DELAYS while it fails, and name `path` when it will not.
+
+    With `renew`, credentials that have expired are looked for again.
+    """
     delays = RETRY_DELAYS if patient else ()
     for number in range(len(delays) + 1):
         try:
@@ -262,7 +265,7 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True) -> T:
             if isinstance(error, ValueError | TypeError | ImportError | Changed):
                 raise
             _files.forget(path)
-            expired = refusals.is_expired(error)
+            expired = renew and refusals.is_expired(error)
             if expired:  # so that the client is made again, with the credentials of now
                 type(fsspec.core.url_to_fs(path)[0]).clear_instance_cache()
             refused = refusals.is_refusal(error) and not expired

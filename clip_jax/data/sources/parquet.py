@@ -5,7 +5,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import tqdm
@@ -14,10 +13,11 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.config import DataConfig
+from clip_jax.data.block_cache import Span
+from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, labels, splits
 from clip_jax.data.sources.grouping import RowsOfSamples, is_grouped, open_groups, repeats
-from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.list_index import cache_folder
 from clip_jax.data.sources.patterns import expand_folder
 
@@ -27,8 +27,10 @@ except ModuleNotFoundError as error:
     raise ValueError("Parquet needs pyarrow: pip install -e '.[parquet]' in the clone") from error
 
 from clip_jax.data.sources import parquet_types  # it needs pyarrow too
+from clip_jax.data.sources.parquet_blocks import GroupBlocks, GroupRun, image_of
 from clip_jax.data.sources.parquet_files import (
     DamagedGroup,
+    Row,
     head,
     open_file,
     or_damaged,
@@ -65,14 +67,14 @@ class ParquetSource:
         with concurrent.futures.ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
             heads = list(pool.map(head, paths))
         digest = xxhash.xxh3_64()
-        for path, (_, rows, _) in zip(paths, heads):
-            digest.update(f"{os.path.basename(path)} {sum(rows)}".encode())
+        for path, one in zip(paths, heads):
+            digest.update(f"{os.path.basename(path)} {sum(one.rows)}".encode())
         self.fingerprint = digest.hexdigest()
-        groups = [(file, group) for file, head in enumerate(heads) for group in range(len(head[1]))]
+        groups = [(file, group) for file, one in enumerate(heads) for group in range(len(one.rows))]
         self._groups_G2 = np.array(groups, np.int32).reshape(-1, 2)  # file, row group
-        self._first_G = np.cumsum([0, *(count for _, rows, _ in heads for count in rows)])
-        sizes = [size for _, _, sizes in heads for size in sizes]
-        schema = heads[0][0]
+        self._first_G = np.cumsum([0, *(count for one in heads for count in one.rows)])
+        sizes = [size for one in heads for size in one.sizes]
+        schema = heads[0].schema
         self._image = columns.find_column(
             "image", cfg.image_column, columns.IMAGE_NAMES, schema.names, where=paths[0]
         )
@@ -86,13 +88,16 @@ class ParquetSource:
         tops = self._captions.tops(schema.names)
         label = [self._label] if self._label else []
         self._wanted = list(dict.fromkeys([self._image, *tops, *label]))
-        parquet_types.check_same(paths, [head[0] for head in heads], self._wanted)
+        parquet_types.check_same(paths, [one.schema for one in heads], self._wanted)
         parquet_types.check_image(schema, self._image, where=paths[0])
         parquet_types.check_captions(schema, self._captions, where=paths[0])
         self._refuse_numbers(paths[0], schema)
         self._warn(schema, sizes)
         grouped = cfg.group_rows and bool(self._captions.names)
         self._samples = self._group(schema, sizes, cfg, whole) if grouped else None
+        self.remote = storage.is_url(paths[0])
+        metadata = [one.metadata for one in heads]
+        self._blocks = GroupBlocks(paths, metadata, self._groups_G2, self._first_G, self._wanted)
         self._open_cache()
 
     def _open_cache(self):
@@ -115,10 +120,26 @@ class ParquetSource:
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        rows = [index] if self._samples is None else self._samples[index]
+        return self.sample([index] if self._samples is None else self._samples[index])
+
+    @property
+    def blocks(self) -> Blocks | None:
+        """Row groups, unless the rows of one image are put together from all over the files."""
+        return self._blocks.blocks if self._samples is None else None
+
+    def span(self, start: int, end: int) -> Span:
+        """Where the wanted columns of the row group are in which samples `start` to `end` lie."""
+        return self._blocks.span(start)
+
+    def unpack(self, start: int, end: int, data: bytes) -> GroupRun:
+        """These samples, of the bytes of their span."""
+        return GroupRun(self.sample, self._blocks.unpack(start, data))
+
+    def sample(self, rows: Sequence[int], table: pa.Table | DamagedGroup | None = None) -> Sample:
+        """The sample of some rows, of their row group's `table` where that has been read."""
         value, path, key, label, captions, probs = None, "", "", None, [], []
         for number, row in enumerate(rows):
-            found = self._row(row)
+            found = self._row(row, table)
             texts, shares = self._captions.choose(found.texts)
             captions += texts
             probs += shares or ()
@@ -128,7 +149,7 @@ class ParquetSource:
         captions = tuple(captions) or labels.stand_in(label, self.classes, training=self._training)
         if not captions:
             raise BadSample("missing-caption", key=key, shard=shard)
-        image, file = _image(value, path, key, shard)
+        image, file = image_of(value, path, key, shard)
         shares = tuple(prob / total for prob in probs) if probs else None
         return Sample(
             image=image,
@@ -140,13 +161,15 @@ class ParquetSource:
             path=file,
         )
 
-    def _row(self, number: int) -> "_Row":
+    def _row(self, number: int, table: pa.Table | DamagedGroup | None) -> Row:
         group = int(np.searchsorted(self._first_G, number, side="right")) - 1
         path = self._paths[self._groups_G2[group, 0]]
         shard = os.path.basename(path)
         key = f"{shard}/{number}"
         try:
-            table = self._table(group)
+            table = self._table(group) if table is None else table
+            if isinstance(table, DamagedGroup):
+                raise table
         except DamagedGroup as error:
             raise BadSample("unreadable-row-group", key=key, shard=shard) from error
         place = number - int(self._first_G[group])
@@ -158,7 +181,7 @@ class ParquetSource:
         except columns.NotText as error:
             raise BadSample("caption-not-text", key=key, shard=shard) from error
         label = self._label_of(row[self._label]) if self._label else None
-        return _Row(row[self._image], texts, label, path, key)
+        return Row(row[self._image], texts, label, path, key)
 
     def _group(
         self, schema: pa.Schema, sizes: list[int], cfg: DataConfig, whole: bool
@@ -297,14 +320,6 @@ class ParquetSource:
             )  # fmt: skip
 
 
-class _Row(NamedTuple):
-    image: object
-    texts: list[list[str]]  # by caption column
-    label: int | None
-    path: str
-    key: str
-
-
 def open_source(location: str, split: Split, cfg: DataConfig) -> ParquetSource:
     """The files that the pattern `location` names, or all of a folder."""
     name = f"parquet:{location}"
@@ -327,21 +342,6 @@ def index(location: str, cfg: DataConfig, *, workers: int | None = None) -> str:
 def has_test_split(location: str, cfg: DataConfig) -> bool:
     """Whether the names of the files tell training from test, as Hugging Face's do."""
     return splits.has_test(expand_folder(location, ENDINGS)[0])
-
-
-def _image(value, path: str, key: str, shard: str) -> tuple[bytes, str | None]:
-    """The encoded file, and its path, out of bytes, a path, or Hugging Face's struct of both."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if not value:
-        raise BadSample("missing-image", key=key, shard=shard)
-    if isinstance(value, bytes):
-        return value, None
-    if not isinstance(value, str):
-        raise BadSample("not-an-image", key=key, shard=shard)
-    if not storage.is_url(value) and not os.path.isabs(value):
-        value = f"{path.rpartition('/')[0] or '.'}/{value}"
-    return read_image(value, key=f"{key} {value}", shard=shard), value
 
 
 FORMAT = SourceFormat(open_source, has_test_split, index)

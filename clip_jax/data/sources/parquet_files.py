@@ -1,7 +1,7 @@
 """Opens Parquet files, on a disk or behind a URL, and tells damage from a storage that fails."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import fsspec
 import pyarrow as pa
@@ -16,12 +16,32 @@ class DamagedGroup(ValueError):
     """A row group whose bytes can be read and are not what was written."""
 
 
-def head(path: str) -> tuple[pa.Schema, list[int], list[int]]:
+class Row(NamedTuple):
+    """What stands in a row."""
+
+    image: object
+    texts: list[list[str]]  # by caption column
+    label: int | None
+    path: str
+    key: str
+
+
+class Head(NamedTuple):
+    """What the footer of a file says."""
+
+    schema: pa.Schema
+    rows: list[int]  # of each row group
+    sizes: list[int]  # bytes of each row group
+    metadata: pq.FileMetaData
+
+
+def head(path: str) -> Head:
     """Of a file the schema, and of its row groups the rows and the bytes."""
     file = storage.retry(lambda: open_file(path), path)
     groups = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
-    return file.schema_arrow, rows, [group.total_byte_size for group in groups]
+    sizes = [group.total_byte_size for group in groups]
+    return Head(file.schema_arrow, rows, sizes, file.metadata)
 
 
 def open_file(path: str) -> pq.ParquetFile:

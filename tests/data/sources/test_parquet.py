@@ -350,3 +350,29 @@ def test_texts_that_are_lists_are_read_and_texts_that_are_objects_refused(tmp_pa
     assert [sample.captions for sample in source] == [("one", "two"), ("three",)]
     with pytest.raises(ValueError, match=r"a\.parquet: the caption column 'caption' holds objects"):
         read(['{"raw": "one"}', "{'raw': 'two'}"])
+
+
+@pytest.fixture
+def grouped(tmp_path, encode):
+    """A file of four row groups of ten rows, and a column that nobody wants."""
+    table = pa.table({
+        "image": [encode((0, n, 0)) for n in range(40)],
+        "other": [bytes(1000) for _ in range(40)],
+        "caption": [f"c{n}" for n in range(40)],
+    })  # fmt: skip
+    pq.write_table(table, tmp_path / "grouped.parquet", row_group_size=10)
+    return tmp_path / "grouped.parquet"
+
+
+def test_row_groups_are_blocks_that_are_read_in_one_piece(grouped, settings):
+    cfg = settings(group_rows=False)
+    source = open_source(f"parquet:file://{grouped}", "train", cfg)
+    assert source.remote and source.blocks.first_K.tolist() == [0, 10, 20, 30, 40]
+    path, start, end, info = source.span(23, 27)
+    data = storage.read_range(path, start, end, info=info)
+    run = source.unpack(23, 27, data)
+    assert [run[index] for index in range(23, 27)] == [source[index] for index in range(23, 27)]
+    assert pickle.loads(pickle.dumps(source)).span(23, 27) == (path, start, end, info)
+    run = source.unpack(23, 27, bytes(len(data)))
+    with pytest.raises(BadSample, match=r"grouped\.parquet/25: unreadable-row-group"):
+        run[25]

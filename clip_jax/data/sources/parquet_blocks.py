@@ -1,0 +1,137 @@
+"""Row groups of Parquet files out of the bytes of their columns, fetched in one piece."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clip_jax import storage
+from clip_jax.data.block_cache import Span
+from clip_jax.data.block_order import Blocks
+from clip_jax.data.samples import BadSample, Sample
+from clip_jax.data.sources.image_files import read_image
+from clip_jax.data.sources.parquet_files import DamagedGroup, or_damaged
+
+
+class _Piece(io.RawIOBase):
+    """A file of which some bytes are there; others are not asked for by who knows the footer."""
+
+    def __init__(self, start: int, data: bytes, size: int):
+        self._start, self._data, self._size, self._place = start, memoryview(data), size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
+        self._place = base + offset
+        return self._place
+
+    def tell(self) -> int:
+        return self._place
+
+    def read(self, size: int | None = -1) -> bytes:
+        end = self._size if size is None or size < 0 else min(self._size, self._place + size)
+        first, last = self._place - self._start, end - self._start
+        if not 0 <= first <= last <= len(self._data):
+            raise ValueError(f"bytes {self._place} to {end} are not among those that were fetched")
+        self._place = end
+        return bytes(self._data[first:last])
+
+
+class GroupBlocks:
+    """The row groups of several files as blocks.
+
+    Args:
+      paths: the files.
+      metadata: of each, what its footer says.
+      groups_G2: file, and number in it, of each row group.
+      first_G: the first row of each, and of all.
+      names: the columns that are wanted.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        metadata: Sequence[pq.FileMetaData],
+        groups_G2: np.ndarray,
+        first_G: np.ndarray,
+        names: Sequence[str],
+    ):
+        self._paths, self._metadata, self._names = tuple(paths), tuple(metadata), list(names)
+        self._groups_G2, self._first_G = groups_G2, first_G
+        self._infos = storage.stat(paths)
+
+    @property
+    def blocks(self) -> Blocks:
+        """All of them."""
+        sizes = [self._bytes(file, group) for file, group in self._groups_G2.tolist()]
+        mean = float(np.mean([end - start for start, end in sizes] or [0]))
+        return Blocks(self._first_G.astype(np.int64), mean)
+
+    def span(self, row: int) -> Span:
+        """Where the columns of a row's group are."""
+        file, group = self._of(row)
+        return Span(self._paths[file], *self._bytes(file, group), self._infos[file])
+
+    def unpack(self, row: int, data: bytes) -> pa.Table | DamagedGroup:
+        """The row group of a row, of the bytes of its span."""
+        file, group = self._of(row)
+        path, start, _, info = self.span(row)
+        piece = pa.PythonFile(_Piece(start, data, info.size), mode="r")
+
+        def read() -> pa.Table:
+            opened = pq.ParquetFile(piece, metadata=self._metadata[file])
+            return opened.read_row_group(group, self._names)
+
+        try:
+            return or_damaged(read, path, group)
+        except DamagedGroup as error:
+            return error
+
+    def _of(self, row: int) -> tuple[int, int]:
+        place = int(np.searchsorted(self._first_G, row, side="right")) - 1
+        file, group = self._groups_G2[place].tolist()
+        return file, group
+
+    def _bytes(self, file: int, group: int) -> tuple[int, int]:
+        row_group, spans = self._metadata[file].row_group(group), []
+        for number in range(row_group.num_columns):
+            column = row_group.column(number)
+            if column.path_in_schema.split(".")[0] in self._names:
+                start = column.data_page_offset
+                if column.has_dictionary_page and column.dictionary_page_offset:
+                    start = min(start, column.dictionary_page_offset)
+                spans.append((start, start + column.total_compressed_size))
+        return min(start for start, _ in spans), max(end for _, end in spans)
+
+
+class GroupRun:
+    """Samples of a row group that is in memory."""
+
+    def __init__(self, sample: Callable[..., Sample], table: pa.Table | DamagedGroup):
+        self._sample, self._table = sample, table
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._sample([index], self._table)
+
+
+def image_of(value, path: str, key: str, shard: str) -> tuple[bytes, str | None]:
+    """The encoded file, and its path, out of bytes, a path, or Hugging Face's struct of both."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not value:
+        raise BadSample("missing-image", key=key, shard=shard)
+    if isinstance(value, bytes):
+        return value, None
+    if not isinstance(value, str):
+        raise BadSample("not-an-image", key=key, shard=shard)
+    if not storage.is_url(value) and not os.path.isabs(value):
+        value = f"{path.rpartition('/')[0] or '.'}/{value}"
+    return read_image(value, key=f"{key} {value}", shard=shard), value
