@@ -3,10 +3,12 @@
     python benchmarks/weights_import.py
 
 It first writes the weights, random ones, as open_clip's safetensors in float32 and float16 (2.6 GB
-of disk, in a temporary folder). torch is not needed.
+of disk, in a temporary folder). Where torch is there, it also writes them as .pt, in its format of today and
+in that from before version 1.6; torch is not needed to read them.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -53,6 +55,21 @@ def write(folder: Path, name: str, dtype: str) -> Path:
     return folder / dtype / "open_clip_model.safetensors"
 
 
+def as_torch(file: Path) -> list[Path]:
+    """The same weights as torch saves them, if torch is there."""
+    if importlib.util.find_spec("torch") is None:
+        return []
+    paths = [file.with_name("zip.pt"), file.with_name("old.pt")]
+    script = """
+import sys, safetensors.torch, torch
+state = safetensors.torch.load_file(sys.argv[1])
+torch.save(state, sys.argv[2])
+torch.save(state, sys.argv[3], _use_new_zipfile_serialization=False)
+"""
+    subprocess.run([sys.executable, "-c", script, file, *paths], check=True)
+    return paths
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="ViT-L-14")
@@ -60,20 +77,22 @@ def main():
     jax.config.update("jax_platforms", "cpu")
     with tempfile.TemporaryDirectory() as folder:
         for dtype in ("float32", "float16"):
-            file = write(Path(folder), arguments.model, dtype)
-            size = file.stat().st_size
-            run = subprocess.run(
-                [sys.executable, "-c", IMPORT, file, arguments.model],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            found = json.loads(run.stdout)
-            print(
-                f"{arguments.model} {dtype}: {size / 1e9:.2f} GB imported in "
-                f"{found['seconds']:.1f} s, peak {found['peak_bytes'] / 1e9:.2f} GB "
-                f"({found['peak_bytes'] / size:.2f} of the file)"
-            )
+            first = write(Path(folder), arguments.model, dtype)
+            for file in (first, *(as_torch(first) if dtype == "float32" else ())):
+                show(file, arguments.model, dtype)
+
+
+def show(file: Path, model: str, dtype: str):
+    """Import a file in a process of its own, and print how long it took and what it needed."""
+    size = file.stat().st_size
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORT, file, model], capture_output=True, text=True, check=True
+    )
+    found = json.loads(run.stdout)
+    print(
+        f"{model} {dtype} {file.suffix}: {size / 1e9:.2f} GB imported in {found['seconds']:.1f} s, "
+        f"peak {found['peak_bytes'] / 1e9:.2f} GB ({found['peak_bytes'] / size:.2f} of the file)"
+    )
 
 
 if __name__ == "__main__":

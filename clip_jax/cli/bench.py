@@ -52,6 +52,8 @@ def bench(args: list[str]) -> int:
         BenchSettings, args, default=BenchSettings(), prog="clip-jax bench", description=BENCH_HELP
     )
     suite = read_suite(settings.suite)
+    if settings.data.subset or settings.data.eval_subset:
+        raise ValueError("--data.subset has no effect on a suite: take --max-samples of each task")
     if settings.list:
         for name, (state, where) in data_of(suite, settings.root, settings.data).items():
             print(f"{name:44} {state:8} {where}")

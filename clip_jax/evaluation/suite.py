@@ -153,7 +153,9 @@ class _DataSet:
         self._images = _Images(source, model, tokenizer, cfg=cfg, data=data)
         self._train = None
         if cfg.probe_source is not None:
-            opened = registry.open_source(cfg.probe_source, "train", data)
+            # Another source than what is trained on, whose subset is of other samples.
+            whole = dataclasses.replace(data, subset=())
+            opened = registry.open_source(cfg.probe_source, "train", whole)
             own = dataclasses.replace(cfg, max_samples=cfg.probe_samples)
             self._train = _Images(opened, model, tokenizer, cfg=own, data=data)
         self._tokens: dict[str, np.ndarray] = {}  # of each caption

@@ -80,6 +80,11 @@ def test_list_says_where_the_data_are_and_measures_nothing(datacomp_root, tmp_pa
     assert len(lines) == 13 and all(" there " in line for line in lines)
 
 
+def test_a_subset_is_refused(capsys):
+    assert main(["bench", "x", "--suite", "imagenet", "--data.subset", "half.npy"]) == 2
+    assert "--data.subset has no effect on a suite" in capsys.readouterr().err
+
+
 def test_models_have_names_of_their_own():
     assert named_models(("runs/a", "b=gs://x/y")) == {"runs/a": "runs/a", "b": "gs://x/y"}
     assert named_models(("runs/lr=1/x",)) == {"runs/lr=1/x": "runs/lr=1/x"}
