@@ -37,6 +37,7 @@ READING = (
     "image_column", "caption_column", "label_column", "group_rows", "caption_lines", "separator",
     "quoting", "image_folder", "encoding", "exif_rotation", "max_image_pixels", "subset",
 )  # fmt: skip
+PREPROCESS = ("mean", "std", "interpolation", "resize_mode", "resize_size", "exif_rotation")
 AFTER_BARRIER = "all parts are written"
 
 Barrier = Callable[[str], None]
@@ -145,7 +146,10 @@ def model_fingerprint(loaded: Loaded) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(loaded.variables):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(leaf).data.cast("B"))
-    digest.update(repr((loaded.model.config, loaded.preprocess)).encode())
+    config = loaded.model.config
+    reading = [getattr(config.preprocess, name) for name in PREPROCESS]
+    # By name, as a version with more settings, or another form of attention, is the same model.
+    digest.update(repr((config.vision.image_size, config.dtype, reading)).encode())
     return digest.hexdigest()
 
 

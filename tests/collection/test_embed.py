@@ -150,7 +150,13 @@ def test_other_settings_are_refused_by_name(change, named, collection, embedded_
 def test_another_model_is_refused(collection, embedded_by, loaded, mesh, pictures):
     changed = loaded._replace(variables=jax.tree.map(lambda x: x + 1e-7, loaded.variables))
     assert embed_lib.model_fingerprint(changed) != embed_lib.model_fingerprint(loaded)
-    assert embed_lib.model_fingerprint(loaded) == embed_lib.model_fingerprint(loaded)
+    config = dataclasses.replace(loaded.model.config, remat="full", unroll=2)
+    same = loaded._replace(model=type(loaded.model)(config))
+    assert embed_lib.model_fingerprint(same) == embed_lib.model_fingerprint(loaded)
+    reading = dataclasses.replace(config.preprocess, interpolation="bilinear")
+    other = type(loaded.model)(dataclasses.replace(config, preprocess=reading))
+    other = loaded._replace(model=other)
+    assert embed_lib.model_fingerprint(other) != embed_lib.model_fingerprint(loaded)
 
 
 def test_a_folder_with_other_files_is_refused(embedded_by, tmp_path):
