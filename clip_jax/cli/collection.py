@@ -101,9 +101,8 @@ def absolute_source(spec: str) -> str:
 
 
 @together
-def embed_into(settings: EmbedSettings, *, began: float | None = None) -> int:
+def embed_into(settings: EmbedSettings) -> int:
     """Embed what the settings say, on all processes of the job."""
-    del began  # of the account of a run's time, which this has none of
     # pyarrow, of an extra, is loaded for the commands that need it alone.
     from clip_jax.collection.embed import EmbedConfig
     from clip_jax.collection.embed import embed as embed_source

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import jax
@@ -37,18 +36,17 @@ class OtherFailed(ValueError):
     """Another process of the job has failed, and this one is well."""
 
 
-def together(train: Callable[..., int]) -> Callable[..., int]:
-    """`train`, by all processes of the job: they meet before it, and leave it together."""
+def together(work: Callable[..., int]) -> Callable[..., int]:
+    """`work`, by all processes of the job: they meet before it, and leave it together."""
 
-    @functools.wraps(train)
-    def joined(cfg: TrainConfig, *, began: float | None = None) -> int:
-        began = time.monotonic() if began is None else began  # the others may come late
+    @functools.wraps(work)
+    def joined(cfg: TrainConfig, **options) -> int:
         try:
             initialize.initialize(
                 cfg.distributed, agreement.describe(cfg), agreement.differences, on_news=_news
             )
             with failing_together():
-                code = train(cfg, began=began)
+                code = work(cfg, **options)
             _news.done(code)
             return code
         except ProcessesMissing as error:

@@ -52,7 +52,8 @@ def train(cfg: TrainConfig, *, began: float | None = None) -> int:
 
     Args:
       cfg: the settings.
-      began: when this start began, by `time.monotonic`, for the account of its time; None: now.
+      began: when this start began, by `time.monotonic`, from which its goodput counts; None: once
+        all processes have met.
 
     Returns:
       0 at the end of the run; else what the process should exit with so that a launcher starts

@@ -73,7 +73,7 @@ def test_no_home_and_no_entry_in_passwd_is_no_hindrance(tmp_path):
 
 
 def test_out_of_device_memory_says_what_needs_less(monkeypatch, capsys, source):
-    def exhausted(cfg):
+    def exhausted(cfg, began):
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes."
         )

@@ -168,7 +168,7 @@ def test_models_are_listed_with_their_sizes(capsys):
 
 def test_flags_override_the_config_file(folder, monkeypatch):
     taken = []
-    monkeypatch.setattr(cli, "train", lambda cfg: taken.append(cfg) or 0)
+    monkeypatch.setattr(cli, "train", lambda cfg, began: taken.append(cfg) or 0)
     optimizer = "OptimizerConfig(warmup_steps=1)"
     body = f"TrainConfig(steps=7, seed=5, loss=LossConfig(tile=3), optimizer={optimizer})"
     (folder / "mine.py").write_text(
@@ -181,7 +181,7 @@ def test_flags_override_the_config_file(folder, monkeypatch):
 
 def test_an_earlier_runs_settings_can_be_started_from(folder, monkeypatch):
     taken = []
-    monkeypatch.setattr(cli, "train", lambda cfg: taken.append(cfg) or 0)
+    monkeypatch.setattr(cli, "train", lambda cfg, began: taken.append(cfg) or 0)
     assert main(["train", "--config", "run", "--workdir", "other"]) == 0
     assert (taken[0].seed, taken[0].workdir) == (123, "other")
     (folder / "run").rename(folder / "moved")
