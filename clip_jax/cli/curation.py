@@ -15,6 +15,7 @@ from clip_jax.data.sources import registry
 from clip_jax.redaction import redact
 
 Spec = Annotated[str, tyro.conf.Positional]
+DataSettings = Annotated[DataConfig, tyro.conf.arg(name="data")]  # --data.NAME, as in training
 DATA, RULES, MAP = DataConfig(), FilterConfig(), MapConfig()
 
 
@@ -26,7 +27,7 @@ def filter_source(
     rules: Annotated[FilterConfig, tyro.conf.OmitArgPrefixes] = RULES,
     beam: bool = False,
     beam_options: tuple[str, ...] = (),
-    cfg: DataConfig = DATA,
+    cfg: DataSettings = DATA,
 ) -> int:
     """Keep the samples that all rules keep: by score, evaluation sets, duplicates, concepts.
 
@@ -85,7 +86,7 @@ def map_source(
     embeddings: str | None = None,
     model: str | None = None,
     settings: Annotated[MapConfig, tyro.conf.OmitArgPrefixes] = MAP,
-    cfg: DataConfig = DATA,
+    cfg: DataSettings = DATA,
 ) -> int:
     """A page with a source's images in two dimensions, and clusters with the captions nearest to them.
 

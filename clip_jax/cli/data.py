@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from clip_jax.cli.curation import filter_source, map_source
+from clip_jax.cli.curation import DataSettings, Spec, filter_source, map_source
 from clip_jax.config import DataConfig
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.registry import ClipTokenizer
@@ -15,7 +15,6 @@ from clip_jax.data.tools import preview as contact_sheet
 from clip_jax.data.tools import stats as statistics
 from clip_jax.data.tools.make_subset import make_subset
 
-Spec = Annotated[str, tyro.conf.Positional]
 DEFAULT = DataConfig()
 
 
@@ -34,7 +33,7 @@ def data(args: list[str]) -> int:
     return tyro.extras.subcommand_cli_from_dict(commands, args=args, prog="clip-jax data")
 
 
-def index(source: Spec, cfg: DataConfig = DEFAULT) -> int:
+def index(source: Spec, cfg: DataSettings = DEFAULT) -> int:
     """Build the index of a source, or bring it up to date; what needs none is opened.
 
     Args:
@@ -45,7 +44,7 @@ def index(source: Spec, cfg: DataConfig = DEFAULT) -> int:
     return 0
 
 
-def stats(source: Spec, max_samples: int = 10_000, cfg: DataConfig = DEFAULT) -> int:
+def stats(source: Spec, max_samples: int = 10_000, cfg: DataSettings = DEFAULT) -> int:
     """Sizes, caption lengths, duplicates and unreadable files of a source.
 
     Args:
@@ -59,7 +58,7 @@ def stats(source: Spec, max_samples: int = 10_000, cfg: DataConfig = DEFAULT) ->
 
 
 def preview(
-    source: Spec, out: Path = Path("preview.html"), count: int = 100, cfg: DataConfig = DEFAULT
+    source: Spec, out: Path = Path("preview.html"), count: int = 100, cfg: DataSettings = DEFAULT
 ) -> int:
     """A page with some of a source's images and captions.
 
@@ -74,7 +73,7 @@ def preview(
 
 
 def bench(
-    source: Spec, image_size: int = 224, seconds: float = 5.0, cfg: DataConfig = DEFAULT
+    source: Spec, image_size: int = 224, seconds: float = 5.0, cfg: DataSettings = DEFAULT
 ) -> int:
     """Images a second of each stage from file to batch, and the cores that a chip needs.
 
@@ -95,7 +94,7 @@ def convert(
     out: Annotated[str, tyro.conf.Positional],
     beam: bool = False,
     beam_options: tuple[str, ...] = (),
-    cfg: DataConfig = DEFAULT,
+    cfg: DataSettings = DEFAULT,
 ) -> int:
     """Write a source as ArrayRecord files with a manifest.
 
@@ -121,7 +120,7 @@ def subset(
     source: Spec,
     samples: Annotated[str, tyro.conf.Positional],
     out: Annotated[str, tyro.conf.Positional],
-    cfg: DataConfig = DEFAULT,
+    cfg: DataSettings = DEFAULT,
 ) -> int:
     """Make a subset file of a list of keys or sample numbers, for --data.subset.
 

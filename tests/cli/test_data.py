@@ -68,14 +68,14 @@ def test_preview_is_a_page_with_captions(pairs, capsys, tmp_path):
 
 
 def test_bench_reads_real_batches(pairs, capsys):
-    sizes = ("--image-size", "16", "--seconds", "0.05", "--cfg.batch-size", "4")
+    sizes = ("--image-size", "16", "--seconds", "0.05", "--data.batch-size", "4")
     assert "batches, by the clock" in run(
-        capsys, "bench", pairs, *sizes, "--cfg.max-bad-share", "0.5"
+        capsys, "bench", pairs, *sizes, "--data.max-bad-share", "0.5"
     )
 
 
 def test_converted_records_hold_the_same_samples(pairs, capsys):
-    run(capsys, "convert", pairs, "records", "--cfg.max-bad-share", "0.5")
+    run(capsys, "convert", pairs, "records", "--data.max-bad-share", "0.5")
     assert "12 samples" in run(capsys, "index", "records:records")
 
 
@@ -101,7 +101,7 @@ def test_a_subset_file_is_made_of_keys_and_read_by_the_other_commands(pairs, cap
     out = str(tmp_path / "kept.safetensors")
     assert "2 of 12 samples" in run(capsys, "subset", pairs, "keys.txt", out)
     for subset in (out, "keys.txt"):
-        assert ": 2 samples" in run(capsys, "stats", pairs, "--cfg.subset", subset)
+        assert ": 2 samples" in run(capsys, "stats", pairs, "--data.subset", subset)
     (tmp_path / "keys.txt").write_text("no such key")
-    assert main(["data", "stats", pairs, "--cfg.subset", "keys.txt"]) == 2
+    assert main(["data", "stats", pairs, "--data.subset", "keys.txt"]) == 2
     assert "1 of 1 keys are not in" in capsys.readouterr().err

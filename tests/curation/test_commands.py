@@ -50,7 +50,7 @@ def test_all_rules_by_the_command(embedded, tmp_path, capsys):
     assert found == {"score": 10, "evaluation": 10, "duplicates": 10, "concepts": without_dog}
     assert f"{60 - without_dog} of 90 samples are kept" in capsys.readouterr().out
     kept = str(tmp_path / "out" / "kept.safetensors")
-    assert main(["data", "stats", SOURCE, "--cfg.subset", kept]) == 0
+    assert main(["data", "stats", SOURCE, "--data.subset", kept]) == 0
     assert f": {60 - without_dog} samples" in capsys.readouterr().out
     assert main(["data", "filter", SOURCE, str(tmp_path / "out"), *arguments]) == 2
     assert "holds the files of a filter" in capsys.readouterr().err
