@@ -43,7 +43,10 @@ def explain(error: BaseException) -> str | None:
     """One line for an error that the environment causes; None for any other."""
     if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
         extra = EXTRAS[error.name]
-        return f"this needs {error.name}, which is not installed: pip install 'clip_jax[{extra}]'"
+        return (
+            f"this needs {error.name}, which is not installed: pip install -e '.[{extra}]' "
+            "in the clone of clip_jax"
+        )
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

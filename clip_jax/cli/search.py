@@ -13,7 +13,7 @@ from clip_jax.cli.arguments import parse
 
 INDEX_HELP = """Build an index of embeddings of clip-jax embed or clip-retrieval.
 
-An exact index compares every row; an approximate one is a graph in a file (pip install 'clip_jax[search]'),
+An exact index compares every row; an approximate one is a graph in a file (pip install -e '.[search]'),
 whose recall against the exact one is measured and printed."""
 SEARCH_HELP = """Search in an index, or in embeddings. A query is a text, an image file or row:NUMBER.
 

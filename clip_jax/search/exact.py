@@ -15,6 +15,7 @@ from clip_jax.collection.embeddings import Vectors
 
 CHUNK = 16_384  # rows in a device at once: 34 MB as float32 of width 512
 MOST_QUERIES = 1024  # at once
+LEAST_K = 64  # results that are looked for at least
 MOST_ROWS = 2**31 - 2  # numbers of rows are int32 on the devices
 
 
@@ -54,13 +55,13 @@ class ExactSearch:
         return Found(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
     def _search(self, z_QE: np.ndarray, k: int) -> Found:
-        # Powers of two, as each number of queries and of results is a program of its own.
+        # Few numbers of queries and of results, as each pair of them is a program of its own.
         z_PE = np.zeros((_power_of_two(len(z_QE)), z_QE.shape[1]), np.float32)
         z_PE[: len(z_QE)] = z_QE
         devices = self._mesh.size
         rows = NamedSharding(self._mesh, P(sharding.AXES))
         z = jax.device_put(z_PE, sharding.replicated(self._mesh))
-        shape = (devices, len(z_PE), _power_of_two(k))
+        shape = (devices, len(z_PE), _power_of_two(max(k, LEAST_K)))
         best = (
             jax.device_put(np.full(shape, -np.inf, np.float32), rows),
             jax.device_put(np.full(shape, -1, np.int32), rows),
