@@ -51,6 +51,21 @@ def test_a_mixture_keeps_its_proportions_and_its_sources_their_epochs(weights):
         assert sorted(small.tolist()) == list(range(order.lengths[1]))
 
 
+def test_sources_and_epochs_and_seeds_have_orders_of_their_own():
+    """Sources of the same blocks too: else the same numbers would meet in each batch."""
+
+    def first_rows(source, epoch, seed=3):
+        same = blocks(60)
+        order = BlockOrder([same, same], (0.5, 0.5), batch_size=32, window=24e6, seed=seed)
+        found = rows(order, 0, 200)
+        return found.index[(found.source == source) & (found.epoch == epoch)][:100]
+
+    wanted = first_rows(0, 0)
+    np.testing.assert_array_equal(first_rows(0, 0), wanted)
+    for others in (first_rows(1, 0), first_rows(0, 1), first_rows(0, 0, seed=4)):
+        assert (others == wanted).mean() < 0.2
+
+
 def digest(order, shares, steps):
     """Of what stands in all rows of some steps, each host's found by itself."""
     found = []
