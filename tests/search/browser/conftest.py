@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from selenium import webdriver
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
@@ -29,6 +28,9 @@ def screenshots() -> Path:
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
     """A window of Chromium with a new profile."""
+    # Of an extra, which is absent where these tests are not asked for.
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("chromium-browser") or ""
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
