@@ -9,9 +9,8 @@ import tyro
 
 from clip_jax import sharding
 from clip_jax.cli.arguments import parse
-from clip_jax.config import DataConfig, DistributedConfig, EvaluationConfig, MeshConfig, TrainConfig
-from clip_jax.distributed import agreement
-from clip_jax.distributed.initialize import initialize
+from clip_jax.config import DataConfig, DistributedConfig, EvaluationConfig, MeshConfig
+from clip_jax.distributed.failures import together
 from clip_jax.evaluation.bench import forms
 from clip_jax.evaluation.bench.run import BenchConfig, data_of, run
 from clip_jax.evaluation.bench.tasks import read_suite
@@ -58,12 +57,18 @@ def bench(args: list[str]) -> int:
         for name, (state, where) in data_of(suite, settings.root, settings.data).items():
             print(f"{name:44} {state:8} {where}")
         return 0
+    return measure(settings)
+
+
+@together
+def measure(settings: BenchSettings) -> int:
+    """Measure what the settings say, on all processes of the job."""
+    suite = read_suite(settings.suite)
     models = {
         name: functools.partial(load_to_host, path)
         for name, path in named_models(settings.models).items()
     }
     cfg = EvaluationConfig(batch_size=settings.batch_size, max_samples=settings.max_samples)
-    join(settings, cfg)
     config = BenchConfig(
         roots=settings.root,
         out=settings.out,
@@ -76,19 +81,6 @@ def bench(args: list[str]) -> int:
     if jax.process_index() == 0:
         print(f"\n{forms.text(report)}\n\n{settings.out}/bench.html")
     return 1 if report.failed or not report.results else 0
-
-
-def join(settings: BenchSettings, cfg: EvaluationConfig):
-    """Join the other processes, if there are any, which must be given the same."""
-    same = TrainConfig(
-        workdir=settings.out, data=settings.data, evaluation=cfg, mesh=settings.mesh,
-        distributed=settings.distributed,
-    )  # fmt: skip
-    told = agreement.describe(same)
-    told["facts"] |= {
-        f"--{name}": getattr(settings, name) for name in ("suite", "models", "probes")
-    }
-    initialize(settings.distributed, told, agreement.differences)
 
 
 def named_models(models: tuple[str, ...]) -> dict[str, str]:
