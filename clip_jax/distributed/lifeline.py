@@ -47,6 +47,7 @@ class Lifeline:
         self._coordinator = coordinator
         self._done: set[int] = set()  # processes that have said that they are done
         self._lock = threading.Lock()
+        self._closed = False
         self._on_news: News | None = None
         self._news: tuple[str, int] | None = None  # the first
         # Set once the processes have JAX's store: the network may break where no process does.
@@ -68,6 +69,8 @@ class Lifeline:
         self._send_to_all({"done": True})
 
     def close(self):
+        """End all connections; nothing is heard from now on."""
+        self._closed = True
         for connection in self._connections.values():
             connection.__exit__()
 
@@ -102,6 +105,13 @@ class Lifeline:
             set_handler(signal.SIGABRT, handler)
 
     def _watch(self):
+        try:
+            self._listen()
+        except (OSError, ValueError):
+            if not self._closed:  # else this thread was about to read from one of them
+                raise
+
+    def _listen(self):
         with selectors.DefaultSelector() as selector:
             for index, connection in self._connections.items():
                 selector.register(connection, selectors.EVENT_READ, index)
@@ -124,7 +134,7 @@ class Lifeline:
                 self._spread(str(content["news"]), int(content["code"]), besides=index)
             if not connection.has_line:
                 return True
-        if index not in self._done and self._is_gone(index):
+        if index not in self._done and not self._closed and self._is_gone(index):
             self._spread(self._gone(index), RETRY_EXIT_CODE, besides=index)
         return False
 

@@ -39,6 +39,8 @@ def three(monkeypatch):
                 pair[min(index, 1)].shutdown(socket.SHUT_RDWR)
 
         yield lines, heard, kill
+        for line in lines:
+            line.close()
         for pair in pairs.values():
             for end in pair:
                 stack.enter_context(end)
