@@ -1,6 +1,8 @@
 """Runs the search app with uvicorn, with limits on how many connect and how slow they may be."""
 
 import asyncio
+import contextlib
+import ctypes
 import socket
 from collections.abc import Callable
 
@@ -13,6 +15,8 @@ REQUEST_S = 30.0  # for all of a request to come
 ANSWER_S = 120.0  # from a request's beginning to the end of its answer
 CONNECTIONS = 256
 HEADER_BYTES = 16 * 2**10
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+LARGE_BLOCK = 128 * 2**10  # bytes
 
 
 class LimitedProtocol(H11Protocol):
@@ -70,6 +74,18 @@ def make_server(app: Starlette) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
     )
     return uvicorn.Server(config)
+
+
+def return_memory():
+    """Let the C library give large blocks back to the system as soon as they are free.
+
+    glibc else raises its limit with each large block that is freed, and the bodies and pictures of
+    many threads leave holes: 10,000 requests took a server from 469 to 1,382 MB.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has other ways
+        set_option = ctypes.CDLL(None).mallopt
+        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            set_option(option, LARGE_BLOCK)
 
 
 def serve(
