@@ -70,8 +70,7 @@ def train(cfg: TrainConfig, *, began: float | None = None) -> int:
         run = stack.enter_context(RunDirectory(cfg.workdir, main=main))
         initialize.barrier("the run directory is open", cfg.distributed.timeout_seconds)
         stack.enter_context(process_logs(run.path, is_local=run.is_local))
-        account = Goodput(run.path / "goodput.json", write=main, began=began)
-        goodput = stack.enter_context(account)
+        goodput = stack.enter_context(Goodput(run.path / "goodput.json", write=main, began=began))
         preemption = stack.enter_context(Preemption())
         stacks = run.path / "stacks.txt" if run.is_local else None
         watchdog = stack.enter_context(Watchdog(cfg.health.hang_seconds, stacks))
