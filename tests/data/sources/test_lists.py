@@ -378,11 +378,12 @@ def test_words_that_stand_for_no_value_are_missing_captions(read, word, name):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (gzip.compress(b"image,caption\n"), "compressed with gzip"),
+        (gzip.compress(b"image,caption\n", mtime=0), "compressed with gzip"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "pointer of Git LFS"),
         (b"<!DOCTYPE html><html></html>\n", "a web page"),
         (b"PK\x03\x04" + bytes(50), "a zip archive"),
     ],
+    ids=["gzip", "lfs", "html", "zip"],
 )
 @pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
 def test_another_file_in_place_of_a_list_is_called_what_it_is(read, data, message, name):
