@@ -19,6 +19,7 @@ from clip_jax.config import DataConfig, EvaluationConfig, LossConfig, TrainConfi
 from clip_jax.data.loader import EqualBatches, eval_batches
 from clip_jax.data.samples import Source
 from clip_jax.data.sources import registry
+from clip_jax.data.sources.labels import check_order
 from clip_jax.distributed.multihost import raise_together
 from clip_jax.evaluation.annotations import Annotation, read_annotations
 from clip_jax.evaluation.encode import Encoder, Stopped
@@ -127,6 +128,16 @@ class Evaluators:
         }
 
 
+def _classes_of(source: Source, cfg: EvaluationConfig) -> tuple[str, ...] | None:
+    """The names of the classes that a setting says, or else the source's own."""
+    if not cfg.classes:
+        return source.classes
+    names, folders = read_classes(cfg.classes), getattr(source, "folders", None)
+    if folders is not None:
+        check_order(names, folders, f"evaluation.classes={cfg.classes}")
+    return names
+
+
 class _DataSet:
     """One data set, with what is known of it from one evaluation to the next."""
 
@@ -145,7 +156,7 @@ class _DataSet:
         self._source, self._model, self._mesh, self._tokenizer = source, model, mesh, tokenizer
         self._cfg, self._data, self._loss = cfg, data, loss
         self._evaluators = named_evaluators(cfg)
-        self._classes = read_classes(cfg.classes) if cfg.classes else source.classes
+        self._classes = _classes_of(source, cfg)
         self._templates: Templates = source.templates or SIMPLE_TEMPLATES
         if cfg.templates:
             self._templates = read_templates(cfg.templates)

@@ -136,3 +136,11 @@ def test_a_mistyped_metric_is_answered_with_the_nearest(name, nearest):
 def test_a_metric_that_no_evaluator_measures_is_no_choice():
     with pytest.raises(ValueError, match=r"eval/loss is no metric of evaluation.metrics=zero_shot"):
         best_direction(best_by("eval/loss", metrics=("zero_shot",)))
+
+
+def test_names_of_a_setting_must_fit_the_class_folders(parts, source, tmp_path):
+    source.folders = ("class1", "class10", "class2")
+    (tmp_path / "names.txt").write_text("one\ntwo\nten\n")
+    cfg = EvaluationConfig(classes=str(tmp_path / "names.txt"))
+    with pytest.raises(ValueError, match=r"evaluation\.classes=.*whether class2 or class10"):
+        Evaluators(source, {}, *parts, cfg=cfg, data=DATA, loss=LOSS)

@@ -17,6 +17,7 @@ from clip_jax.data.sources.members import LABEL, TEXTS, make_members
 from clip_jax.data.sources.packed_strings import PackedStrings
 
 PROBED = 200
+LISTS = ("metadata.csv", "metadata.jsonl")  # of image folders as Hugging Face has them
 
 
 def beside(files: list[str], cfg: DataConfig) -> dict[str, list[str]]:
@@ -148,5 +149,4 @@ class CaptionFilesSource:
 
 def open_list_inside(root: str) -> str | None:
     """The list of an image folder as Hugging Face has it: metadata.csv or metadata.jsonl."""
-    names = ("metadata.csv", "metadata.jsonl")
-    return next((f"{root}/{name}" for name in names if storage.is_file(f"{root}/{name}")), None)
+    return next((f"{root}/{name}" for name in LISTS if storage.is_file(f"{root}/{name}")), None)

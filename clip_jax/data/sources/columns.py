@@ -184,7 +184,7 @@ def texts_of(value) -> list[str]:
     raise NotText(value)
 
 
-def _written_list(text: str) -> list[str] | None:
+def _written_list(text: str) -> list[str | None] | None:
     """The texts of a list in JSON or in Python, as tables without a type for lists have it."""
     if not text.strip().endswith("]"):
         return None
@@ -193,7 +193,7 @@ def _written_list(text: str) -> list[str] | None:
             found = read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        if isinstance(found, list) and found and all(isinstance(one, str) for one in found):
+        if isinstance(found, list) and all(isinstance(one, str | None) for one in found):
             return found
     return None
 
@@ -219,17 +219,22 @@ def _field(value, path: Sequence[str]):
 
 
 def refuse_numbers(captions: Iterable[str], column: str, *, where: str):
-    """Raise a ValueError if the first captions are all numbers, or all objects written as text."""
+    """Raise a ValueError if the first captions are all numbers, truth values or written objects."""
     seen = itertools.islice((text for text in captions if text.strip()), CHECKED)
-    kinds = {
-        "numbers" if _is_number(text) else "objects" if _is_written_object(text) else "text"
-        for text in seen
-    }
+    kinds = set(map(_kind, seen))
     if kinds and "text" not in kinds:
         raise ValueError(
             f"{where}: the caption column {column!r} holds {' and '.join(sorted(kinds))}, not text; "
             "name the right one with data.caption_column"
         )
+
+
+def _kind(text: str) -> str:
+    if _is_number(text):
+        return "numbers"
+    if text.lower() in ("true", "false"):
+        return "truth values"
+    return "objects" if _is_written_object(text) else "text"
 
 
 def _is_written_object(text: str) -> bool:

@@ -12,7 +12,7 @@ from clip_jax.config import DataConfig
 from clip_jax.data.images.formats import is_image
 from clip_jax.data.samples import Sample, Source, SourceFormat, Split
 from clip_jax.data.sources import labels, pairs, splits
-from clip_jax.data.sources.caption_files import CaptionFilesSource, beside, open_list_inside
+from clip_jax.data.sources.caption_files import LISTS, CaptionFilesSource, beside, open_list_inside
 from clip_jax.data.sources.folder_listing import files_below, folders_of, left_out
 from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.list_index import cache_folder
@@ -43,15 +43,15 @@ class FolderSource:
         if not storage.is_url(root):  # where empty folders are seen
             for name in folders_of(root, without=cfg.data_dir):
                 by_folder.setdefault(name, [])
-        self._folders = _in_order(root, list(by_folder))
+        self.folders = _in_order(root, list(by_folder))
         self._files, digest = PackedStrings(), xxhash.xxh3_64()
-        for folder in self._folders:
+        for folder in self.folders:
             for file in sorted(by_folder[folder]):
                 self._files.append(file)
                 digest.update(f"{folder}/{file}\n".encode("utf-8", "surrogateescape"))
         self._files.share(cache_folder(cfg.data_dir))
         self.fingerprint = digest.hexdigest()
-        counts = {folder: len(by_folder[folder]) for folder in self._folders}
+        counts = {folder: len(by_folder[folder]) for folder in self.folders}
         self._first_S = np.cumsum([0, *counts.values()])
         _check_folders(root, counts, files)
         outside = [path for path in files if "/" not in path and is_image(path)]
@@ -62,9 +62,9 @@ class FolderSource:
         self._find_classes()
 
     def _find_classes(self):
-        self.classes = labels.class_names(self._root, self._folders)
+        self.classes = labels.class_names(self._root, self.folders)
         if self.classes is None:
-            self.classes = tuple(folder.replace("_", " ") for folder in self._folders)
+            self.classes = tuple(folder.replace("_", " ") for folder in self.folders)
         codes = all(map(WORDNET.fullmatch, self.classes))
         if codes or all(name.isdigit() for name in self.classes):
             logging.warning(
@@ -80,7 +80,7 @@ class FolderSource:
         if not 0 <= index < len(self):
             raise IndexError(index)
         label = int(np.searchsorted(self._first_S, index, side="right")) - 1
-        folder = self._folders[label]
+        folder = self.folders[label]
         key = f"{folder}/{self._files[index]}"
         path = f"{self._root}/{key}"
         return Sample(
@@ -109,6 +109,12 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> Source:
                 f"{images:_} images lie in {path}, and {listed} names {len(source):_}",
             )
         return source
+    lists = [file for file in files if file.endswith(tuple(f"/{name}" for name in LISTS))]
+    if lists:
+        raise ValueError(
+            f"{path}/{lists[0]} names the images of its folder, which is no class: read "
+            f"folder:{path}/{os.path.dirname(lists[0])}"
+        )
     if "metadata.parquet" in files:
         raise ValueError(
             f"{path} holds metadata.parquet, which names its images: read parquet:{path}/metadata.parquet"
@@ -141,6 +147,12 @@ def _check_folders(root: str, counts: dict[str, int], files: list[str]):
         )
     nested = {path.partition("/")[0] for path in files if path.count("/") > 1 and is_image(path)}
     splits.refuse_folders(root, counts, nested)
+    if len(counts) == 1 and nested:
+        (alone,) = counts
+        raise ValueError(
+            f"{root} has a single folder, {alone}, with folders in it, which would be one class: read "
+            f"folder:{root}/{alone}"
+        )
     empty = [folder for folder, count in counts.items() if not count]
     if empty:
         raise ValueError(

@@ -10,6 +10,7 @@ from clip_jax import storage
 from clip_jax.data.samples import Source
 
 CLASSNAMES = "classnames.txt"
+BELOW = re.compile(r"-[0-9]{1,9}(\.0+)?")  # what has no label in sets whose labels are numbers
 DIGITS = re.compile(r"([0-9]{1,9})(\.0+)?")  # pandas writes 3.0 where a column has gaps
 
 
@@ -20,6 +21,8 @@ def parse_label(value) -> int | None:
     if isinstance(value, str):
         found = DIGITS.fullmatch(value.strip())
         return int(found[1]) if found else None
+    if isinstance(value, float) and value.is_integer():  # as pandas has a column with gaps
+        value = int(value)
     is_label = isinstance(value, int) and not isinstance(value, bool) and value >= 0
     return value if is_label else None
 
@@ -44,12 +47,15 @@ def class_names(folder: str, keys: Sequence[str] | None = None) -> tuple[str, ..
     if not lines:
         raise ValueError(f"{path} is empty: write the name of a class on each line")
     entries = [line.partition("\t") for line in lines]
-    if not all(tab for _, tab, _ in entries):
-        if keys is not None and len(lines) != len(keys):
-            raise ValueError(
-                f"{path} names {len(lines)} classes and there are {len(keys)} folders of classes: "
-                "write a line for each, in the order of the folders' names, or FOLDER<TAB>NAME"
-            )
+    tabs = [bool(tab) for _, tab, _ in entries]
+    if any(tabs) and not all(tabs):
+        raise ValueError(
+            f"{path} has a tab in {sum(tabs)} of {len(tabs)} lines, and none in {lines[tabs.index(False)]!r}: "
+            "write FOLDER<TAB>NAME in each line, or the name alone"
+        )
+    if not any(tabs):
+        if keys is not None:
+            check_order(lines, keys, path)
         return tuple(lines)
     named = {key.strip(): name.strip() for key, _, name in entries}
     missing = [key for key in keys or () if key not in named]
@@ -59,6 +65,44 @@ def class_names(folder: str, keys: Sequence[str] | None = None) -> tuple[str, ..
             f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); add FOLDER<TAB>NAME"
         )
     return tuple(named[key] for key in keys) if keys is not None else tuple(named.values())
+
+
+def check_order(names: Sequence[str], folders: Sequence[str], where: str):
+    """Refuse names, one for each class folder in its order, that do not fit the folders.
+
+    Raises:
+      ValueError: there are more or fewer of them, one is the name of another folder, or the order
+        of the folders is not the one that a person would write them in.
+    """
+    mend = f"write FOLDER<TAB>NAME lines into {CLASSNAMES} beside the folders"
+    if len(names) != len(folders):
+        raise ValueError(
+            f"{where} names {len(names)} classes and there are {len(folders)} folders of classes: "
+            f"write a line for each, in the order of the folders' names, or {mend}"
+        )
+    place_of = {_plain(folder): place for place, folder in enumerate(folders)}
+    for place, name in enumerate(names):
+        if place_of.get(_plain(name), place) != place:
+            raise ValueError(
+                f"{where} names the class folder {folders[place]} {name!r}, as another folder is "
+                f"called: {mend}"
+            )
+    by_number = sorted(folders, key=_by_number)
+    if list(folders) != by_number:
+        place = next(i for i, folder in enumerate(folders) if folder != by_number[i])
+        raise ValueError(
+            f"{where} does not say whether {by_number[place]} or {folders[place]} is the class folder "
+            f"of its line {place + 1}, the order being by number or by letters: {mend}"
+        )
+
+
+def _plain(name: str) -> str:
+    return name.replace("_", " ").strip().lower()
+
+
+def _by_number(folder: str) -> str:
+    """A key that sorts class2 before class10."""
+    return re.sub(r"[0-9]+", lambda found: found[0].zfill(20), folder)
 
 
 def _places(folder: str) -> list[str]:
@@ -86,7 +130,7 @@ class ListLabels:
     def __init__(self, values: Iterable[str], *, asked: bool):
         values = sorted(filter(None, values))
         found = {text: parse_label(text) for text in values}
-        odd = [text for text, label in found.items() if label is None]
+        odd = [text for text, label in found.items() if label is None and not BELOW.fullmatch(text)]
         self.odd = odd[0] if odd and not asked else None  # a value that is no label
         self.classes: tuple[str, ...] | None = None
         if odd and asked:
@@ -99,6 +143,14 @@ class ListLabels:
 
     def __getitem__(self, text: str) -> int | None:
         return self._labels.get(text)
+
+
+def unread(column: str | None, value) -> str:
+    """A note on labels that are none, so that no accuracy is measured with them."""
+    return (
+        f"{column!r} holds {str(value)[:40]!r}, which is no number of a class: no label is read there. "
+        f"data.label_column={column} takes the texts of a list or a table as names of classes"
+    )
 
 
 def stand_in(

@@ -105,7 +105,8 @@ class ListFormat:
         try:
             row = json.loads(self._text(line, number))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{self.path} line {number} is not JSON: {error}") from error
+            mend = "; a list in one piece is named .json" if line.lstrip()[:1] == b"[" else ""
+            raise ValueError(f"{self.path} line {number} is not JSON: {error}{mend}") from error
         if not isinstance(row, dict):
             raise ValueError(
                 f"{self.path} line {number} is not a JSON object: {_short(line.decode())}"
@@ -149,7 +150,7 @@ def read_format(path: str, shown: str, cfg: DataConfig) -> ListFormat:
         head = file.read(512)
         if (kind := what_it_is(head)) is not None:
             raise ValueError(f"{shown} {kind}")
-        if b"\0" in head[:64]:
+        if b"\0" in head.split(b"\n")[0][:64]:
             raise ValueError(
                 f"{shown} has bytes of zero in its header, as UTF-16 without a byte order mark has: "
                 "set data.encoding, such as utf-16-le"

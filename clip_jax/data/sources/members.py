@@ -3,11 +3,20 @@
 import json
 from dataclasses import dataclass
 
+from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.sources import columns, labels
 
 TEXT = "txt"  # the member that is the caption where no column is named
 TEXTS = (TEXT, "caption", "text")  # members that are one by their names
 LABEL = "cls"  # the member with the number of the class
+MANY_LINES = (
+    "texts of several lines are one caption each; data.caption_lines=True makes each line a caption"
+)
+MANY_IMAGES = (
+    "there are samples with several images, of which one is read; data.image_column names its "
+    "extension"
+)
+ODD_LABEL = "there are samples whose {} is no number of a class; they have no label"
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,16 @@ class Members:
         label = labels.parse_label(texts.get(self.label, row.get(self.label)))
         return *self._captions(texts, row), label
 
-    def has_lines(self, parts: dict[str, bytes]) -> bool:
-        """Whether a text that may be a caption has several lines."""
+    def notes(self, parts: dict[str, bytes]) -> set[str]:
+        """What a person should know of how this sample is read."""
         texts = (data for name, data in parts.items() if name.rpartition(".")[2] in TEXTS)
-        return any(b"\n" in data.strip() for data in texts)
+        found = {MANY_LINES} if any(b"\n" in data.strip() for data in texts) else set()
+        if sum(name.rpartition(".")[2] in EXTENSIONS for name in parts) > 1:
+            found.add(MANY_IMAGES)
+        label = parts.get(self.label, _json(parts.get("json")).get(self.label))
+        if label is not None and labels.parse_label(label) is None:
+            found.add(ODD_LABEL.format(self.label))
+        return found - ({MANY_LINES} if self.lines else set())
 
     def _captions(self, texts: dict[str, bytes], row: dict) -> tuple[tuple[str, ...], tuple | None]:
         if self.columns is not None:

@@ -69,6 +69,8 @@ class PairsSource:
         self.classes = None
         if self._label is not None:
             self._find_classes(self._label)
+        if self._labels.odd:
+            self.notes += (labels.unread(self._label, self._labels.odd),)
 
     def __len__(self) -> int:
         return len(self._index)
@@ -117,7 +119,14 @@ class PairsSource:
         """Of the first rows, the captions must not all be numbers."""
         count = min(columns.CHECKED, len(self))
         rows = (self._format.row(self._index.rows(i)[0], 0)[0] for i in range(count))
-        found = [captions_of(row, self._columns, where=path) for row in rows]
+        found, odd = [], None
+        for row in rows:
+            try:
+                found.append(self._columns.texts(row))
+            except columns.NotText as error:
+                odd = error
+        if odd is not None and not any(map(any, found)):
+            raise ValueError(odd.message(",".join(self._columns.names), where=path))
         for place, name in enumerate(self._columns.names):
             texts = (text for row in found for text in row[place])
             columns.refuse_numbers(texts, name, where=path)

@@ -75,6 +75,8 @@ class ParquetSource:
         self._first_G = np.cumsum([0, *(count for one in heads for count in one.rows)])
         sizes = [size for one in heads for size in one.sizes]
         schema = heads[0].schema
+        if not self._first_G[-1]:
+            raise ValueError(f"{paths[0]} has columns but no rows")
         self._image = columns.find_column(
             "image", cfg.image_column, columns.IMAGE_NAMES, schema.names, where=paths[0]
         )
@@ -255,10 +257,11 @@ class ParquetSource:
         if self._label is None:
             return
         kind = schema.field(self._label).type
-        if pa.types.is_integer(kind):
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):  # of gaps pandas makes NaN
             found = labels.hugging_face_names(schema.metadata, self._label)
             self.classes = found or labels.class_names(self._paths[0].rpartition("/")[0])
         elif given is None:
+            self.notes += (labels.unread(self._label, kind),)
             self._label = None
         elif parquet_types.is_text(kind):
             columns_of_files = (open_file(path).read([given])[given] for path in self._paths)

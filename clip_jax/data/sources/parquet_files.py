@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clip_jax import storage
+from clip_jax.data.sources import tar_members
 
 T = TypeVar("T")
 
@@ -51,7 +52,9 @@ def open_file(path: str) -> pq.ParquetFile:
             return pq.ParquetFile(name, filesystem=filesystem)
         return pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a whole Parquet file: {error}") from error
+        start = storage.read_range(path, 0, 512)
+        why = tar_members.what_it_is(start) if start[:4] != b"PAR1" else None
+        raise ValueError(f"{path} {why or f'is not a whole Parquet file: {error}'}") from error
 
 
 def read_group(path: str, number: int, names: list[str]) -> pa.Table:

@@ -38,11 +38,16 @@ def _kind(kind: pa.DataType) -> str:
     """A type by what may stand in it; a column without a value has none of its own."""
     if is_text(kind) or pa.types.is_null(kind):
         return "text"
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return f"list of {_kind(kind.value_type)}"
     if pa.types.is_struct(kind):
         return str({field.name: _kind(field.type) for field in kind})
     return "bytes" if _is_bytes(kind) else "integers" if pa.types.is_integer(kind) else str(kind)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    fixed = pa.types.is_fixed_size_list(kind) or pa.types.is_list_view(kind)
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or fixed
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -90,7 +95,7 @@ def check_image(schema: pa.Schema, image: str, *, where: str):
 
 def _inside(kind: pa.DataType, path: Sequence[str]) -> pa.DataType | None:
     """The type of a field of objects, or of lists of them; without a path, of what lists hold."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    if _is_list(kind):
         return _inside(kind.value_type, path)
     if not path:
         return kind

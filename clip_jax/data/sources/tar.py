@@ -28,9 +28,6 @@ from clip_jax.data.sources.tar_shards import (
 PROBED = 200  # samples of which a caption must be text
 ENOUGH = 20  # usable ones among them
 KEPT_SHARDS = 4  # that are read whole for samples out of order
-MANY_LINES = (
-    "texts of several lines are one caption each; data.caption_lines=True makes each line a caption"
-)
 NAMED_BY = {
     "image": "data.image_column names the extension of the members with images",
     "caption": "data.caption_column names a field of the .json members, or the extension of members "
@@ -67,7 +64,7 @@ class TarSource:
         self._images = (image_column.lower(),) if image_column else EXTENSIONS
         self._caption_name = caption_column or "caption"
         self._members = make_members(caption_column, label_column, lines=caption_lines)
-        self._has_lines = False  # of texts that were probed
+        self._seen: set[str] = set()  # what is to be said of samples that were probed
         self._open()
         self._refuse_what_cannot_be_trained_on(caption_column)
 
@@ -148,7 +145,7 @@ class TarSource:
         key, parts, damaged = take_apart(data)
         key = f"{shard_name}/{key or start}"
         if training is not None:  # in a probe
-            self._has_lines |= self._members.has_lines(parts)
+            self._seen |= self._members.notes(parts)
         training = self._training if training is None else training
         try:
             captions, probs, label = self._members.read(parts)
@@ -255,8 +252,7 @@ class TarSource:
                 bad = error
             if len(samples) >= ENOUGH:
                 break
-        if self._has_lines and not self._members.lines:
-            self.notes += (MANY_LINES,)
+        self.notes += tuple(sorted(self._seen))
         if not samples and bad is not None and isinstance(bad.__cause__, columns.NotText):
             raise ValueError(bad.__cause__.message(self._caption_name, where=self._index.paths[0]))
         missing = bad.reason.removeprefix("missing-") if bad is not None else None

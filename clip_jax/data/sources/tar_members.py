@@ -15,7 +15,9 @@ NO_TARS = (
     (b"bzh", "is compressed with bzip2: decompress it, since it is read at random"),
     (b"\xfd7zxz", "is compressed with xz: decompress it, since it is read at random"),
     (b"\x28\xb5\x2f\xfd", "is compressed with zstd: decompress it, since it is read at random"),
-    (b"pk\x03\x04", "is a zip archive, not a tar"),
+    (b"\x04\x22\x6d\x18", "is compressed with lz4: decompress it, since it is read at random"),
+    (b"pk\x03\x04", "is a zip archive, as Excel's files are too: unpack or export it"),
+    (b"par1", "is a Parquet file: read it with parquet:"),
     (b"version https://git-lfs", "is a pointer of Git LFS: fetch the file with `git lfs pull`"),
     (b"<!doctype", "is a web page, which a server sent in place of the file: download it again"),
     (b"<html", "is a web page, which a server sent in place of the file: download it again"),
@@ -133,7 +135,10 @@ def why_not_a_tar(start: bytes) -> str:
     """What a file is by its first bytes, that has no sample in it; "" for a tar of nothing."""
     if start == ZEROS:
         return ""
-    return what_it_is(start) or ("is empty" if not start else "has no sample in it")
+    if not start:
+        return "is empty"
+    is_tar = _parse(start) is not None
+    return what_it_is(start) or ("has no sample in it" if is_tar else "is no tar")
 
 
 def what_it_is(start: bytes) -> str | None:

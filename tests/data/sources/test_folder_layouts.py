@@ -176,3 +176,40 @@ def test_a_table_in_the_folder_is_named(write, settings):
     root = write({"cat/a.png": 0, "metadata.parquet": b"PAR1"})
     with pytest.raises(ValueError, match=r"read parquet:.*/metadata\.parquet"):
         open_source(f"folder:{root}", "train", settings())
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "message"),
+    [
+        (("class1", "class2", "class10"), "c1\nc2\nc10\n", "whether class2 or class10 .* line 2"),
+        (("cat", "dog"), "dog\ncat\n", "class folder cat 'dog', as another folder is called"),
+        (("big_cat", "dog"), "Dog\nlion\n", "class folder big_cat 'Dog', as another"),
+        (("cat", "dog"), "cat\tfeline\ndog\n", "a tab in 1 of 2 lines, and none in 'dog'"),
+    ],
+)
+def test_names_of_classes_in_an_order_that_may_be_another_are_refused(
+    write, settings, folders, names, message
+):
+    root = write({f"{folder}/a.png": 1 for folder in folders} | {"classnames.txt": names})
+    with pytest.raises(ValueError, match=message):
+        open_source(f"folder:{root}", "test", settings())
+
+
+def test_names_in_the_order_of_padded_numbers_are_taken(write, settings):
+    folders = ("class01", "class02", "class10")
+    files = {f"{folder}/a.png": 1 for folder in folders} | {"classnames.txt": "one\ntwo\nten\n"}
+    source = open_source(f"folder:{write(files)}", "test", settings())
+    assert captions(source) == [("one",), ("two",), ("ten",)]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_lists_in_the_folders_below_are_named(write, settings, name):
+    root = write({"a/1.png": 1, f"a/{name}": "x", "b/1.png": 2})
+    with pytest.raises(ValueError, match=rf"a/{name} names the images .* read folder:{root}/a$"):
+        open_source(f"folder:{root}", "train", settings())
+
+
+def test_a_folder_around_the_class_folders_is_no_class(write, settings):
+    root = write({"images/cat/1.png": 1, "images/dog/1.png": 2})
+    with pytest.raises(ValueError, match=rf"single folder, images, .* read folder:{root}/images$"):
+        open_source(f"folder:{root}", "train", settings())

@@ -17,7 +17,7 @@ from clip_jax.data.sources.labels import (
 
 @pytest.mark.parametrize(
     ("value", "label"),
-    [(3, 3), ("7", 7), (" 7\n", 7), (b"12", 12), ("3.0", 3), (0, 0),
+    [(3, 3), ("7", 7), (" 7\n", 7), (b"12", 12), ("3.0", 3), (0, 0), (3.0, 3), (float("nan"), None),
      (-1, None), ("-1", None), ("cat", None), ("", None), (None, None), (True, None), (1.5, None),
      ("3.5", None), ("٣", None), ("9" * 30, None), (b"\xff", None)],
 )  # fmt: skip

@@ -389,3 +389,41 @@ def test_words_that_stand_for_no_value_are_missing_captions(read, word, name):
 def test_another_file_in_place_of_a_list_is_called_what_it_is(read, data, message, name):
     with pytest.raises(ValueError, match=rf"{name} is .*{message}|{name} is {message}"):
         read(name, data)
+
+
+@pytest.mark.parametrize("values", [(12, 13.5), (True, False)])
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
+def test_a_column_without_any_text_is_refused_by_its_kind(read, name, values):
+    if name == "l.csv":
+        text = "image,caption\n" + "".join(f"{k:02}.png,{v}\n" for k, v in enumerate(values))
+    else:
+        rows = ({"image": f"{k:02}.png", "caption": v} for k, v in enumerate(values))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    with pytest.raises(ValueError, match=r"'caption' holds (numbers|float|truth values|bool), not"):
+        read(name, text)
+
+
+def test_lists_that_were_written_with_gaps_have_the_texts_alone(read):
+    rows = ["01.png,\"['a', None]\"", '02.png,"[null, ""b""]"', "03.png,[]", "04.png,[None]"]
+    source = read("l.csv", "\n".join(["image,caption", "00.png,x", *rows]))
+    assert [source[k].captions for k in range(3)] == [("x",), ("a",), ("b",)]
+    for number in (3, 4):
+        with pytest.raises(BadSample, match="missing-caption"):
+            source[number]
+
+
+def test_labels_that_are_not_read_are_named_and_those_below_zero_are_none(read):
+    source = read("l.csv", "image,caption,label\n00.png,a,0\n01.png,b,cat\n", "test")
+    assert [sample.label for sample in source] == [None, None]
+    assert any("'label' holds 'cat'" in note for note in source.notes)
+    source = read("l.csv", "image,caption,label\n00.png,a,3\n01.png,b,-1\n02.png,c,\n", "test")
+    assert [sample.label for sample in source] == [3, None, None] and not source.notes
+
+
+def test_a_list_of_objects_in_one_piece_is_told_its_ending(read):
+    with pytest.raises(ValueError, match=r"line 1 is not JSON.*is named \.json"):
+        read("l.jsonl", '[{"image": "00.png", "caption": "a"},\n{"image": "01.png"}]\n')
+
+
+def test_zeros_in_the_first_rows_are_not_another_encoding(read):
+    assert captions(read("l.csv", "image,caption\n00.png,a\0b\n")) == [("ab",)]

@@ -186,8 +186,8 @@ def test_names_of_classes_are_labels_where_the_column_is_named(tmp_path, setting
     assert [source[i].label for i in range(3)] == [2, 1, 0]
     with pytest.raises(ValueError, match=r"no column that is known to hold the caption"):
         open_source(f"parquet:{tmp_path}", "test", settings())
-    pq.write_table(pa.table({"image": [b"x"], "label": [0.5]}), tmp_path / "a.parquet")
-    with pytest.raises(ValueError, match=r"'label' holds double.*data\.label_column"):
+    pq.write_table(pa.table({"image": [b"x"], "label": [True]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"'label' holds bool.*data\.label_column"):
         open_source(f"parquet:{tmp_path}", "test", cfg)
 
 
@@ -376,3 +376,37 @@ def test_row_groups_are_blocks_that_are_read_in_one_piece(grouped, settings):
     run = source.unpack(23, 27, bytes(len(data)))
     with pytest.raises(BadSample, match=r"grouped\.parquet/25: unreadable-row-group"):
         run[25]
+
+
+def test_labels_with_gaps_are_numbers_and_others_are_said_to_be_left_out(tmp_path, settings):
+    images = [b"0", b"1", b"2"]
+    for name, labels in (("f", [3.0, None, float("nan")]), ("t", ["cat", "dog", "cat"])):
+        table = pa.table({"image": images, "caption": ["a", "b", "c"], "label": labels})
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    numbers = open_source(f"parquet:{tmp_path}/f.parquet", "train", settings())
+    assert [sample.label for sample in numbers] == [3, None, None]
+    texts = open_source(f"parquet:{tmp_path}/t.parquet", "train", settings())
+    assert [sample.label for sample in texts] == [None] * 3
+    assert any("'label' holds 'string'" in note for note in texts.notes)
+
+
+def test_lists_of_one_length_are_captions(tmp_path, settings):
+    five = pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2))
+    pq.write_table(pa.table({"image": [b"0", b"1"], "caption": five}), tmp_path / "f.parquet")
+    source = open_source(f"parquet:{tmp_path}", "train", settings())
+    assert [sample.captions for sample in source] == [("a", "b"), ("c", "d")]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [(b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"), (b"<html>", "web page"), (None, "no rows")],
+)  # fmt: skip
+def test_files_without_rows_are_called_what_they_are(tmp_path, settings, data, message):
+    path = tmp_path / "f.parquet"
+    if data is None:
+        kinds = {"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())}
+        pq.write_table(pa.table(kinds), path)
+    else:
+        path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"f\.parquet .*{message}"):
+        open_source(f"parquet:{path}", "train", settings())

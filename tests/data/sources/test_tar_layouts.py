@@ -281,3 +281,26 @@ def test_texts_of_several_lines_are_said_to_be_one_caption(read, picture):
 def test_a_tar_of_nothing_is_said_to_be_one(read):
     with pytest.raises(ValueError, match=r"s\.tar is a tar of nothing"):
         read(bytes(10240))
+
+
+def test_members_of_a_sample_that_are_not_read_are_said(read, picture):
+    files = [("0.left.png", picture(0)), ("0.right.png", picture(1)), ("0.txt", b"a")]
+    labelled = [("1.png", picture(1)), ("1.txt", b"b"), ("1.cls", b"cat")]
+    source = read(tar(files + labelled))
+    assert [sample.image for sample in source] == [picture(0), picture(1)]
+    assert any("several images" in note for note in source.notes)
+    assert any("cls is no number" in note for note in source.notes)
+    assert not read(tar(labelled[:2])).notes
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"message": "rate limited"}', "is no tar$"),
+        (b"PAR1" + bytes(600), "is a Parquet file"),
+        (b"\x04\x22\x4d\x18" + bytes(600), "compressed with lz4"),
+    ],
+)
+def test_other_files_in_place_of_a_shard_are_called_what_they_are(read, data, message):
+    with pytest.raises(ValueError, match=message):
+        read(data)
