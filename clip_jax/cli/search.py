@@ -77,18 +77,19 @@ def search(args: list[str]) -> int:
 
     opened = open_index(settings.index)
     parts = parse_parts(settings.query)
+    for part in parts:
+        if part.kind == "row" and part.value >= len(opened):
+            raise ValueError(f"there is no row {part.value}: there are {len(opened):_}")
     filters = parse_filters(settings.where)
     mask_N = allowed(opened.table, filters) if filters else None
     (z_E,) = load_encoder(opened, settings.model)([parts])
-    found = opened.search(z_E, settings.k, allowed_N=mask_N)
-    known = found.row_QK[found.row_QK >= 0]
-    for score, number, row in zip(found.score_QK.tolist(), known.tolist(), opened.rows(known)):
+    found = opened.search(z_E, min(settings.k, len(opened)), allowed_N=mask_N)
+    for row in opened.results(found):
         if settings.as_json:
-            print(
-                json.dumps({"score": score, "row": number, **row}, ensure_ascii=False, default=str)
-            )
+            print(json.dumps(row, ensure_ascii=False, default=str))
         else:
-            print(f"{score:7.4f}  {row.get('image_path', number)}  {row.get('caption', '')}")
+            path = row.get("image_path", row["row"])
+            print(f"{row['score']:7.4f}  {path}  {row.get('caption', '')}")
     return 0
 
 

@@ -89,7 +89,12 @@ class Batcher:
                 results[place] = IndexError(f"there is no row {wrong[0]}: there are {rows:_}")
             else:
                 usable.append(place)
-        vectors = iter(self._encode.vectors([p for at in usable for p in queries[at].parts]))
+        try:
+            vectors = iter(self._encode.vectors([p for at in usable for p in queries[at].parts]))
+        except ValueError as error:  # of one of them, such as a text where there is no tokenizer
+            if len(queries) == 1:
+                return [error]
+            return [self.search_now([query])[0] for query in queries]
         plain: dict[int, np.ndarray] = {}
         for place in usable:
             query = queries[place]

@@ -48,11 +48,17 @@ class ExactSearch:
 
     def search(self, z_QE: np.ndarray, k: int) -> Found:
         """The `k` nearest rows of each query, (Q, E) float32."""
+        known = min(k, len(self._vectors))  # what devices hold does not grow with what is not there
         parts = [
-            self._search(z_QE[first : first + MOST_QUERIES], k)
+            self._search(z_QE[first : first + MOST_QUERIES], known)
             for first in range(0, len(z_QE), MOST_QUERIES)
         ]
-        return Found(*(np.concatenate(arrays) for arrays in zip(*parts)))
+        missing = ((0, 0), (0, k - known))
+        score_QK, row_QK = (np.concatenate(arrays) for arrays in zip(*parts))
+        return Found(
+            np.pad(score_QK, missing, constant_values=-np.inf),
+            np.pad(row_QK, missing, constant_values=-1),
+        )
 
     def _search(self, z_QE: np.ndarray, k: int) -> Found:
         # Few numbers of queries and of results, as each pair of them is a program of its own.

@@ -19,7 +19,7 @@ from clip_jax import sharding
 from clip_jax.collection.embeddings import Embeddings, Vectors, open_embeddings
 from clip_jax.collection.layout import MANIFEST
 from clip_jax.config import MeshConfig
-from clip_jax.search.exact import ExactSearch, Found, search_rows
+from clip_jax.search.exact import CHUNK, ExactSearch, Found, search_rows
 from clip_jax.storage import atomic_write
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ MEASURED = 256  # queries of each kind that recall is measured with
 MEMORY_SHARE = 0.5  # of what the devices have free that vectors may take
 CPU_NUMBERS = 2**27  # in all vectors, up to which two cores compare them in some 50 ms
 ON_HOST = 100_000  # rows that a filter leaves, up to which they are compared one by one
+ENDS = 2**16  # bytes at both ends of a file, by which it is known where there is no manifest
 MOST_CANDIDATES = 20_000  # of a search whose results are filtered afterwards
 
 
@@ -107,6 +108,15 @@ class SearchIndex:
     def rows(self, row_K: Sequence[int] | np.ndarray) -> list[dict]:
         """The metadata of some rows."""
         return self.table.take(pa.array(np.asarray(row_K, np.int64))).to_pylist()
+
+    def results(self, found: Found) -> list[dict]:
+        """What one query found: metadata with "row" and "score", which win over columns so named."""
+        known_K = found.row_QK >= 0
+        numbers, scores = found.row_QK[known_K].tolist(), found.score_QK[known_K].tolist()
+        return [
+            row | {"row": number, "score": score}
+            for row, number, score in zip(self.rows(numbers), numbers, scores)
+        ]
 
     def measure(self, z_QE: np.ndarray, k: int = 10) -> float:
         """The share of the exact `k` nearest rows that this index finds."""
@@ -241,28 +251,40 @@ def _build_graph(
 def check_lengths(vectors: Vectors):
     """Refuse vectors that are not of unit length, whose dot products are no cosines.
 
+    All are read: among a million one that is not finite would never be found, or spoil a graph.
+
     Raises:
-      ValueError: some among the first and last rows are not.
+      ValueError: some are not.
     """
-    rows_N = np.unique(np.linspace(0, len(vectors) - 1, 256).astype(np.int64))
-    length_N = np.linalg.norm(vectors.take(rows_N), axis=1)
-    wrong_N = ~(np.abs(length_N - 1) < 0.02)
-    if wrong_N.any():
-        row = int(rows_N[np.argmax(wrong_N)])
-        raise ValueError(
-            f"{vectors.files[0].parent}: row {row} has the length {length_N[wrong_N][0]:.3g}, and "
-            "vectors must have length 1: divide each by its length"
-        )
+    for first, part_NE in vectors.chunks(CHUNK):
+        length_N = np.linalg.norm(np.asarray(part_NE, np.float32), axis=1)
+        wrong_N = ~(np.abs(length_N - 1) < 0.02)
+        if wrong_N.any():
+            row = first + int(np.argmax(wrong_N))
+            raise ValueError(
+                f"{vectors.files[0].parent}: row {row} has the length {length_N[wrong_N][0]:.3g}, "
+                "and vectors must have length 1: divide each by its length"
+            )
 
 
 def fingerprint(opened: Embeddings) -> str:
-    """A checksum of the manifest, or of the sizes of the files where there is none."""
+    """A checksum of the manifest; where there is none, of the files' sizes and their first and last bytes.
+
+    Vectors of another model have the same sizes.
+    """
     manifest = opened.root / MANIFEST
     if manifest.is_file():
         return xxhash.xxh3_128_hexdigest(manifest.read_bytes())
-    files = [file for one in opened.vectors.values() for file in one.files]
-    sizes = [(file.name, file.stat().st_size) for file in (*files, *opened.metadata_files)]
-    return xxhash.xxh3_128_hexdigest(json.dumps(sizes).encode())
+    digest = xxhash.xxh3_128()
+    vectors = [path for one in opened.vectors.values() for path in one.files]
+    for path in (*vectors, *opened.metadata_files):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(ENDS))
+            file.seek(max(0, size - ENDS))
+            digest.update(file.read(ENDS))
+    return digest.hexdigest()
 
 
 def write_table(table: pa.Table, path: Path):
@@ -293,6 +315,9 @@ def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchInd
         kind = kind or next(iter(opened.vectors))
         if kind not in opened.vectors:
             raise ValueError(f"{folder} has no {kind} vectors")
+        if not opened.rows:
+            raise ValueError(f"{folder} has no rows to search")
+        check_lengths(opened.vectors[kind])
         info = {"method": "exact", "rows": opened.rows, "kind": kind}
         return SearchIndex(opened, kind, info, opened.metadata, _exact(opened.vectors[kind]))
     info = json.loads((folder / INDEX).read_text())

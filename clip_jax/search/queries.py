@@ -12,7 +12,7 @@ from clip_jax import sharding
 from clip_jax.collection.embed import model_fingerprint
 from clip_jax.config import MeshConfig
 from clip_jax.data.images.formats import is_image
-from clip_jax.data.images.transforms import eval_image
+from clip_jax.data.images.transforms import ImageError, decode, eval_image
 from clip_jax.evaluation.encode import Encoder, trim
 from clip_jax.load import load_to_host
 from clip_jax.search.index import SearchIndex, unit
@@ -170,7 +170,8 @@ def parse_parts(texts: Sequence[str]) -> list[Part]:
     with a weight behind it if it ends in "=NUMBER".
 
     Raises:
-      ValueError: a file that is named as an image is, and is not there.
+      ValueError: a file that is named as an image is, and is not there or cannot be read; a text
+        is empty.
     """
     return [_parse(text) for text in texts]
 
@@ -188,7 +189,14 @@ def _parse(text: str) -> Part:
         return Part("row", int(value[4:]), number)
     if os.path.isfile(value):
         with open(value, "rb") as file:
-            return Part("image", file.read(), number)
+            data = file.read()
+        try:
+            decode(data, max_pixels=MAX_PIXELS)
+        except ImageError as error:
+            raise ValueError(f"{value} cannot be read as a picture: {error}") from error
+        return Part("image", data, number)
     if is_image(value) and " " not in value:
         raise ValueError(f"there is no image file {value}; a text that ends so needs a space in it")
+    if not value.strip():
+        raise ValueError(f"{text!r} is no query: give it a text, a picture or a row")
     return Part("text", value, number)

@@ -146,11 +146,8 @@ async def search(request: Request, service: Service) -> Response:
         found = await asyncio.wait_for(service.batcher.search(query), SEARCH_S)
     except (ValueError, IndexError) as error:
         raise BadRequest(str(error)) from error
-    known = found.row_QK[found.row_QK >= 0]
-    rows = service.index.rows(known)
     results = [
-        {"row": number, "score": round(score, 6), **_printable(row)}
-        for number, score, row in zip(known.tolist(), found.score_QK.tolist(), rows)
+        _printable(row) | {"score": round(row["score"], 6)} for row in service.index.results(found)
     ]
     took = round(1000 * (time.perf_counter() - start), 1)
     return JSONResponse({"results": results, "milliseconds": took})

@@ -78,6 +78,11 @@ def test_a_search_with_another_model_is_refused(embedded, finished_run, tmp_path
     assert "no file or directory" in capsys.readouterr().err
 
 
+def test_a_search_for_a_row_that_is_not_there_is_refused(embedded, capsys):
+    assert main(["search", str(embedded), "row:240"]) == 2
+    assert "there is no row 240: there are 240" in capsys.readouterr().err
+
+
 def test_classify_writes_predictions_and_links_need_files(finished_run, data_dir, tmp_path, capsys):
     classes = tmp_path / "classes.txt"
     classes.write_text("red circle\nblue square\n")
@@ -91,3 +96,7 @@ def test_classify_writes_predictions_and_links_need_files(finished_run, data_dir
     assert "240 pictures" in capsys.readouterr().out
     assert main(["classify", *where, *rest, "--links", str(tmp_path / "links")]) == 2
     assert "no file of its own" in capsys.readouterr().err
+    assert not list(tmp_path.glob(".*"))  # what it had begun to write
+    rest[1] = str(tmp_path / "gone.txt")
+    assert main(["classify", *where, *rest]) == 2
+    assert f"--classes={tmp_path}/gone.txt: there is no such file" in capsys.readouterr().err

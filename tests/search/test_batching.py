@@ -95,3 +95,17 @@ def test_a_device_that_fails_fails_its_batch_and_not_the_next(index):
             return await batcher.search(QUERIES[6])
 
     assert asyncio.run(run()).row_QK.tolist() == [1199]
+
+
+def test_a_text_where_there_is_no_tokenizer_fails_alone(index):
+    encode = Encode(index)
+    vectors = encode.vectors
+
+    def no_tokenizer(parts):
+        if any(part.kind == "text" for part in parts):
+            raise ValueError("no tokenizer")
+        return vectors(parts)
+
+    encode.vectors = no_tokenizer
+    text, row = Batcher(index, encode).search_now([QUERIES[0], QUERIES[6]])
+    assert str(text) == "no tokenizer" and row.row_QK.tolist() == [1199]

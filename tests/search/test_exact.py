@@ -82,3 +82,17 @@ def test_some_rows_alone_are_searched_as_exactly(count, vectors, vectors_of):
     known = min(count, 5)
     np.testing.assert_array_equal(found.row_QK[:, :known], rows_N[at_QK])
     np.testing.assert_allclose(found.score_QK[:, :known], score_QK, rtol=1e-5)
+
+
+def test_what_devices_hold_does_not_grow_with_the_results_asked_for(
+    all_devices, write_embeddings, vectors_of, tmp_path, monkeypatch
+):
+    vectors = open_embeddings(write_embeddings(tmp_path / "e", vectors_of(0, 5, 8))).vectors[
+        "image"
+    ]
+    search = ExactSearch(vectors, all_devices, resident=True)
+    asked, whole = [], search._search
+    monkeypatch.setattr(search, "_search", lambda z_QE, k: asked.append(k) or whole(z_QE, k))
+    found = search.search(vectors.take(np.array([3])), 100_000)
+    assert asked == [5] and found.row_QK.shape == found.score_QK.shape == (1, 100_000)
+    assert (found.row_QK[0, 5:] == -1).all() and np.isneginf(found.score_QK[0, 5:]).all()

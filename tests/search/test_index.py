@@ -4,6 +4,8 @@ import json
 import logging
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import clip_jax.search
@@ -99,6 +101,17 @@ def test_embeddings_alone_are_searched_exactly(embeddings, indexes, vectors_of):
     np.testing.assert_array_equal(clip_jax.search.open(embeddings).search(z_E, 5), expected)
 
 
+def test_a_column_named_score_or_row_is_not_taken_for_the_result(vectors_of, tmp_path):
+    for name in ("img_emb", "metadata"):
+        (tmp_path / name).mkdir()
+    np.save(tmp_path / "img_emb/img_emb_0.npy", vectors_of(0, 9, 8))
+    columns = {"score": [7.0] * 9, "row": ["x"] * 9, "caption": [str(n) for n in range(9)]}
+    pq.write_table(pa.table(columns), tmp_path / "metadata/metadata_0.parquet")
+    index = clip_jax.search.open(tmp_path)
+    first = index.results(index.search(vectors_of(0, 9, 8)[4], 99))[0]
+    assert (first["row"], first["caption"]) == (4, "4") and first["score"] == pytest.approx(1)
+
+
 def test_changed_embeddings_are_refused(write_embeddings, vectors_of, tmp_path):
     x_NE = vectors_of(0, 60, 8)
     build_index(write_embeddings(tmp_path / "e", x_NE), tmp_path / "i")
@@ -120,6 +133,27 @@ def test_vectors_without_unit_length_are_refused(write_embeddings, vectors_of, t
     folder = write_embeddings(tmp_path / "e", 3 * vectors_of(0, 60, 8))
     with pytest.raises(ValueError, match="length 3"):
         build_index(folder, tmp_path / "i")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, 0.0])
+def test_one_wrong_vector_among_many_is_refused(wrong, write_embeddings, vectors_of, tmp_path):
+    x_NE = vectors_of(0, 3000, 8)
+    x_NE[1234] *= wrong
+    folder = write_embeddings(tmp_path / "e", x_NE)
+    for use in (lambda: build_index(folder, tmp_path / "i"), lambda: clip_jax.search.open(folder)):
+        with pytest.raises(ValueError, match="row 1234 has the length"):
+            use()
+
+
+def test_vectors_of_another_model_with_the_same_sizes_are_refused(
+    write_embeddings, vectors_of, tmp_path
+):
+    build_index(write_embeddings(tmp_path / "e", vectors_of(0, 60, 8)), tmp_path / "i")
+    write_embeddings(tmp_path / "other", vectors_of(1, 60, 8))
+    (tmp_path / "e").rename(tmp_path / "old")
+    (tmp_path / "other").rename(tmp_path / "e")
+    with pytest.raises(ValueError, match="has changed since"):
+        clip_jax.search.open(tmp_path / "i")
 
 
 def test_a_kind_that_is_not_there_is_refused(embeddings, tmp_path):

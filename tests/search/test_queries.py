@@ -109,3 +109,9 @@ def test_a_command_line_gives_texts_pictures_rows_and_weights(tmp_path, png):
     ]
     with pytest.raises(ValueError, match="no image file"):
         parse_parts(["gone.jpg"])
+    (tmp_path / "broken.png").write_bytes(png[:40])
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read as a picture"):
+        parse_parts([f"{tmp_path}/broken.png=0.5"])
+    for empty in ("", "  ", "=0.5"):
+        with pytest.raises(ValueError, match="is no query"):
+            parse_parts(["red", empty])
