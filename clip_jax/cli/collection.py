@@ -1,5 +1,6 @@
 """The commands on a collection: embed, classify."""
 
+import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -196,10 +197,10 @@ def classify(args: list[str]) -> int:
         batch_size=settings.batch_size,
         min_probability=settings.min_probability,
     )
-    classes = read_classes(str(settings.classes))
+    classes = read_classes(str(settings.classes), "--classes")
     templates: Templates = SIMPLE_TEMPLATES
     if settings.templates is not None:
-        templates = read_templates(str(settings.templates))
+        templates = read_templates(str(settings.templates), "--templates")
         check_prompts(classes, templates, str(settings.templates))
     source = registry.open_source(settings.source, settings.split, settings.data)
     loaded = load_to_host(settings.model, settings.architecture, step=settings.step)
@@ -212,10 +213,12 @@ def classify(args: list[str]) -> int:
     predictions = classify_lib.classify(loaded, source, classes, templates, **where)
     counts: Counter[str] = Counter()
     top = min(cfg.top, len(classes))
-    for prediction in classify_lib.write_table(settings.out, predictions, top):
-        counts[prediction.classes[0]] += 1
-        if links is not None:
-            links.add(prediction, prediction.row.file)
+    written = classify_lib.write_table(settings.out, predictions, top)
+    with contextlib.closing(written):  # what is begun is removed where a link cannot be made
+        for prediction in written:
+            counts[prediction.classes[0]] += 1
+            if links is not None:
+                links.add(prediction, prediction.row.file)
     for name, count in counts.most_common():
         print(f"{count:8_}  {name}")
     bad = f", {bad_samples.bad:_} bad samples are absent" if bad_samples.bad else ""

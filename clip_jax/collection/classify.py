@@ -5,13 +5,14 @@ import dataclasses
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 from jax.sharding import Mesh
 
 from clip_jax import sharding, storage
@@ -122,7 +123,7 @@ def score(loaded: Loaded, z_BE: np.ndarray, z_class_SE: np.ndarray) -> np.ndarra
 # -------------------------------------------------------------------------------------- writing
 
 
-def write_table(path: Path, predictions: Iterator[Prediction], top: int) -> Iterator[Prediction]:
+def write_table(path: Path, predictions: Iterator[Prediction], top: int) -> Generator[Prediction]:
     """Write predictions as CSV or Parquet, by the ending of the file, and hand them on.
 
     Raises:
@@ -135,16 +136,21 @@ def write_table(path: Path, predictions: Iterator[Prediction], top: int) -> Iter
     names = ["sample", "key", "shard", "image_path", "label"]
     for place in range(1, top + 1):
         names += [f"class_{place}", f"probability_{place}"]
-    if path.suffix == ".csv":
-        with partial.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(names)
-            for prediction in predictions:
-                writer.writerow(_values(prediction))
-                yield prediction
-    else:
-        yield from _write_parquet(partial, predictions, names)
-    os.replace(partial, path)
+    write = _write_csv if path.suffix == ".csv" else _write_parquet
+    try:
+        yield from write(partial, predictions, names)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_csv(path: Path, predictions: Iterator[Prediction], names: list[str]):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for prediction in predictions:
+            writer.writerow(_values(prediction))
+            yield prediction
 
 
 def _write_parquet(path: Path, predictions: Iterator[Prediction], names: list[str]):
@@ -198,6 +204,9 @@ class Links:
         self._folders = {name: folder_name(name) for name in classes}
         if len({*self._folders.values(), UNSURE}) <= len(classes):
             raise ValueError(f"{root}: two classes would share a folder: rename one of them")
+        # A picture that an earlier command has sorted elsewhere would be in two classes at once.
+        self._targets: dict[str, str] = {}  # of the links' names
+        self._before = {link.name: link for link in root.glob("*/*")} if root.is_dir() else {}
 
     def add(self, prediction: Prediction, path: str | None):
         """Link the picture at `path` into the folder of its class.
@@ -215,16 +224,30 @@ class Links:
         folder = self._root / (self._folders[prediction.classes[0]] if sure else UNSURE)
         folder.mkdir(parents=True, exist_ok=True)
         target = os.path.abspath(path)
-        # The key in one name, as files of two folders may be called the same.
-        link = folder / re.sub(r"[/\\\0]", "_", row.key)[-200:]
+        link = folder / self._name(row.key, target)
+        before = self._before.get(link.name, link)
+        if before != link and before.is_symlink() and os.readlink(before) == target:
+            raise ValueError(
+                f"{before} was sorted by other classes or another model, and belongs into {folder} now: "
+                "name a new folder"
+            )
         if link.is_symlink() and os.readlink(link) == target:
             return
         if link.exists() or link.is_symlink():
             raise ValueError(f"{link} is there and is no link to {target}: name a new folder")
         link.symlink_to(target)
 
+    def _name(self, key: str, target: str) -> str:
+        """The key in one name, as files of two folders may be called the same; "a/b" is not "a_b"."""
+        # A name has 255 bytes at most.
+        name = os.fsencode(re.sub(r"[/\\\0]", "_", key))[-200:].decode(errors="ignore")
+        if self._targets.setdefault(name, target) != target:
+            name = f"{xxhash.xxh3_64_hexdigest(os.fsencode(key))}_{name}"
+        return name
+
 
 def folder_name(name: str) -> str:
     """A class's name as that of a folder."""
-    plain = re.sub(r"[/\\\0\n\r\t:]", "_", name).strip()[:100]
+    plain = re.sub(r"[/\\\0\n\r\t:]", "_", name).strip()
+    plain = plain.encode()[:200].decode(errors="ignore").strip()  # a name has 255 bytes at most
     return plain.replace(".", "_", 1) if plain.startswith(".") else plain or "_"

@@ -11,7 +11,7 @@ from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.batches import ThreadBatches
 from clip_jax.data.loader import cores
 from clip_jax.data.samples import Source
-from clip_jax.evaluation.encode import Encoder, trim
+from clip_jax.evaluation.encode import Encoder, check_finite, trim
 from clip_jax.weights.load import Loaded
 
 
@@ -73,4 +73,6 @@ def embedded_batches(
     counting = {"bad_samples": bad_samples, "check": check}
     with ThreadBatches(dataset, 0, len(starts), threads=threads, **counting) as batches:
         for first, (batch, z) in zip(starts, encoder.encode_pairs(trimmed(batches))):
+            for kind, z_BE in z.items():
+                check_finite(z_BE, f"{kind}s from sample {first} on")
             yield first, batch["about"], z

@@ -47,7 +47,7 @@ class Batches(abc.ABC):
             raise ValueError("these batches are closed")
         arrays, bad = self._read(self.step)
         self.step += 1
-        self.bad_samples.record(len(next(iter(arrays.values()))), bad)
+        self.bad_samples.record(samples_in(arrays), bad)
         self._check(self.bad_samples)
         return arrays
 
@@ -62,6 +62,15 @@ class Batches(abc.ABC):
 
     def __exit__(self, *exc):
         self.close()
+
+
+def samples_in(arrays: dict[str, np.ndarray]) -> int:
+    """The samples of a batch, without rows that only fill it up: they would thin out the bad ones."""
+    if "index" in arrays:  # as `EvalDataset` numbers them
+        return int((arrays["index"] >= 0).sum())
+    if "about" in arrays:  # of an `EmbedDataset`
+        return sum(about is not None for about in arrays["about"])
+    return len(next(iter(arrays.values())))
 
 
 class ThreadBatches(Batches):

@@ -147,6 +147,20 @@ def trim(text: TextTower, tokens_BL: np.ndarray) -> np.ndarray:
     return tokens_BL[:, :length]
 
 
+def check_finite(z_NE: np.ndarray, what: str):
+    """Refuse embeddings with numbers that are not finite: whatever is made of them would be wrong.
+
+    Raises:
+      ValueError: there are such rows; it says how many.
+    """
+    wrong_N = ~np.isfinite(z_NE).all(axis=1)
+    if wrong_N.any():
+        raise ValueError(
+            f"the model's embeddings of {int(wrong_N.sum())} of {len(z_NE)} {what} are not finite: its "
+            "parameters are not, or they are too large for its dtype"
+        )
+
+
 def check_stop(should_stop: Callable[[], bool] | None):
     """Raise `Stopped` if the caller wants the evaluation to end."""
     if should_stop is not None and should_stop():

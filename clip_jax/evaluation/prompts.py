@@ -89,11 +89,11 @@ def class_embeddings(
     return z_SE / np.maximum(np.linalg.norm(z_SE, axis=1, keepdims=True), 1e-12)
 
 
-def read_classes(path: str) -> tuple[str, ...]:
+def read_classes(path: str, setting: str = "evaluation.classes") -> tuple[str, ...]:
     """Class names from a text file, one a line, in the order of the labels; or "imagenet"."""
     if path == IMAGENET:
         return shipped_lines("imagenet_classes.txt")
-    return read_lines(path, "evaluation.classes", "the name of a class")
+    return read_lines(path, setting, "the name of a class")
 
 
 def read_templates(path: str, setting: str = "evaluation.templates") -> Templates:

@@ -108,3 +108,26 @@ def test_a_class_named_twice_is_refused(loaded, mesh, pictures):
     )
     with pytest.raises(ValueError, match="named twice: a"):
         next(found)
+
+
+def test_a_picture_that_was_sorted_elsewhere_before_is_refused(classified, tmp_path):
+    one = dataclasses.replace(classified[0][0], classes=("red",), probabilities=(0.9,))
+    lib.Links(tmp_path, ("red", "blue"), 0.0).add(one, "/pictures/0.png")
+    again = lib.Links(tmp_path, ("red", "blue"), 0.0)
+    again.add(one, "/pictures/0.png")
+    with pytest.raises(ValueError, match="red/p_0 was sorted by other classes"):
+        again.add(dataclasses.replace(one, classes=("blue",)), "/pictures/0.png")
+
+
+def test_keys_and_classes_that_look_alike_or_are_long_have_links_of_their_own(classified, tmp_path):
+    name = "\u732b" * 120
+    links = lib.Links(tmp_path, (name,), 0.0)
+    row = classified[0][0].row
+    for key in ("a/b", "a_b", f"{name}.png"):
+        found = dataclasses.replace(
+            classified[0][0], row=row._replace(key=key), classes=(name,), probabilities=(0.9,)
+        )
+        links.add(found, f"/pictures/{key}")
+    assert {str(path.readlink()) for path in tmp_path.glob("*/*")} == {
+        "/pictures/a/b", "/pictures/a_b", f"/pictures/{name}.png",
+    }  # fmt: skip

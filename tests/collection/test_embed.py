@@ -14,6 +14,7 @@ from clip_jax.collection import embed as embed_lib
 from clip_jax.collection.embeddings import open_embeddings
 from clip_jax.collection.layout import Layout
 from clip_jax.config import DataConfig, MeshConfig
+from clip_jax.evaluation.encode import Encoder
 from clip_jax.sharding import make_mesh
 
 KEPT = [index for index in range(43) if index not in (5, 17)]
@@ -159,6 +160,12 @@ def test_another_model_is_refused(collection, embedded_by, loaded, mesh, picture
     assert embed_lib.model_fingerprint(other) != embed_lib.model_fingerprint(loaded)
 
 
+def test_rows_that_fill_up_a_batch_do_not_thin_out_bad_samples(embedded_by, tmp_path):
+    few = DataConfig(threads=1, max_bad_share=0.04)  # 2 of 43, but not of the 64 rows of a batch
+    with pytest.raises(ValueError, match=r"2 of 43 samples cannot be used"):
+        embedded_by(tmp_path / "e", data=few, batch_size=64, part_size=64)
+
+
 def test_a_folder_with_other_files_is_refused(embedded_by, tmp_path):
     (tmp_path / "holiday.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match="holds other files"):
@@ -193,3 +200,17 @@ def test_progress_shows_rate_and_time_left(embedded_by, tmp_path, capsys, monkey
     lines = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"sample 16/43 \(37 %\): \d+/s, bad \d+, .* left", lines[0])
     assert re.fullmatch(r"sample 43/43 \(100 %\): \d+/s, bad 2", lines[-1])
+
+
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_embeddings_that_are_not_finite_are_never_written(kind, embedded_by, monkeypatch, tmp_path):
+    whole = Encoder.encode_pairs
+
+    def broken(self, batches):
+        for batch, z in whole(self, batches):
+            yield batch, z | {kind: np.full_like(z[kind], np.nan)}
+
+    monkeypatch.setattr(Encoder, "encode_pairs", broken)
+    with pytest.raises(ValueError, match=f"embeddings of 8 of 8 {kind}s from sample 0 on"):
+        embedded_by(tmp_path / "e")
+    assert not (tmp_path / "e/manifest.json").exists()
