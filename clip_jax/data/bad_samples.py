@@ -39,9 +39,11 @@ class BadSamples:
         with self._lock:
             self.seen += seen
             for sample in bad:
-                self._add(sample.reason, sample.shard, 1)
-                if len(self.first) < FIRST:
+                # One of a reason that comes late is named as well.
+                most = FIRST if self.by_reason[sample.reason] else 2 * FIRST
+                if len(self.first) < most:
                     self.first.append((sample.key, sample.reason))
+                self._add(sample.reason, sample.shard, 1)
             if bad and self._file is not None:
                 self._write(bad)
 
@@ -82,7 +84,7 @@ class BadSamples:
                 unlisted = count - sum(other._shards.get(reason, {}).values())
                 self.by_reason[reason] += unlisted
                 self.bad += unlisted
-            self.first = (self.first + other.first)[:FIRST]
+            self.first = (self.first + other.first)[: 2 * FIRST]
 
     def check(self, max_bad_share: float, *, whole: int):
         """Raise a ValueError that lists the first bad samples once too many are bad.

@@ -70,6 +70,17 @@ def test_what_is_saved_can_be_read_back(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["bad_samples.json"]
 
 
+def test_the_first_of_a_reason_is_named_however_late_it_comes():
+    bad_samples = BadSamples()
+    bad_samples.record(100, [bad(number) for number in range(FIRST + 5)])
+    late = BadSample("layout-label-43-of-43", key="late", shard="0.tar")
+    bad_samples.record(100, [late, late])
+    whole = BadSamples()
+    whole.merge(bad_samples)
+    for each in (bad_samples, whole):
+        assert each.first[FIRST:] == [("late", "layout-label-43-of-43")]
+
+
 def test_the_account_stays_small_and_exact_with_any_number_of_shards():
     bad_samples = BadSamples()
     for number in range(3000):
