@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 
 from clip_jax import sharding
@@ -27,6 +28,11 @@ clip-jax average runs/a runs/b runs/c --out runs/soup                           
 clip-jax average runs/a runs/b runs/c --greedy --suite mine.toml --out runs/soup (greedy soup)
 clip-jax average runs/a --steps 800 900 1000 --out runs/mean                     (saved steps)
 clip-jax average zero_shot.pt runs/tuned --curve 11 --suite robustness --out curve"""
+
+
+COMPUTING = ("activation", "norm_epsilon", "causal", "mean", "std", "interpolation", "resize_mode")
+# Tokenizers that split these alike are taken to be one, in whatever files they lie.
+TEXTS = ("a photo of a red circle.", "The quick brown fox jumps over the lazy dog; 1,234,567,890!")
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,42 @@ def sources(settings: AverageSettings) -> list[Callable[[], Loaded]]:
 def mix(loads: Sequence[Callable[[], Loaded]], weights: Sequence[float]) -> Loaded:
     """The average, with the first model's tokenizer and preprocessing."""
     first = loads[0]()
-    variables = (first.variables if load is loads[0] else load().variables for load in loads)
-    return first._replace(variables=average(variables, weights))
+
+    def variables():
+        for number, load in enumerate(loads, start=1):
+            loaded = first if number == 1 else load()
+            check_alike(first, loaded, number)
+            yield loaded.variables
+
+    return first._replace(variables=average(variables(), weights))
+
+
+def check_alike(first: Loaded, other: Loaded, number: int):
+    """Refuse to average models that compute or read their inputs in other ways; shapes do not tell.
+
+    Raises:
+      ValueError: they do; it names the setting.
+    """
+    ours, theirs = first.model.config, other.model.config
+    for side, one, another in (
+        ("vision", ours.vision, theirs.vision),
+        ("text", ours.text, theirs.text),
+        ("preprocess", ours.preprocess, theirs.preprocess),
+    ):
+        for name in COMPUTING:
+            values = getattr(one, name, None), getattr(another, name, None)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"model {number} has {side}.{name}={values[1]}, and the first {values[0]}: their "
+                    "average would be neither"
+                )
+    if first.tokenizer is not None and other.tokenizer is not None:
+        tokens = [np.asarray(loaded.tokenizer(TEXTS)) for loaded in (first, other)]
+        if not np.array_equal(*tokens):
+            raise ValueError(
+                f"model {number} has another tokenizer than the first: the same number is another "
+                "word to it"
+            )
 
 
 def measured(settings: AverageSettings, models: dict[str, Callable[[], Loaded]]) -> Report:

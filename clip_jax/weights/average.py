@@ -30,7 +30,7 @@ def average(models: Iterable[Mapping], weights: Sequence[float]) -> dict:
     Raises:
       ValueError: the weights do not add to 1, or the models are of different architectures.
     """
-    if abs(sum(weights) - 1) > 1e-6:
+    if not abs(sum(weights) - 1) <= 1e-6:  # nor if it is no number
         raise ValueError(
             f"--weights {' '.join(map(str, weights))} must add to 1, not {sum(weights)}"
         )

@@ -41,6 +41,8 @@ def test_an_average_is_the_weighted_sum_of_every_leaf(variables):
 
 
 def test_weights_that_do_not_add_to_one_and_other_architectures_are_refused(variables):
+    with pytest.raises(ValueError, match=r"--weights nan 1\.0 must add to 1"):
+        average(variables, (float("nan"), 1.0))
     with pytest.raises(ValueError, match=r"--weights 0\.5 0\.4 must add to 1"):
         average(variables, (0.5, 0.4))
     other = jax.tree.map(lambda leaf: leaf[..., None], variables[1])
