@@ -2,12 +2,13 @@
 
 import functools
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import tyro
 
-from clip_jax import sharding
+from clip_jax import sharding, storage
 from clip_jax.cli.arguments import parse
 from clip_jax.config import DataConfig, DistributedConfig, EvaluationConfig, MeshConfig
 from clip_jax.distributed.failures import together
@@ -64,10 +65,11 @@ def bench(args: list[str]) -> int:
 def measure(settings: BenchSettings) -> int:
     """Measure what the settings say, on all processes of the job."""
     suite = read_suite(settings.suite)
-    models = {
-        name: functools.partial(load_to_host, path)
-        for name, path in named_models(settings.models).items()
-    }
+    paths = named_models(settings.models)
+    for path in paths.values():  # and not after hours, when its turn comes
+        if not storage.is_url(path) and not Path(path).expanduser().exists():
+            raise FileNotFoundError(f"there is no file or directory {path}")
+    models = {name: functools.partial(load_to_host, path) for name, path in paths.items()}
     cfg = EvaluationConfig(batch_size=settings.batch_size, max_samples=settings.max_samples)
     config = BenchConfig(
         roots=settings.root,

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from clip_jax.evaluation.bench.report import Report
 from clip_jax.evaluation.bench.tasks import KINDS, Suite
+from clip_jax.evaluation.evaluators import EVALUATORS
 from clip_jax.storage import atomic_write
 
 # Our names and those of CLIP_benchmark (metrics/*.py) and of DataComp (eval_utils/*.py).
@@ -62,7 +63,7 @@ def averages(report: Report, model: str) -> dict[str, Average]:
 
 
 def table(report: Report) -> list[list[str]]:
-    """Rows of text: the tasks, the metric, a column a model; then the averages."""
+    """Rows of text: the tasks, the metric, a column a model; then the averages; then the probes."""
     rows = [["task", "metric", *report.models]]
     for task in report.suite.tasks:
         cells = []
@@ -74,6 +75,14 @@ def table(report: Report) -> list[list[str]]:
     by_model = [averages(report, model) for model in report.models]
     for title in report.suite.averages:
         rows.append([title, "mean", *(str(found[title]) for found in by_model)])
+    probes = [str(each.headline) for each in EVALUATORS.values() if "train" in each.needs]
+    for task in report.suite.tasks:
+        own = [report.results.get((model, task.name)) for model in report.models]
+        for metric in probes:
+            values = [found and found["metrics"].get(metric) for found in own]
+            if any(value is not None for value in values):
+                cells = ["-" if value is None else f"{value:.4f}" for value in values]
+                rows.append([task.title, metric, *cells])
     return rows
 
 
@@ -117,17 +126,29 @@ def write(out: Path, report: Report):
         ],
     }
     atomic_write(out / "results.json", json.dumps(everything, indent=1) + "\n")
-    for model in report.models:
+    for model, plain in file_names(report.models).items():
         own = [found for (name, _), found in report.results.items() if name == model]
         if own:
-            _datacomp(out / "datacomp" / file_name(model), own, report.suite)
+            _datacomp(out / "datacomp" / plain, own, report.suite)
         for found in own:
-            _clip_benchmark(out / "clip_benchmark", model, found)
+            _clip_benchmark(out / "clip_benchmark", model, plain, found)
+
+
+def file_names(models: Sequence[str]) -> dict[str, str]:
+    """A name that files may have for each model; "a/b" and "a_b" get two."""
+    found: dict[str, str] = {}
+    for model in models:
+        plain = file_name(model)
+        while plain in found.values():
+            plain += "_"
+        found[model] = plain
+    return found
 
 
 def file_name(name: str) -> str:
-    """A name that a file may have."""
-    return re.sub(r"[^\w.-]+", "_", name).strip("_") or "model"
+    """A name that a file may have, which has 255 bytes at most."""
+    plain = re.sub(r"[^\w.-]+", "_", name).strip("_")
+    return plain.encode()[-200:].decode(errors="ignore") or "model"
 
 
 def renamed(task: str, metrics: dict[str, float]) -> dict[str, float]:
@@ -136,7 +157,7 @@ def renamed(task: str, metrics: dict[str, float]) -> dict[str, float]:
     return {names[name]: value for name, value in metrics.items() if name in names}
 
 
-def _clip_benchmark(folder: Path, model: str, found: dict[str, Any]):
+def _clip_benchmark(folder: Path, model: str, plain: str, found: dict[str, Any]):
     entry = {
         "dataset": f"wds/{found['task']}",
         "model": model,
@@ -146,7 +167,7 @@ def _clip_benchmark(folder: Path, model: str, found: dict[str, Any]):
         "language": "en",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    file = file_name(f"{found['task']}_{model}_en_{entry['task']}")
+    file = file_name(f"{found['task']}_{plain}_en_{entry['task']}")
     atomic_write(folder / f"{file}.json", json.dumps(entry))
 
 

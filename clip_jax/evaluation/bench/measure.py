@@ -13,14 +13,14 @@ import numpy as np
 from clip_jax.config import DataConfig, EvaluationConfig, LossConfig
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import eval_batches
-from clip_jax.data.samples import Sample
+from clip_jax.data.samples import BadSample, Sample
 from clip_jax.distributed.multihost import allgather_json
 from clip_jax.evaluation.annotations import Annotation, read_annotations
 from clip_jax.evaluation.bench.cache import Cache, Part, fingerprint
 from clip_jax.evaluation.bench.layouts import Named
 from clip_jax.evaluation.bench.tar_set import WRONG
 from clip_jax.evaluation.bench.tasks import Task
-from clip_jax.evaluation.encode import Encoder
+from clip_jax.evaluation.encode import Encoder, check_finite
 from clip_jax.evaluation.evaluator import Embedded, labelled_images
 from clip_jax.evaluation.evaluators import EVALUATORS
 from clip_jax.evaluation.examples import pictures
@@ -55,7 +55,16 @@ class _Rows:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:
-        return self._source[self._rows[index]]
+        row = self._rows[index]
+        try:
+            return self._source[row]
+        except BadSample:
+            raise
+        except Exception as error:
+            # Tables and their images are read by libraries that raise what they like at wrong bytes:
+            # it is a bad sample, which is counted, and no reason to leave the other tasks out.
+            reason = f"unreadable-{type(error).__name__}"
+            raise BadSample(reason, key=f"row {row}", shard=self.name) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +84,9 @@ class Kept(Embedded):
 
     def _keep(self, what: str, texts: object, make) -> np.ndarray:
         name = f"{what}-{fingerprint(texts, facts_of(self.tokenizer))}"
-        return self.subject.cache.array(name, lambda: make(self))
+        z_NE = self.subject.cache.array(name, lambda: make(self))
+        check_finite(z_NE, f"{what} of {self.source.name}")
+        return z_NE
 
 
 def facts_of(tokenizer: Any) -> object:
@@ -115,6 +126,7 @@ def measure(
     told += (len(source), dataclasses.replace(task, title="", size=None), prompts, cfg.max_samples)
     probes = tuple(probes) if train is not None else ()
     told += (probes, train and (train.fingerprint, len(train)))
+    told += (data.max_image_pixels, data.exif_rotation, data.max_bad_share)
     key = f"result-{fingerprint(*told)}"
     kept = subject.cache.result(key)
     if kept is not None:
@@ -181,6 +193,7 @@ def embed_images(
             f"data.max_bad_share={data.max_bad_share} allows. The first ones: {first}"
         )
     z_NE = np.concatenate([part.z_NE for part in parts if len(part.annotations)])
+    check_finite(z_NE, f"images of {source.name}")
     return z_NE, [annotation for part in parts for annotation in part.annotations]
 
 

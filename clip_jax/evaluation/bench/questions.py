@@ -1,6 +1,7 @@
 """Choices and associations in the files that their authors publish."""
 
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -54,20 +55,45 @@ class QuestionSet:
 
 
 def open_questions(task: Task, roots: Sequence[Path]) -> QuestionSet | None:
-    """The questions of a task; None where there are none under the roots."""
+    """The questions of a task; None where there are none under the roots.
+
+    Raises:
+      ValueError: a file is of another form than its authors publish it in; the message names it.
+    """
+    found = _find(task, roots)
+    if found is None:
+        return None
+    path, read = found
+    try:
+        return read()
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        if str(path) in str(error):
+            raise
+        raise ValueError(
+            f"{path} is of another form than its authors publish it in: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _find(task: Task, roots: Sequence[Path]) -> tuple[Path, Callable[[], QuestionSet]] | None:
+    """The first file of a task, and what reads it."""
     family, _, part = task.name.partition("/")
     if family in ("misc", "winoground"):
         table = find_table(task.hub, (task.name,), roots)
         if table is not None:
-            return winogavil(table) if family == "misc" else winoground(table)
+            read = winogavil if family == "misc" else winoground
+            return table.files[0], functools.partial(read, table)
     for root in roots:
-        if family == "winoground" and (root / family / "examples.jsonl").is_file():
-            return winoground_files(root / family)
-        if family in JSON_FILES and (root / family / f"{part}.json").is_file():
-            return JSON_FILES[family](root / family / f"{part}.json", root)
-        for folder in (root / family, root / "MMVP_VLM"):
-            if family == "mmvp_vlm" and (folder / "Questions.csv").is_file():
-                return mmvp_vlm(folder)
+        places = {
+            "winoground": (root / family / "examples.jsonl", winoground_files),
+            "sugar_crepe": (root / family / f"{part}.json", sugar_crepe),
+            "aro": (root / family / f"{part}.json", aro),
+            "mmvp_vlm": (root / family / "Questions.csv", mmvp_vlm),
+        }
+        path, read = places.get(family, (None, None))
+        if family == "mmvp_vlm" and not path.is_file():
+            path = root / "MMVP_VLM" / "Questions.csv"
+        if path is not None and path.is_file():
+            return path, functools.partial(read, path)
     return None
 
 
@@ -128,18 +154,19 @@ def winoground(table: Table) -> QuestionSet:
 # ----------------------------------------------------------------------------------- files
 
 
-def winoground_files(folder: Path) -> QuestionSet:
+def winoground_files(path: Path) -> QuestionSet:
     """examples.jsonl, and the images that it names under images/."""
-    path, pictures, questions = folder / "examples.jsonl", [], []
-    for line in path.read_text("utf-8").splitlines():
+    folder, pictures, questions = path.parent, [], []
+    for line in filter(str.strip, path.read_text("utf-8").split("\n")):
         row = _fields(json.loads(line), path, "image_0", "image_1", "caption_0", "caption_1")
         questions.append(_pair(len(pictures), (row["caption_0"], row["caption_1"]), None))
         pictures += [_file(_named(folder / "images", row[f"image_{side}"])) for side in (0, 1)]
     return QuestionSet(str(path), _digest(path), pictures, questions)
 
 
-def sugar_crepe(path: Path, root: Path) -> QuestionSet:
+def sugar_crepe(path: Path) -> QuestionSet:
     """SugarCrepe: a caption and one that is wrong, of an image of COCO's val2017."""
+    root = path.parent.parent
     places = [path.parent / "val2017", root / "coco" / "val2017", root / "val2017", path.parent]
     folder = next((place for place in places if place.is_dir()), path.parent)
     pictures, questions = [], []
@@ -151,9 +178,8 @@ def sugar_crepe(path: Path, root: Path) -> QuestionSet:
     return QuestionSet(str(path), _digest(path), pictures, questions)
 
 
-def aro(path: Path, root: Path) -> QuestionSet:
+def aro(path: Path) -> QuestionSet:
     """ARO: a part of an image of Visual Genome, with a caption whose words are swapped."""
-    del root
     pictures, questions = [], []
     for row in _json(path, list):
         names = (
@@ -174,13 +200,15 @@ def aro(path: Path, root: Path) -> QuestionSet:
     return QuestionSet(str(path), _digest(path), pictures, questions)
 
 
-def mmvp_vlm(folder: Path) -> QuestionSet:
+def mmvp_vlm(path: Path) -> QuestionSet:
     """MMVP-VLM: pairs of images that CLIP takes for alike, each with its statement."""
-    path, pictures, rows = folder / "Questions.csv", [], []
+    folder, pictures = path.parent, []
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = [
             _fields(row, path, "Question ID", "Type", "Statement") for row in csv.DictReader(file)
         ]
+    if len(rows) % 2:
+        raise ValueError(f"{path} has {len(rows)} questions, and they must be pairs")
     questions = []
     for first, second in zip(rows[::2], rows[1::2]):
         if first["Type"] != second["Type"]:
@@ -191,9 +219,6 @@ def mmvp_vlm(folder: Path) -> QuestionSet:
             place = folder / "MLLM_VLM Images" / row["Type"].strip()
             pictures.append(_file(_named(place, row["Question ID"].strip())))
     return QuestionSet(str(path), _digest(path), pictures, questions)
-
-
-JSON_FILES = {"sugar_crepe": sugar_crepe, "aro": aro}
 
 
 def _pair(first: int, texts: tuple[str, str], group: str | None) -> Question:

@@ -145,13 +145,23 @@ def _suite(name: str, text: str, where: str, folder: Path | None) -> Suite:
     return Suite(name=name, tasks=tasks, averages=averages)
 
 
+def _nearest(name: str) -> str | None:
+    """The task whose name, or other name, or title is the nearest; None where none is near."""
+    name_of = {}
+    for known, fields in catalogue().items():
+        others = (known, known.rpartition("/")[2], fields["title"].lower(), *fields.get("also", ()))
+        name_of |= {other: known for other in reversed(others) if other not in name_of}
+    near = difflib.get_close_matches(name.lower(), name_of, n=1)
+    return name_of[near[0]] if near else None
+
+
 def _task(entry: Any, where: str, folder: Path | None) -> Task:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise ValueError(f"{where}: a task is {{ name = ..., ... }}, not {entry!r}")
     name = entry["name"]
     if name not in catalogue() and "source" not in entry:
-        near = difflib.get_close_matches(name, catalogue(), n=1)
-        hint = f"; the nearest is {near[0]!r}" if near else ""
+        near = _nearest(name)
+        hint = f"; the nearest is {near!r}" if near else ""
         raise ValueError(
             f"{where}: the task {name!r} is not known{hint}. One of your own has a source, such as "
             f'source = "folder:/data/{name}"'

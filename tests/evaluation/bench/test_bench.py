@@ -49,13 +49,15 @@ def root(tmp_path_factory):
 def bench(root, tmp_path, loaded):
     """Runs a bench of these tasks; the results lie in `tmp_path`."""
 
-    def bench_(*names, models=None, mesh=None, averages=None, probes=(), **settings):
+    def bench_(
+        *names, models=None, mesh=None, averages=None, probes=(), data=None, place=root, **settings
+    ):
         suite = Suite(name="mine", tasks=tuple(TASKS[n] for n in names), averages=averages or {})
         config = BenchConfig(
-            roots=(str(root),),
+            roots=(str(place),),
             out=str(tmp_path / "out"),
             cfg=EvaluationConfig(batch_size=8, **settings),
-            data=DataConfig(data_dir=str(tmp_path / "data"), threads=1),
+            data=DataConfig(data_dir=str(tmp_path / "data"), threads=1, **data or {}),
             save_every=8,
             probes=probes,
         )
@@ -128,6 +130,45 @@ def test_other_weights_data_or_prompts_are_measured_again(
         templates.write_text(before)
     with pytest.raises(AssertionError, match="embedded again"):
         bench("mnist", max_samples=5)
+
+
+def test_a_result_is_not_taken_where_images_are_read_in_another_way(bench, tmp_path):
+    samples = stand_ins.labelled(TASKS["mnist"], 0, labels=range(10))
+    samples[3]["webp"] = b"broken"
+    digits = [str(number) for number in range(10)]
+    stand_ins.write_set(tmp_path / "wds_mnist", samples, classes=digits, templates=["{c}"])
+    cut = {"place": tmp_path, "data": {"max_bad_share": 0.5}}
+    assert bench("mnist", **cut).results["tiny", "mnist"]["samples"] == len(samples) - 1
+    for changes in ({"max_bad_share": 0.0}, {"max_bad_share": 0.5, "max_image_pixels": 10}):
+        failed = bench("mnist", **cut | {"data": changes}).failed
+        assert "samples cannot be used" in failed["tiny", "mnist"]
+
+
+def test_images_that_a_library_stumbles_over_are_bad_samples(bench, tmp_path):
+    stand_ins.aro(tmp_path, 5)
+    name = "aro/visual_genome_relation"
+    images = sorted((tmp_path / "aro/images").iterdir())
+    png = stand_ins.picture(0)
+    # A shorter header: Pillow raises a ValueError, and no OSError.
+    images[0].write_bytes(png[:11] + bytes([png[11] ^ 1]) + png[12:])
+    report = bench(name, place=tmp_path, data={"max_bad_share": 0.5})
+    assert report.results["tiny", name]["metrics"]["choice_questions"] == 2
+    failed = bench(name, place=tmp_path, data={"max_bad_share": 0.0}).failed["tiny", name]
+    assert "1 of 3 samples cannot be used" in failed and "unreadable-ValueError" in failed
+
+
+def test_a_model_whose_embeddings_are_not_finite_fails(bench, loaded):
+    variables = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), loaded.variables)
+    report = bench("mnist", models={"nan": loaded._replace(variables=variables)})
+    assert "embeddings of 20 of 20 images" in report.failed["nan", "mnist"]
+
+
+def test_models_whose_names_look_alike_have_files_of_their_own(bench, tmp_path, loaded):
+    models = {"a/b": loaded, "a_b": loaded}
+    bench("mnist", models=models)
+    found = [json.loads(path.read_text()) for path in (tmp_path / "out/clip_benchmark").iterdir()]
+    assert {entry["model"] for entry in found} == models.keys()
+    assert len(list((tmp_path / "out/datacomp").iterdir())) == 2
 
 
 def test_a_bench_that_is_cut_off_goes_on_within_a_task(bench, monkeypatch):
@@ -217,3 +258,7 @@ def test_probes_are_trained_on_the_training_split_where_there_is_one(bench, root
     found = report.results["tiny", "mnist"]["metrics"]
     assert {"knn_top1", "few_shot_1_top1", "linear_probe_top1"} <= found.keys()
     assert "knn_top1" not in report.results["tiny", "wilds/fmow"]["metrics"]
+    shown = [row for row in forms.table(report) if row[1] in ("knn_top1", "linear_probe_top1")]
+    assert shown == [
+        ["MNIST", name, f"{found[name]:.4f}"] for name in ("knn_top1", "linear_probe_top1")
+    ]

@@ -1,13 +1,16 @@
 """The command `clip-jax bench`: DataComp's 38 tasks, cut off three times, in one table."""
 
 import csv
+import dataclasses
 
 import pytest
 
+from clip_jax.cli.average import mix
 from clip_jax.cli.bench import named_models
 from clip_jax.cli.main import main
 from clip_jax.evaluation.bench import cache
 from clip_jax.load import load_to_host
+from clip_jax.models.clip import CLIP
 from clip_jax.weights.average import write_run
 from clip_jax.weights.export import export
 
@@ -85,6 +88,13 @@ def test_a_subset_is_refused(capsys):
     assert "--data.subset has no effect on a suite" in capsys.readouterr().err
 
 
+def test_a_model_that_is_not_there_is_refused_before_any_is_measured(weights, tmp_path, capsys):
+    models = [f"tiny={weights}", f"other={tmp_path}/nowhere"]
+    assert main(["bench", *models, "--suite", "imagenet", "--out", str(tmp_path / "out")]) == 2
+    assert f"there is no file or directory {tmp_path}/nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_models_have_names_of_their_own():
     assert named_models(("runs/a", "b=gs://x/y")) == {"runs/a": "runs/a", "b": "gs://x/y"}
     assert named_models(("runs/lr=1/x",)) == {"runs/lr=1/x": "runs/lr=1/x"}
@@ -111,3 +121,25 @@ def test_average_draws_its_curve_and_keeps_a_greedy_soup(
     assert main(["average", *paths, "--greedy", "--out", str(tmp_path / "soup"), *more]) == 0
     assert "kept: " in capsys.readouterr().out
     assert load_to_host(str(tmp_path / "soup")).tokenizer is not None
+
+
+@pytest.mark.parametrize("change, message", [
+    ("activation", r"model 2 has text\.activation=quick_gelu, and the first gelu"),
+    ("mean", r"model 2 has preprocess\.mean="),
+    ("tokenizer", "model 2 has another tokenizer"),
+])  # fmt: skip
+def test_models_that_read_or_compute_in_other_ways_are_not_averaged(loaded, change, message):
+    config, tokenizer = loaded.model.config, loaded.tokenizer
+    if change == "activation":
+        text = dataclasses.replace(config.text, activation="quick_gelu")
+        config = dataclasses.replace(config, text=text)
+    elif change == "mean":
+        preprocess = dataclasses.replace(config.preprocess, mean=(0.5, 0.5, 0.5))
+        config = dataclasses.replace(config, preprocess=preprocess)
+    else:
+        tokenizer = lambda texts: loaded.tokenizer([text[::-1] for text in texts])  # noqa: E731
+    other = loaded._replace(model=CLIP(config), tokenizer=tokenizer)
+    half = (0.5, 0.5)
+    assert mix([lambda: loaded, lambda: loaded], half).model is loaded.model
+    with pytest.raises(ValueError, match=message):
+        mix([lambda: loaded, lambda: other], half)

@@ -188,3 +188,21 @@ def test_a_question_without_a_field_names_the_file(tmp_path, opened):
         ValueError, match=r"add_att\.json: a question has no caption, negative_caption"
     ):
         opened("sugar_crepe/add_att", tmp_path)
+
+
+@pytest.mark.parametrize("name, file, content, message", [
+    ("winoground", "winoground/examples.jsonl", "{broken", "JSONDecodeError"),
+    ("sugar_crepe/add_att", "sugar_crepe/add_att.json",
+     '{"0": {"filename": 5, "caption": "a", "negative_caption": "b"}}', "TypeError"),
+    ("aro/visual_genome_relation", "aro/visual_genome_relation.json",
+     '[{"image_path": "x.jpg", "true_caption": "a", "false_caption": "b", "bbox_x": "left", "bbox_y": 0, '
+     '"bbox_w": 1, "bbox_h": 1}]', "invalid literal"),
+    ("mmvp_vlm", "mmvp_vlm/Questions.csv", "Question ID,Type,Statement\n1,a,b\n2,a,c\n3,a,d\n",
+     "has 3 questions, and they must be pairs"),
+])  # fmt: skip
+def test_questions_of_another_form_name_the_file(tmp_path, opened, name, file, content, message):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=message) as error:
+        opened(name, tmp_path)
+    assert str(tmp_path / file) in str(error.value)

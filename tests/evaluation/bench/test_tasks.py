@@ -111,6 +111,7 @@ One = ["dogs"]
         ("tasks = [", "mine.toml is not TOML"),
         ("", "has no tasks"),
         ('tasks = [{ name = "mnits" }]', "'mnits' is not known; the nearest is 'mnist'"),
+        ('tasks = [{ name = "flickr30k" }]', "nearest is 'retrieval/flickr_1k_test_image_text"),
         ('tasks = [{ name = "mnist", sise = 3 }]', "has sise, unknown here"),
         ('tasks = [{ name = "mnist", main = "top1" }]', "the nearest is 'zero_shot_top1'"),
         ('tasks = [{ name = "mnist" }, { name = "mnist" }]', "mnist twice"),
