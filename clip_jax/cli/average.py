@@ -150,7 +150,7 @@ def measured(settings: AverageSettings, models: dict[str, Callable[[], Loaded]])
     mesh = sharding.make_mesh(settings.mesh)
     report = run(models, read_suite(settings.suite), mesh, config, say=print)
     if settings.curve is None and (report.missing or report.failed):
-        names = [*report.missing, *(name for _, name in report.failed)]
+        names = list(dict.fromkeys([*report.missing, *(name for _, name in report.failed)]))
         raise ValueError(f"--greedy needs all tasks of {settings.suite}; not measured: {names}")
     return report
 

@@ -54,6 +54,8 @@ def bench(args: list[str]) -> int:
     suite = read_suite(settings.suite)
     if settings.data.subset or settings.data.eval_subset:
         raise ValueError("--data.subset has no effect on a suite: take --max-samples of each task")
+    if settings.save_every < 1:
+        raise ValueError(f"--save-every {settings.save_every} must be a whole number at least 1")
     if settings.list:
         for name, (state, where) in data_of(suite, settings.root, settings.data).items():
             print(f"{name:44} {state:8} {where}")

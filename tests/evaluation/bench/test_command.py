@@ -83,9 +83,11 @@ def test_list_says_where_the_data_are_and_measures_nothing(datacomp_root, tmp_pa
     assert len(lines) == 13 and all(" there " in line for line in lines)
 
 
-def test_a_subset_is_refused(capsys):
+def test_settings_without_effect_are_refused(capsys):
     assert main(["bench", "x", "--suite", "imagenet", "--data.subset", "half.npy"]) == 2
     assert "--data.subset has no effect on a suite" in capsys.readouterr().err
+    assert main(["bench", "x", "--suite", "imagenet", "--save-every", "0"]) == 2
+    assert "--save-every 0 must be a whole number" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_there_is_refused_before_any_is_measured(weights, tmp_path, capsys):
