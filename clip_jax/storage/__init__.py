@@ -21,6 +21,7 @@ from etils import epath
 from clip_jax.storage import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
 from clip_jax.storage import refusals
 from clip_jax.storage.open_files import OpenFiles, pread
+from clip_jax.storage.refusals import NoRanges
 
 T = TypeVar("T")
 
@@ -43,6 +44,10 @@ class Refused(OSError):
     """The storage answers, and its answer is no: asking again does not help."""
 
 
+class Failed(OSError):
+    """What has been tried often enough."""
+
+
 class Changed(OSError):
     """A file that is not the one that it was when it was first looked at."""
 
@@ -50,16 +55,6 @@ class Changed(OSError):
         super().__init__(
             f"{path} has changed while it was in use: it was {was} and is {now}. Bring its index up to "
             "date with `clip-jax data index SOURCE`, and give a run that resumes the data it had"
-        )
-
-
-class NoRanges(ValueError):
-    """A server that does not send parts of files: each of them would be the beginning."""
-
-    def __init__(self, path: str):
-        super().__init__(
-            f"{path}: the server does not send ranges of bytes, which random access needs (python -m "
-            "http.server is such a one): copy the files to a disk or a bucket, or use another server"
         )
 
 
@@ -110,11 +105,18 @@ def _stat(path: str) -> FileInfo:
         found = os.stat(path)
         return FileInfo(found.st_size, str(found.st_mtime_ns))
 
-    def ask() -> FileInfo:
-        filesystem, name = fsspec.core.url_to_fs(path)
-        return _file_info(filesystem.info(name))
+    return retry(lambda: _info_of_url(path), path)
 
-    return retry(ask, path)
+
+def _info_of_url(url: str) -> FileInfo:
+    filesystem, name = fsspec.core.url_to_fs(url)
+    try:
+        info = filesystem.info(name)
+    except FileNotFoundError as error:  # fsspec says it of any answer of a web server
+        raise error.__cause__ or error from None
+    if info["size"] is None:  # as of web servers that compress what they send
+        raise NoRanges(url)
+    return _file_info(info)
 
 
 def listing(folder: str) -> dict[str, FileInfo]:
@@ -262,7 +264,7 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True, renew: bo
             return action()
         # The clients of clouds have exception types of their own, of which a few are OSErrors.
         except Exception as error:
-            if isinstance(error, ValueError | TypeError | ImportError | Changed):
+            if isinstance(error, ValueError | TypeError | ImportError | Changed | Failed | Refused):
                 raise
             _files.forget(path)
             expired = renew and refusals.is_expired(error)
@@ -270,7 +272,7 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True, renew: bo
                 type(fsspec.core.url_to_fs(path)[0]).clear_instance_cache()
             refused = refusals.is_refusal(error) and not expired
             if number == len(delays) or refused:
-                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else OSError
+                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else Failed
                 raise (Refused if refused else kind)(
                     f"{path} cannot be read, after {number + 1} tries in {sum(delays[:number]):.0f} s: "
                     f"{type(error).__name__}: {error}"

@@ -4,6 +4,16 @@ FINAL = (IsADirectoryError, NotADirectoryError, PermissionError)  # waiting does
 PASSING = (408, 425, 429)  # of HTTP's answers of 400 to 499, those that do pass
 
 
+class NoRanges(ValueError):
+    """A server that does not send parts of files, each of which would be the beginning, or no lengths."""
+
+    def __init__(self, path: str):
+        super().__init__(
+            f"{path}: the server does not send ranges of bytes, or not the length of the file, which random "
+            "access needs (python -m http.server is such a one): copy the files to a disk or a bucket, or use another server"
+        )
+
+
 def is_expired(error: Exception) -> bool:
     """Whether it says that credentials are too old, which those that the next client finds may not be."""
     return _status(error) == 401 or "expired" in str(error).lower()

@@ -163,9 +163,13 @@ def _open_with_pillow(data: bytes) -> "Picture":
 
 
 def exif_orientation(data: bytes) -> int:
-    """How an image file says that it is to be turned, from 1 (not at all) to 8."""
+    """How an image file says that it is to be turned, from 1 (not at all) to 8.
+
+    Of a TIFF it is 1, since Pillow turns it when it reads the pixels, whether asked to or not.
+    """
     try:
-        found = Image.open(io.BytesIO(data), formats=formats.pillow()).getexif().get(ORIENTATION, 1)
+        image = Image.open(io.BytesIO(data), formats=formats.pillow())
+        found = 1 if image.format == "TIFF" else image.getexif().get(ORIENTATION, 1)
     except Exception:  # damage makes a parser raise whatever it likes, and no other is asked
         return 1
     return found if found in TURNS else 1

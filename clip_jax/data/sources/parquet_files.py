@@ -1,5 +1,7 @@
 """Opens Parquet files, on a disk or behind a URL, and tells damage from a storage that fails."""
 
+import io
+import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -36,6 +38,40 @@ class Head(NamedTuple):
     metadata: pq.FileMetaData
 
 
+class WebFile(io.RawIOBase):
+    """A file of a web server, of which each range is checked to be the one that was asked for."""
+
+    def __init__(self, url: str):
+        self._url, self._place = url, 0
+        try:
+            (self._info,) = storage.stat([url])
+        except FileNotFoundError as error:  # whoever opens this is not to try it all again
+            raise storage.Refused(str(error)) from error
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._info.size}[whence]
+        self._place = start + offset
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._info.size - self._place)
+        end = self._place + (left if size < 0 else min(size, left))
+        if end == self._place:
+            return b""
+        data = storage.read_range(self._url, self._place, end, info=self._info)
+        self._place = end
+        return data
+
+
 def head(path: str) -> Head:
     """Of a file the schema, and of its row groups the rows and the bytes."""
     file = storage.retry(lambda: open_file(path), path)
@@ -47,6 +83,8 @@ def head(path: str) -> Head:
 
 def open_file(path: str) -> pq.ParquetFile:
     try:
+        if storage.is_web(path):
+            return pq.ParquetFile(WebFile(path))
         if storage.is_url(path):
             filesystem, name = fsspec.core.url_to_fs(path)
             return pq.ParquetFile(name, filesystem=filesystem)

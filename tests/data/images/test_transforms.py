@@ -220,6 +220,17 @@ def test_exif_rotation_turns_as_pillow_does_where_it_is_asked_for(kind, orientat
         assert np.abs(both[0] - both[1]).mean() < (2 if resize == "exact" else 8)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_turned_once_as_pillow_does_in_any_case(orientation, asked):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    data = encoded(photo(96, 64), "TIFF", exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    pixels = decode(data, max_pixels=MANY, exif_rotation=asked)
+    np.testing.assert_array_equal(pixels, np.asarray(turned))
+
+
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA"])
 def test_formats_that_are_not_on_the_list_are_not_opened(kind):
     with pytest.raises(ImageError) as caught:

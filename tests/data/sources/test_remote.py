@@ -1,10 +1,13 @@
 """Shards in buckets and behind web servers: the same samples as on a disk, or a refusal."""
 
+import contextlib
 import functools
 import http.server
 import threading
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from clip_jax import storage
@@ -69,12 +72,21 @@ class Flaky(http.server.SimpleHTTPRequestHandler):
         self.wfile.write(data)
 
 
-def test_ranges_over_http_survive_a_server_that_fails_now_and_then(shards, settings):
-    handler = functools.partial(Flaky, directory=str(shards))
+@contextlib.contextmanager
+def serve(handler, folder):
+    """The URL of a server of a folder."""
+    handler = functools.partial(handler, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        url = f"http://127.0.0.1:{server.server_port}"
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_ranges_over_http_survive_a_server_that_fails_now_and_then(shards, settings):
+    with serve(Flaky, shards) as url:
         source = open_source(f"tar:{url}/{{00000..00002}}.tar", "train", settings())
         assert [source[index].captions[0] for index in (3, 29, 11)] == [
             "text 3",
@@ -82,9 +94,6 @@ def test_ranges_over_http_survive_a_server_that_fails_now_and_then(shards, setti
             "text 11",
         ]
         assert Flaky.count > 6
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 class Liar(Flaky):
@@ -115,12 +124,8 @@ class Liar(Flaky):
 @pytest.fixture
 def url(shards):
     """Where a `Liar` serves the shards."""
-    handler = functools.partial(Liar, directory=str(shards))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serve(Liar, shards) as url:
+        yield url
 
 
 @pytest.mark.parametrize(
@@ -148,3 +153,63 @@ def test_a_file_system_that_ignores_ranges_is_refused(shards, monkeypatch):
     monkeypatch.setattr(type(filesystem), "cat_file", lambda self, path, start=None, end=None: whole(self, path))  # fmt: skip
     with pytest.raises(storage.NoRanges, match=r"0\.tar: the server does not send ranges"):
         storage.read_range("memory://lazy/0.tar", 512, 1024)
+
+
+@pytest.fixture
+def table(shards):
+    images = [bytes([number]) * 1000 for number in range(30)]
+    kinds = pa.table({"image": images, "caption": [f"text {number}" for number in range(30)]})
+    pq.write_table(kinds, shards / "p.parquet", row_group_size=10)
+    return "p.parquet"
+
+
+def test_tables_behind_a_web_server_are_read_as_those_on_a_disk(shards, table, settings):
+    with serve(Flaky, shards) as url:
+        there = open_source(f"parquet:{url}/{table}", "train", settings())
+        here = open_source(f"parquet:{shards}/{table}", "train", settings())
+        assert [there[index] for index in range(30)] == [here[index] for index in range(30)]
+
+
+@pytest.mark.parametrize("how", ["the whole file", "its beginning, as if it were the range"])
+def test_tables_of_a_server_without_ranges_are_refused(url, table, settings, monkeypatch, how):
+    monkeypatch.setattr(Liar, "how", how)
+    with pytest.raises(ValueError, match=r"p\.parquet: the server does not send ranges of bytes"):
+        open_source(f"parquet:{url}/{table}", "train", settings())
+
+
+def test_tables_whose_server_goes_away_are_no_damage(shards, table, settings):
+    with serve(Flaky, shards) as url:
+        source = open_source(f"parquet:{url}/{table}", "train", settings())
+    with pytest.raises(storage.Failed, match=r"p\.parquet cannot be read, after 3 tries"):
+        source[0]
+
+
+class Streams(Flaky):
+    """Does not say how long a file is; or that nobody may have it."""
+
+    forbids = False
+
+    def do_GET(self):
+        if self.forbids:
+            return self.send_error(403)
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(bytes(2048))
+
+    do_HEAD = do_GET
+
+
+@pytest.mark.parametrize("source", ["tar:{}/00000.tar", "parquet:{}/p.parquet"])
+@pytest.mark.parametrize(
+    ("forbids", "error", "message"),
+    [
+        (False, ValueError, "or not the length of the file"),
+        (True, storage.Refused, "after 1 tries .*403"),
+    ],
+)
+def test_servers_that_do_not_say_a_length_or_forbid_it_are_named(
+    shards, settings, monkeypatch, source, forbids, error, message
+):
+    monkeypatch.setattr(Streams, "forbids", forbids)
+    with serve(Streams, shards) as url, pytest.raises(error, match=message):
+        open_source(source.format(url), "train", settings())
