@@ -148,6 +148,14 @@ def test_other_settings_are_refused_by_name(change, named, collection, embedded_
         embedded_by(collection, **change)
 
 
+def test_another_source_is_refused(collection, embedded_by, pictures):
+    class Other(pictures):
+        fingerprint = "4567"
+
+    with pytest.raises(ValueError, match=r"source_fingerprint .'0123' there, '4567' now"):
+        embedded_by(collection, source=Other())
+
+
 def test_another_model_is_refused(collection, embedded_by, loaded, mesh, pictures):
     changed = loaded._replace(variables=jax.tree.map(lambda x: x + 1e-7, loaded.variables))
     assert embed_lib.model_fingerprint(changed) != embed_lib.model_fingerprint(loaded)

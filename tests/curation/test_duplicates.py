@@ -6,7 +6,7 @@ import pytest
 from clip_jax.curation import clusters
 from clip_jax.curation.duplicates import find_duplicates
 from clip_jax.curation.filter import by_evaluation
-from clip_jax.curation.vectors import ArrayRows, unit
+from clip_jax.curation.vectors import ArrayRows, cosines, unit
 
 ABOVE = 0.9
 
@@ -51,6 +51,21 @@ def test_the_rule_is_that_of_all_pairs(planted, mesh, devices, block):
     dropped = list(partners)
     cosine = (planted[dropped].astype(float) * planted[list(partners.values())]).sum(axis=1)
     np.testing.assert_allclose(found.cosine_N[dropped], cosine, atol=1e-6)
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_a_cosine_at_the_threshold_is_near(vectors, near, mesh, block):
+    z_NE = vectors(4, 64)
+    rows = ArrayRows(np.concatenate([z_NE, near(z_NE, 0.9, np.random.default_rng(4))]))
+    z = unit(rows, np.arange(8))
+    # The lowest cosine of a pair, exactly; float32 may say less, or more.
+    at = [float(cosines(z[n : n + 1], z[n + 4 : n + 5])[0]) for n in range(4)]
+    for above, pairs in ((min(at), 4), (np.nextafter(min(at), 1), 3)):
+        found = find_duplicates(rows, np.arange(8), above, mesh(1), block=block)
+        assert (found.partner_N >= 0).sum() == pairs
+        sets = {"a": ArrayRows(z[:4])}
+        dropped_N = by_evaluation(rows, np.arange(4, 8), sets, above, mesh(1)).dropped_N
+        assert len(dropped_N) == pairs
 
 
 def test_two_that_differ_by_less_than_float32_are_told_apart(vectors, near, mesh):

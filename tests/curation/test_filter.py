@@ -39,6 +39,18 @@ def test_a_threshold_keeps_pairs_from_it_on(vectors, near, mesh):
     assert dropped.tolist() == [19, 18, 17] and kept.tolist() == [20, 21, 22]
 
 
+def test_a_score_at_the_threshold_is_kept():
+    score_N = np.array([0.3, 0.25, np.nextafter(0.3, 0)])
+    found = by_score(score_N, np.arange(3), FilterConfig(score_above=0.3))
+    assert found.dropped_N.tolist() == [1, 2]
+
+
+def test_a_share_is_of_the_rows_that_are_left():
+    score_N = np.array([0.3, 0.5, 0.3, 0.1, 0.3])
+    found = by_score(score_N, np.array([1, 3]), FilterConfig(score_share=0.5))
+    assert found.dropped_N.tolist() == [3]
+
+
 def test_a_share_is_kept_whatever_the_scores_are():
     score_N = np.array([0.3, 0.5, 0.3, 0.1, 0.3])
     found = by_score(score_N, np.arange(5), FilterConfig(score_share=0.6))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pytest
 import clip_jax.search
 from clip_jax.collection.embeddings import open_embeddings
 from clip_jax.search import approximate
+from clip_jax.search.exact import Found
 from clip_jax.search.index import Graph, build_index
 
 
@@ -48,6 +50,26 @@ def test_a_recall_that_is_not_reached_is_said(embeddings, tmp_path, monkeypatch,
     with caplog.at_level(logging.WARNING):
         info = build_index(embeddings, tmp_path, method="approximate", target=0.9999, graph=weak)
     assert not info["recall_reached"] and "recall@10 does not reach" in caplog.text
+
+
+def test_candidates_are_raised_until_every_kind_of_query_reaches_the_target():
+    graph = types.SimpleNamespace(_index=types.SimpleNamespace(expansion_search=0))
+
+    def found(z_QE, k, *, right):
+        score_QK = np.ones((len(z_QE), k), np.float32)
+        score_QK[:, right:] = 0.5
+        return Found(score_QK, np.zeros((len(z_QE), k), np.int64))
+
+    def search(z_QE, k):  # the captions, which are zeros, need more candidates
+        enough = z_QE.any() or graph._index.expansion_search >= 4
+        return found(z_QE, k, right=k if enough else 9)
+
+    graph.search = search
+    exact = types.SimpleNamespace(search=lambda z_QE, k: found(z_QE, k, right=k))
+    queries = {"image": np.ones((3, 8)), "text": np.zeros((3, 8))}
+    tried = {"target": 0.98, "expansions": (1, 2, 4, 8)}
+    assert approximate.tune(graph, exact, queries, **tried) == (4, {"image": 1, "text": 1}, True)
+    assert approximate.tune(graph, exact, queries, target=0.9, expansions=(1, 2)).expansion == 1
 
 
 def test_recall_counts_what_is_missing():
@@ -133,6 +155,13 @@ def test_vectors_without_unit_length_are_refused(write_embeddings, vectors_of, t
     folder = write_embeddings(tmp_path / "e", 3 * vectors_of(0, 60, 8))
     with pytest.raises(ValueError, match="length 3"):
         build_index(folder, tmp_path / "i")
+
+
+def test_scores_are_cosines_however_long_the_query_is(index, vectors_of):
+    z_E = vectors_of(7, 1, 32)[0]
+    short, long = index.search(z_E, 5), index.search(40 * z_E, 5)
+    np.testing.assert_array_equal(short.row_QK, long.row_QK)
+    np.testing.assert_allclose(short.score_QK, long.score_QK, rtol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 0.0])

@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 
 import clip_jax.search
+from clip_jax.collection.embed import model_fingerprint
 from clip_jax.data.images.transforms import ImageError
 from clip_jax.models.clip import create_model
-from clip_jax.search.queries import Part, QueryEncoder, parse_parts
+from clip_jax.search import queries
+from clip_jax.search.queries import Part, QueryEncoder, load_encoder, parse_parts
 from clip_jax.weights.load import Loaded, preprocess_of
 
 
@@ -97,6 +99,29 @@ def test_a_model_of_another_width_is_refused(loaded, write_embeddings, vectors_o
     other = clip_jax.search.open(write_embeddings(tmp_path / "e", vectors_of(0, 9, 8)))
     with pytest.raises(ValueError, match="the index has 8"):
         QueryEncoder(loaded, other)
+
+
+def test_the_model_is_that_of_the_embeddings_at_their_step(loaded, index, monkeypatch):
+    origin = {"model": "runs/a", "step": 8, "architecture": None}
+    manifest = {"origin": origin, "model_fingerprint": model_fingerprint(loaded)}
+    monkeypatch.setattr(index.embeddings, "manifest", manifest)
+    asked, found = [], [loaded]
+
+    def load(path, architecture, *, step):
+        asked.append((path, step))
+        return found[-1]
+
+    monkeypatch.setattr(queries, "load_to_host", load)
+    load_encoder(index)
+    load_encoder(index, "copies/a")
+    assert asked == [("runs/a", 8), ("copies/a", None)]
+    trained = jax.tree.map(lambda leaf: leaf + np.float32(1e-3), loaded.variables)
+    found.append(loaded._replace(variables=trained))
+    with pytest.raises(ValueError, match="runs/a is not the model that"):
+        load_encoder(index)
+    monkeypatch.setattr(index.embeddings, "manifest", None)
+    with pytest.raises(ValueError, match="does not say which model"):
+        load_encoder(index)
 
 
 def test_a_command_line_gives_texts_pictures_rows_and_weights(tmp_path, png):

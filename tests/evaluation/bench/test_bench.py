@@ -15,6 +15,7 @@ from clip_jax import sharding
 from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig
 from clip_jax.evaluation.bench import forms
 from clip_jax.evaluation.bench.cache import model_fingerprint
+from clip_jax.evaluation.bench.report import Report
 from clip_jax.evaluation.bench.run import BenchConfig, run
 from clip_jax.evaluation.bench.tasks import Suite, read_suite
 from clip_jax.evaluation.encode import Encoder
@@ -112,7 +113,7 @@ def test_a_second_start_takes_everything_from_the_cache(bench, monkeypatch):
 
 
 def test_other_weights_data_or_prompts_are_measured_again(
-    bench, root, loaded, other_loaded, monkeypatch
+    bench, root, tmp_path, loaded, other_loaded, monkeypatch
 ):
     bench("mnist")
     digest = model_fingerprint(loaded.model.config, loaded.variables)
@@ -126,10 +127,42 @@ def test_other_weights_data_or_prompts_are_measured_again(
     try:
         templates.write_text("the digit {c}\n")
         bench("mnist")  # other prompts need other texts, and the same images
+        kept = list((tmp_path / "out/cache" / digest).glob("result-*.json"))
+        assert len(kept) == 2
     finally:
         templates.write_text(before)
     with pytest.raises(AssertionError, match="embedded again"):
         bench("mnist", max_samples=5)
+
+
+def test_an_average_is_over_what_was_measured_and_says_of_how_much():
+    suite = Suite(name="s", tasks=(), averages={"All": ("a", "b", "c"), "None": ("c",)})
+    results = {("m", "a"): {"value": 0.4}, ("m", "b"): {"value": 0.8}, ("other", "c"): {"value": 1}}
+    averages = forms.averages(Report(suite, ("m", "other"), results, {}, {}), "m")
+    assert {name: str(found) for name, found in averages.items()} == {
+        "All": "0.6000 (2/3)", "None": "-",
+    }  # fmt: skip
+
+
+def test_another_group_of_a_task_is_read_again(bench, monkeypatch):
+    bench("wilds/fmow")
+    task = dataclasses.replace(TASKS["wilds/fmow"], group=1)
+    monkeypatch.setitem(TASKS, "wilds/fmow", task)
+    no_images(monkeypatch)
+    with pytest.raises(AssertionError, match="embedded again"):
+        bench("wilds/fmow")
+
+
+def test_other_files_of_as_many_images_are_embedded_again(bench, tmp_path, monkeypatch):
+    digits = [str(number) for number in range(10)]
+    for tars in (1, 2):
+        samples = stand_ins.labelled(TASKS["mnist"], 0, labels=range(10))
+        folder = tmp_path / f"{tars}/wds_mnist"
+        stand_ins.write_set(folder, samples, classes=digits, templates=["{c}"], tars=tars)
+    bench("mnist", place=tmp_path / "1")
+    no_images(monkeypatch)
+    with pytest.raises(AssertionError, match="embedded again"):
+        bench("mnist", place=tmp_path / "2")
 
 
 def test_a_result_is_not_taken_where_images_are_read_in_another_way(bench, tmp_path):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
+import types
 
 import numpy as np
 import pytest
 
 from clip_jax.config import DataConfig, EvaluationConfig, LossConfig
 from clip_jax.data.samples import Question
+from clip_jax.evaluation.evaluators import choice
 from clip_jax.evaluation.evaluators.association import jaccard
 from clip_jax.evaluation.evaluators.choice import answered
 from clip_jax.evaluation.evaluators.macro_f1 import macro_f1
@@ -72,6 +74,19 @@ def test_the_worst_group_is_the_lowest_and_who_is_in_none_does_not_count():
 def test_a_choice_is_right_where_both_images_and_both_texts_find_each_other(scores, expected):
     found = answered(np.array(scores), ((0, 0), (1, 1)))
     assert (found["text"], found["image"], found["group"]) == expected
+
+
+def test_the_macro_score_counts_every_group_alike():
+    right, wrong = np.array([[0.9, 0.1]]), np.array([[0.1, 0.9]])
+    asked = [("a", right), ("a", wrong), ("a", wrong), ("b", right), (None, wrong)]
+    scores = [
+        (Question((0,), ("x", "y"), ((0, 0),), group=group), scores_IT)
+        for group, scores_IT in asked
+    ]
+    found = choice.measure(types.SimpleNamespace(question_scores=lambda: scores)).metrics
+    assert (found["choice_a_text"], found["choice_b_text"]) == (pytest.approx(1 / 3), 1.0)
+    assert found["choice_macro_text"] == pytest.approx(2 / 3)
+    assert found["choice_text"] == pytest.approx(2 / 5)
 
 
 def test_jaccard_compares_as_many_images_as_are_right():
