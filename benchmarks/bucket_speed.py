@@ -50,13 +50,15 @@ class Reading:
         self.source = open_source(spec, "train", cfg)
         self.batches = train_batches(self.source, ClipTokenizer(), cfg, **READING)
         self.rates: list[float] = []
+        self.cpu_rates: list[float] = []
 
     def run(self, seconds: float):
         next(self.batches)
-        start, count = time.perf_counter(), 0
+        start, cpu, count = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - start < seconds:
             count += len(next(self.batches)["image"])
         self.rates.append(count / (time.perf_counter() - start))
+        self.cpu_rates.append(count / (time.process_time() - cpu))
 
 
 def compare(folder: str, seconds: float, rounds: int, latency: float, bandwidth: float):
@@ -78,13 +80,18 @@ def compare(folder: str, seconds: float, rounds: int, latency: float, bandwidth:
                     time.strftime("%X"),
                     number,
                     name,
-                    f"{reading.rates[-1]:.0f} images/s",
+                    f"{reading.rates[-1]:.0f} images/s, {reading.cpu_rates[-1]:.0f} a CPU-second",
                     flush=True,
                 )
-        disk = np.median(readings["disk"].rates)
+        disk, disk_cpu = (
+            np.median(rates) for rates in (readings["disk"].rates, readings["disk"].cpu_rates)
+        )
         for name, reading in readings.items():
-            rate = np.median(reading.rates)
-            print(f"{name}: {rate:.0f} images/s, {rate / disk:.2f} of the disk's")
+            rate, cpu = np.median(reading.rates), np.median(reading.cpu_rates)
+            print(
+                f"{name}: {rate:.0f} images/s, {rate / disk:.2f} of the disk's; "
+                f"{cpu:.0f} a CPU-second of this process, {cpu / disk_cpu:.2f}"
+            )
             reading.batches.close()
         count_an_epoch(url, shards, folder)
     finally:

@@ -52,7 +52,7 @@ class BlockCache:
         path.unlink(missing_ok=True)
         return None
 
-    def put(self, span: Span, data: bytes):
+    def put(self, span: Span, data: bytes | bytearray):
         """Keep the bytes of a span; what was not used for longest makes room."""
         if self._broken or len(data) > self._limit:
             return

@@ -1,8 +1,10 @@
 """Reads whole blocks ahead of training, into bounded memory, in the order that they are needed."""
 
+import contextlib
+import itertools
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +22,7 @@ SPARE = 256_000_000  # bytes ahead of the windows in use, beyond a share of them
 MOST_STEPS = 64  # that are read ahead: of small data this would be epochs
 SOON = 4  # steps whose blocks are read first where many are to be read
 AHEAD = 1.0  # share of the windows in use that is read ahead
+PART_BYTES = 16_000_000  # of a request: whole shards are read in parts, on several connections
 
 
 class Run(Protocol):
@@ -37,7 +40,7 @@ class BlockSource(Protocol):
         """Where samples `start` to `end`, which lie in one block, are."""
         ...
 
-    def unpack(self, start: int, end: int, data: bytes) -> Run:
+    def unpack(self, start: int, end: int, data: bytes | bytearray) -> Run:
         """These samples, of the bytes of their span."""
         ...
 
@@ -153,7 +156,9 @@ class BlockReader:
             self._next = next(self._windows)
         if ahead and self._queue:
             for piece, run in sorted(self._queue, key=self._urgency()):
-                self._pool.submit(self._fill, run, piece)
+                fetch = _Fetch(self, piece, run)
+                for part in fetch.parts:
+                    self._pool.submit(fetch.read, part)
             self._queue.clear()
 
     def _urgency(self) -> Callable[[tuple[Piece, Future]], int]:
@@ -174,28 +179,86 @@ class BlockReader:
                 first.setdefault((source, int(known[at - 1])), place // count)
         return lambda entry: first.get((entry[0].source, entry[0].start), SOON)
 
-    def _fill(self, run: Future, piece: Piece):
-        try:
-            if run.set_running_or_notify_cancel():
-                run.set_result(self._read(piece))
-        except BaseException as error:  # for the row that waits
-            run.set_exception(error)
+    def span(self, piece: Piece) -> Span:
+        """Where a piece is."""
+        return self._sources[piece.source].span(piece.start, piece.end)
+
+    def find(self, span: Span) -> bytes | None:
+        """The bytes of a span, where they were read before."""
+        return self._cache.get(span) if self._cache is not None else None
+
+    def request(self, span: Span) -> bytes:
+        """The bytes of a span, from far away."""
+        data = storage.read_range(span.path, span.start, span.end, info=span.info)
+        with self._lock:
+            self.bytes_read += len(data)
+            self.requests += 1
+        return data
+
+    def unpack(self, piece: Piece, span: Span, data: bytes | bytearray, *, keep: bool) -> Run:
+        """The samples of a piece, whose bytes are kept for later epochs."""
+        if keep and self._cache is not None:
+            self._cache.put(span, data)
+        return self._sources[piece.source].unpack(piece.start, piece.end, data)
 
     def _read(self, piece: Piece) -> Run:
-        source = self._sources[piece.source]
-        span = source.span(piece.start, piece.end)
-        data = self._cache.get(span) if self._cache is not None else None
-        if data is None:
-            data = storage.read_range(span.path, span.start, span.end, info=span.info)
-            with self._lock:
-                self.bytes_read += len(data)
-                self.requests += 1
-            if self._cache is not None:
-                self._cache.put(span, data)
-        return source.unpack(piece.start, piece.end, data)
+        span = self.span(piece)
+        data = self.find(span)
+        return self.unpack(piece, span, data or self.request(span), keep=data is None)
 
     def _alone(self, source: int, index: int) -> Piece:
         return Piece(source, index, index + 1)
+
+
+class _Fetch:
+    """A piece that is read in parts of megabytes, of which whoever reads the last one unpacks it."""
+
+    def __init__(self, reader: BlockReader, piece: Piece, run: Future):
+        self._reader, self._piece, self._run = reader, piece, run
+        self._span = reader.span(piece)
+        size = self._span.end - self._span.start
+        count = max(1, size // PART_BYTES)
+        edges = [size * number // count for number in range(count + 1)]
+        self.parts = [range(*pair) for pair in itertools.pairwise(edges)]
+        self._lock, self._left, self._begun = threading.Lock(), count, False
+        self._data = bytearray()
+
+    def read(self, part: range):
+        """Read some of its bytes; the failure of one part is that of the piece."""
+        try:
+            with self._lock:
+                if not self._begun:
+                    self._begin()
+            if self._run.done():  # found, failed or cancelled
+                return
+            path, first, _, info = self._span
+            data = self._reader.request(Span(path, first + part.start, first + part.stop, info))
+            if len(self.parts) == 1:
+                self._end(data)
+                return
+            self._data[part.start : part.stop] = data
+            with self._lock:
+                self._left -= 1
+                last = not self._left
+            if last:
+                self._end(self._data)
+                self._data = bytearray()
+        except BaseException as error:  # for the row that waits
+            with contextlib.suppress(InvalidStateError):  # another part has failed before
+                self._run.set_exception(error)
+
+    def _begin(self):
+        self._begun = True
+        if not self._run.set_running_or_notify_cancel():
+            return
+        found = self._reader.find(self._span)
+        if found is not None:
+            self._run.set_result(self._reader.unpack(self._piece, self._span, found, keep=False))
+        elif len(self.parts) > 1:
+            self._data = bytearray(self._span.end - self._span.start)
+
+    def _end(self, data: bytes | bytearray):
+        self._run.set_result(self._reader.unpack(self._piece, self._span, data, keep=True))
 
 
 class _Held(NamedTuple):

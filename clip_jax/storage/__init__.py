@@ -6,38 +6,29 @@ import contextlib
 import fcntl
 import functools
 import os
-import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import fsspec
 from absl import logging
 from etils import epath
 
 from clip_jax.storage import literal_globs as _literal_globs  # noqa: F401  checkpoints are read by such globs
-from clip_jax.storage import refusals
+from clip_jax.storage import ranges, refusals
 from clip_jax.storage.open_files import OpenFiles, pread
+from clip_jax.storage.ranges import Changed, FileInfo, is_web
 from clip_jax.storage.refusals import NoRanges
 
 T = TypeVar("T")
 
 RETRY_DELAYS = (0.2, 0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between the tries
-RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?:(?P<total>\d+)|\*)")
 LISTING_THREADS = 32
 LISTED_FROM = 8  # files of a folder from which listing it is quicker than asking for each
 LISTING_S = 10.0  # for which a listing is kept
-STALLED_S = (30.0, 1e6)  # a request takes at most so long, and a second for so many bytes
-
-
-class FileInfo(NamedTuple):
-    """What tells that a file has changed."""
-
-    size: int  # bytes
-    version: str  # modification time in ns; of a URL what its server offers
 
 
 class Refused(OSError):
@@ -48,24 +39,9 @@ class Failed(OSError):
     """What has been tried often enough."""
 
 
-class Changed(OSError):
-    """A file that is not the one that it was when it was first looked at."""
-
-    def __init__(self, path: str, was: object, now: object):
-        super().__init__(
-            f"{path} has changed while it was in use: it was {was} and is {now}. Bring its index up to "
-            "date with `clip-jax data index SOURCE`, and give a run that resumes the data it had"
-        )
-
-
 def is_url(path: str) -> bool:
     """Whether fsspec reads it, rather than the operating system."""
     return "://" in path
-
-
-def is_web(path: str) -> bool:
-    """Whether a URL is of a web server, which has no folders that could be listed."""
-    return path.startswith(("http://", "https://"))
 
 
 def is_folder(path: str) -> bool:
@@ -105,18 +81,7 @@ def _stat(path: str) -> FileInfo:
         found = os.stat(path)
         return FileInfo(found.st_size, str(found.st_mtime_ns))
 
-    return retry(lambda: _info_of_url(path), path)
-
-
-def _info_of_url(url: str) -> FileInfo:
-    filesystem, name = fsspec.core.url_to_fs(url)
-    try:
-        info = filesystem.info(name)
-    except FileNotFoundError as error:  # fsspec says it of any answer of a web server
-        raise error.__cause__ or error from None
-    if info["size"] is None:  # as of web servers that compress what they send
-        raise NoRanges(url)
-    return _file_info(info)
+    return retry(lambda: ranges.fresh_info(path), path)
 
 
 def listing(folder: str) -> dict[str, FileInfo]:
@@ -134,18 +99,14 @@ def listing(folder: str) -> dict[str, FileInfo]:
             found = filesystem.ls(name, detail=True, refresh=True)
         except FileNotFoundError:  # an answer, not a failure
             return {}
+        filesystem.invalidate_cache(name)  # there is a copy here, and others want what is there now
         files = (info for info in found if info["type"] == "file")
-        return {info["name"].rpartition("/")[2]: _file_info(info) for info in files}
+        return {info["name"].rpartition("/")[2]: ranges.file_info(info) for info in files}
 
     found = retry(ask, folder)
     _listings.clear()
     _listings[folder] = (time.monotonic(), found)
     return found
-
-
-def _file_info(info: dict) -> FileInfo:
-    keys = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "generation")
-    return FileInfo(info["size"], str(next((info[k] for k in keys if info.get(k)), "")))
 
 
 def read_range(path: str, start: int, end: int, *, info: FileInfo | None = None) -> bytes:
@@ -167,63 +128,19 @@ def read_range(path: str, start: int, end: int, *, info: FileInfo | None = None)
 
     def read() -> bytes:
         if not is_url(path):
-            data = pread(_files.get(path), start, end)
+            data, held = pread(_files.get(path), start, end), False
         else:
-            data = _request(path, start, end, info)
+            data, held = ranges.request(path, start, end, info)
         if len(data) > end - start:
             raise NoRanges(path)
-        if info is not None and len(data) < min(end, info.size) - start:
-            # Short because the file is, or because the answer was cut off: then it is asked again.
-            _refuse_changed(path, info, _stat(path))
+        short = info is not None and len(data) < min(end, info.size) - start
+        if info is not None and (short or not held):
+            ranges.refuse_changed(path, info, _stat(path))
+        if short:  # not because the file is: the answer was cut off, and is asked for again
             raise OSError(f"{len(data)} bytes came of {end - start}")
         return data
 
     return retry(read, path, renew=is_url(path))
-
-
-def _request(url: str, start: int, end: int, info: FileInfo | None) -> bytes:
-    filesystem, name = fsspec.core.url_to_fs(url)
-    if not filesystem.async_impl:
-        return filesystem.cat_file(name, start=start, end=end)
-    quiet_s, rate = STALLED_S
-    limit_s = quiet_s + (end - start) / rate
-    if is_web(url):
-        arguments = (_web_range, filesystem, name, start, end, info)
-    else:
-        arguments = (filesystem._cat_file, name, start, end)
-    return fsspec.asyn.sync(filesystem.loop, *arguments, timeout=limit_s)
-
-
-def _refuse_changed(path: str, was: FileInfo, now: FileInfo):
-    known = was.version and now.version
-    if was.size != now.size or (known and was.version != now.version):
-        raise Changed(path, was, now)
-
-
-async def _web_range(filesystem, url: str, start: int, end: int, info: FileInfo | None) -> bytes:
-    """A range of a file of a web server, which must say that it sends that range and no other.
-
-    fsspec takes the beginning of the file for it where a server ignores the header.
-    """
-    session = await filesystem.set_session()
-    settings = dict(filesystem.kwargs)
-    asked = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
-    headers = {**settings.pop("headers", {}), **asked}
-    async with session.get(filesystem.encode_url(url), headers=headers, **settings) as answer:
-        if answer.status == 416:  # it begins behind the end of the file
-            return b""
-        filesystem._raise_not_found_for_status(answer, url)
-        span = RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-        if answer.status != 206 or span is None or int(span["first"]) != start:
-            raise NoRanges(url)
-        if info is not None and span["total"]:
-            now = FileInfo(int(span["total"]), answer.headers.get("ETag", ""))
-            _refuse_changed(url, info, now)
-        last = min(int(span["last"]), int(span["total"]) - 1 if span["total"] else end)
-        data = await answer.read()
-    if len(data) != last + 1 - start:
-        raise OSError(f"{len(data)} bytes came of {last + 1 - start}")
-    return data[: end - start]
 
 
 def read_file(path: str) -> bytes:

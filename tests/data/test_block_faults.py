@@ -14,6 +14,7 @@ from clip_jax import storage
 from clip_jax.data import block_order
 from clip_jax.data.loader import train_batches
 from clip_jax.data.sources.registry import open_source
+from clip_jax.storage import ranges
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -100,7 +101,7 @@ def test_faults_that_pass_change_nothing(url, reading, settings, monkeypatch, in
 def check_fault(url, reading, settings, monkeypatch, fault, index, expected):
     monkeypatch.setattr(Server, "fault", fault)
     if fault == "stall":
-        monkeypatch.setattr(storage, "STALLED_S", (0.5, 1e6))
+        monkeypatch.setattr(ranges, "STALLED_S", (0.5, 1e6))
     assert read(url, reading, settings, index=index) == expected
 
 

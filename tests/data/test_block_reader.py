@@ -237,3 +237,36 @@ def test_closing_leaves_no_thread(opened):
         if thread.name.startswith("blocks"):
             thread.join(5)
             assert not thread.is_alive()
+
+
+def test_a_whole_shard_is_read_in_parts_that_give_the_same_batches(read, many, monkeypatch):
+    (many / "sizes.json").write_text(json.dumps({f"{shard:05d}.tar": 40 for shard in range(4)}))
+    expected = [digest(batch) for batch in read(index="never")]
+    asked, plain = [], storage.read_range
+
+    def record(path, start, end, *, info=None):
+        asked.append((path, start, end))
+        return plain(path, start, end, info=info)
+
+    monkeypatch.setattr(storage, "read_range", record)
+    monkeypatch.setattr("clip_jax.data.block_reader.PART_BYTES", 20_000)
+    for _ in range(2):  # the second time from the cache
+        assert [digest(batch) for batch in read(index="never", cache_mb=1)] == expected
+        parts = [end - start for path, start, end in asked if path.endswith("00002.tar")]
+        size = (many / "00002.tar").stat().st_size
+        assert sum(parts) % size == 0 and max(parts) < 40_000 < size
+
+
+def test_a_part_that_fails_is_the_failure_of_its_shard(read, many, monkeypatch):
+    (many / "sizes.json").write_text(json.dumps({f"{shard:05d}.tar": 40 for shard in range(4)}))
+    plain = storage.read_range
+
+    def fail(path, start, end, *, info=None):
+        if start and path.endswith("00002.tar"):
+            raise OSError(f"{path} cannot be read")
+        return plain(path, start, end, info=info)
+
+    monkeypatch.setattr(storage, "read_range", fail)
+    monkeypatch.setattr("clip_jax.data.block_reader.PART_BYTES", 20_000)
+    with pytest.raises(OSError, match=r"00002\.tar cannot be read"):
+        read(index="never")

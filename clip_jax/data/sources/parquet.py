@@ -133,7 +133,7 @@ class ParquetSource:
         """Where the wanted columns of the row group are in which samples `start` to `end` lie."""
         return self._blocks.span(start)
 
-    def unpack(self, start: int, end: int, data: bytes) -> GroupRun:
+    def unpack(self, start: int, end: int, data: bytes | bytearray) -> GroupRun:
         """These samples, of the bytes of their span."""
         return GroupRun(self.sample, self._blocks.unpack(start, data))
 

@@ -19,7 +19,7 @@ from clip_jax.data.sources.parquet_files import DamagedGroup, or_damaged
 class _Piece(io.RawIOBase):
     """A file of which some bytes are there; others are not asked for by who knows the footer."""
 
-    def __init__(self, start: int, data: bytes, size: int):
+    def __init__(self, start: int, data: bytes | bytearray, size: int):
         self._start, self._data, self._size, self._place = start, memoryview(data), size, 0
 
     def readable(self) -> bool:
@@ -80,7 +80,7 @@ class GroupBlocks:
         file, group = self._of(row)
         return Span(self._paths[file], *self._bytes(file, group), self._infos[file])
 
-    def unpack(self, row: int, data: bytes) -> pa.Table | DamagedGroup:
+    def unpack(self, row: int, data: bytes | bytearray) -> pa.Table | DamagedGroup:
         """The row group of a row, of the bytes of its span."""
         file, group = self._of(row)
         path, start, _, info = self.span(row)

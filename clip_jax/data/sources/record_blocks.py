@@ -78,7 +78,7 @@ class RecordBlocks:
         file = int(self._file_K[block])
         return Span(self._paths[file], *self._bytes_K2[block].tolist(), self._infos[file])
 
-    def unpack(self, start: int, end: int, data: bytes) -> list[bytes | None]:
+    def unpack(self, start: int, end: int, data: bytes | bytearray) -> list[bytes | None]:
         """Records `start` to `end` of the bytes of their span; None is a damaged one."""
         block = self._block_of(start)
         file = int(self._file_K[block])

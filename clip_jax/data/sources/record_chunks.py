@@ -52,7 +52,12 @@ def parse_layout(footer: int, tail: bytes) -> Layout:
 
 
 def read_records(
-    size: int, start: int, data: bytes, footer: int, tail: bytes, records: range
+    size: int,
+    start: int,
+    data: bytes | bytearray,
+    footer: int,
+    tail: bytes,
+    records: range,
 ) -> list[bytes | None]:
     """Some records of a file of `size` bytes, of which `data` lies at byte `start`; None: damaged."""
     with (

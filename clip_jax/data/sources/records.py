@@ -153,7 +153,7 @@ class RecordsSource:
         assert isinstance(self._data, RecordBlocks)
         return self._data.span(start, end)
 
-    def unpack(self, start: int, end: int, data: bytes) -> RecordRun:
+    def unpack(self, start: int, end: int, data: bytes | bytearray) -> RecordRun:
         """These samples, of the bytes of their span."""
         assert isinstance(self._data, RecordBlocks)
         return RecordRun(self.parse, start, self._data.unpack(start, end, data))

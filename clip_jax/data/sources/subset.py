@@ -71,7 +71,7 @@ class SubsetSource:
         """Where samples `start` to `end` are, with those between them that are not kept."""
         return self.source.span(*self._run(start, end))
 
-    def unpack(self, start: int, end: int, data: bytes) -> "_KeptRun":
+    def unpack(self, start: int, end: int, data: bytes | bytearray) -> "_KeptRun":
         """These samples, of the bytes of their span."""
         return _KeptRun(self.source.unpack(*self._run(start, end), data), self.subset)
 

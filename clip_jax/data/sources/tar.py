@@ -105,7 +105,7 @@ class TarSource:
         info = storage.FileInfo(self._index.shards[shard].size, self._index.shards[shard].version)
         return Span(self._index.paths[shard], first, last, info)
 
-    def unpack(self, start: int, end: int, data: bytes) -> "TarRun":
+    def unpack(self, start: int, end: int, data: bytes | bytearray) -> "TarRun":
         """The samples of these bytes, which are those of their span."""
         shard, byte, _ = self._index.span(start, end)
         first = int(self._index.first_S[shard]) if self._index.whole else start

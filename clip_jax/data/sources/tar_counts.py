@@ -49,17 +49,17 @@ class TarCounts:
         shard = int(np.searchsorted(self.first_S, start, side="right")) - 1
         return shard, 0, self.shards[shard].size
 
-    def borders(self, start: int, end: int, data: bytes) -> np.ndarray:
+    def borders(self, start: int, end: int, data: bytes | bytearray) -> np.ndarray:
         """The byte of `data` at which each sample of the shard begins, and at which the last one ends.
 
         There may be fewer than the counts say: what is missing is a bad sample.
         """
         number = self.span(start, end)[0]
-        expected = self.shards[number]
+        expected, view = self.shards[number], memoryview(data)
         found, starts = tar_scan.scan(
             self.paths[number],
             storage.FileInfo(len(data), expected.version),
-            lambda first, last: data[first:last],
+            lambda first, last: bytes(view[first:last]),
         )
         if found.samples != expected.samples and len(data) == expected.size:
             logging.warning(

@@ -50,7 +50,7 @@ class TarIndex:
         shard, first, _ = self.locate(start)
         return shard, first, self.locate(end - 1)[2]
 
-    def borders(self, start: int, end: int, data: bytes) -> np.ndarray:
+    def borders(self, start: int, end: int, data: bytes | bytearray) -> np.ndarray:
         """The byte of the span's `data` at which each sample begins, and at which the last one ends."""
         starts = self.starts_N[start:end].astype(np.int64) * BLOCK
         return np.append(starts - starts[0], len(data))
@@ -262,7 +262,8 @@ def _check_fresh(index: TarIndex, infos: Sequence[storage.FileInfo]):
     stale = [
         path
         for path, shard, info in zip(index.paths, index.shards, infos)
-        if (shard.size, shard.version) != tuple(info)
+        if shard.size != info.size
+        or (shard.version and info.version and shard.version != info.version)
     ]
     if stale:
         raise ValueError(

@@ -14,10 +14,16 @@ class TarRun:
     """Samples of one piece of a shard, from number `first` and its byte `byte` on."""
 
     def __init__(
-        self, parse: Parse, shard: str, first: int, byte: int, borders_N: np.ndarray, data: bytes
+        self,
+        parse: Parse,
+        shard: str,
+        first: int,
+        byte: int,
+        borders_N: np.ndarray,
+        data: bytes | bytearray,
     ):
         self._parse, self._shard, self._first, self._byte = parse, shard, first, byte
-        self._borders_N, self._data = borders_N, data
+        self._borders_N, self._data = borders_N, memoryview(data)
 
     def __getitem__(self, index: int) -> Sample:
         """Raises BadSample, also where the shard has fewer samples than it should."""
@@ -32,7 +38,9 @@ class TarRun:
         start, end = self._borders_N[place : place + 2].tolist() if place < len(self) else (0, 0)
         if not end:
             raise BadSample("not-in-shard", key=f"{self._shard}/{place}", shard=self._shard)
-        return self._parse(index, self._byte + start, self._data[start:end], training=training)
+        return self._parse(
+            index, self._byte + start, bytes(self._data[start:end]), training=training
+        )
 
 
 def take_apart(data: bytes) -> tuple[str | None, dict[str, bytes], str | None]:
