@@ -1,10 +1,12 @@
 """The commands under `clip-jax data`: index, stats, preview, bench, convert, subset, filter, map."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from clip_jax import storage
 from clip_jax.cli.curation import DataSettings, Spec, filter_source, map_source
 from clip_jax.config import DataConfig
 from clip_jax.data.sources import registry
@@ -73,19 +75,33 @@ def preview(
 
 
 def bench(
-    source: Spec, image_size: int = 224, seconds: float = 5.0, cfg: DataSettings = DEFAULT
+    source: Spec,
+    image_size: int = 224,
+    seconds: float = 5.0,
+    chip: str = "TPU v5e",
+    chips: int = 4,
+    json_out: Path | None = None,
+    cfg: DataSettings = DEFAULT,
 ) -> int:
-    """Images a second of each stage from file to batch, and the cores that a chip needs.
+    """Images a second of each stage from file to batch, what limits, and what feeds a host's chips.
 
     Args:
-        source: such as "tar:/data/{00000..00999}.tar".
+        source: such as "tar:/data/{00000..00999}.tar" or "tar:gs://bucket/{00000..00999}.tar".
         image_size: pixels on each side.
-        seconds: of reading whole batches.
+        seconds: of reading whole batches; behind a URL, of measuring the storage too.
+        chip: that a host has, such as "TPU v5e" or H100.
+        chips: of that kind in a host.
+        json_out: a file for `clip-jax plan --data-bench`.
         cfg: batch size, threads, workers, augmentation.
     """
+    benchmark.check_chips(chip, chips)
+    if not seconds > 0 or image_size < 1:
+        raise ValueError(f"seconds={seconds} and image_size={image_size} must be above 0")
     opened = registry.open_source(source, "train", cfg)
     found = benchmark.bench(opened, ClipTokenizer(), cfg, image_size=image_size, seconds=seconds)
-    print(found.to_text())
+    print("\n".join([found.to_text(), *found.settings_for(chip, chips, cfg)]))
+    if json_out is not None:
+        storage.atomic_write(json_out, json.dumps(found.to_json(), indent=1) + "\n")
     return 0
 
 

@@ -1,6 +1,7 @@
 """The command `clip-jax plan`: whether a run fits a pod or GPUs, and how fast a step is there."""
 
 import dataclasses
+import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -32,7 +33,10 @@ class PlanSettings(TrainConfig):
     propose: bool = (
         True  # with the search: the fastest rematerialisation and unrolling, six compiles
     )
-    images_per_core: Positive = IMAGES_PER_CORE  # that a host's core makes ready in a second
+    images_per_core: Positive | None = (
+        None  # that a host's core makes ready in a second; None: as measured, or 1043
+    )
+    data_bench: Path | None = None  # what `clip-jax data bench --json-out` wrote on such a host
     gpu_memory_share: Part = JAX_SHARE  # that JAX may use (XLA_PYTHON_CLIENT_MEM_FRACTION)
     json_out: Path | None = None  # a file that gets all of it
 
@@ -46,6 +50,7 @@ def plan(args: list[str]) -> int:
     )
     if not settings.topology:
         raise ValueError("say where it is to go: --topology v5e:16x16, v5p-1024, h100:8, ...")
+    images_per_core, images_per_host = _data_rates(settings)
     topologies = [parse_topology(name) for name in settings.topology]
     cfg = TrainConfig(**{f.name: getattr(settings, f.name) for f in fields(TrainConfig)})
     start(topologies)
@@ -56,7 +61,8 @@ def plan(args: list[str]) -> int:
             topology,
             search=settings.search,
             propose=settings.search and settings.propose,
-            images_per_core=settings.images_per_core,
+            images_per_core=images_per_core,
+            images_per_host=images_per_host,
             gpu_share=settings.gpu_memory_share,
         )
         plans.append(made)
@@ -66,6 +72,24 @@ def plan(args: list[str]) -> int:
     if settings.json_out is not None:
         write_json(plans, settings.json_out)
     return 0
+
+
+def _data_rates(settings: PlanSettings) -> tuple[float, float | None]:
+    """Images a second of a core and, where that was measured, of a host's storage."""
+    per_core, per_host, path = settings.images_per_core, None, settings.data_bench
+    if path is not None:
+        if not path.is_file():
+            raise ValueError(f"data_bench={path} is no file; `clip-jax data bench --json-out` writes one")  # fmt: skip
+        try:
+            found = json.loads(path.read_text())
+            measured, per_host = float(found["images_per_core"]), found["images_per_host"]
+            per_host = None if per_host is None else float(per_host)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"data_bench={path} is not of `clip-jax data bench`: {error!r}") from error  # fmt: skip
+        if not measured > 0 or (per_host is not None and not per_host > 0):
+            raise ValueError(f"data_bench={path}: its rates must be above 0")
+        per_core = per_core or measured
+    return per_core or IMAGES_PER_CORE, per_host
 
 
 def _sliced(cfg: TrainConfig, slices: int) -> TrainConfig:

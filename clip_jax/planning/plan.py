@@ -83,6 +83,7 @@ class Speed:
     mfu: float
     cores_per_host: int  # to read and decode the images
     unpriced: tuple[str, ...] = ()  # kernels that state no operations, which are missing here
+    host_images_per_second: float | None = None  # that storage gives; None: not measured
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,7 @@ def make_plan(
     search: bool = True,
     propose: bool = False,
     images_per_core: float = IMAGES_PER_CORE,
+    images_per_host: float | None = None,
     gpu_share: float = JAX_SHARE,
 ) -> Plan:
     """Compile a run's step for a topology and work out the rest.
@@ -143,6 +145,7 @@ def make_plan(
       search: look for the largest batch, and for changes where the run does not fit.
       propose: look for the fastest rematerialisation and unrolling: six more are compiled at most.
       images_per_core: that a host's core makes ready in a second.
+      images_per_host: that the storage gives a host in a second; None: not known.
       gpu_share: of a GPU's memory that JAX may use.
 
     Raises:
@@ -195,7 +198,7 @@ def make_plan(
         memory=_memory(trial),
         exchanges=exchanges(trial.program, trial.step.mesh, topology) if fitting else (),
         kernels=tuple(trial.program.kernels.most_common()) if fitting else (),
-        speed=_speed(trial, topology, images_per_core) if fitting else None,
+        speed=_speed(trial, topology, images_per_core, images_per_host) if fitting else None,
         largest_batch=largest,
         suggestions=suggestions,
         tried=tried,
@@ -259,7 +262,9 @@ def _time(trial: Trial, topology: Topology, *, tiled: bool = True) -> StepTime:
     return step_time(trial.program, topology, devices, tiled=tiled)
 
 
-def _speed(trial: Trial, topology: Topology, images_per_core: float) -> Speed:
+def _speed(
+    trial: Trial, topology: Topology, images_per_core: float, images_per_host: float | None
+) -> Speed:
     cfg, program, chip = trial.step.cfg, trial.program, topology.chip
     time = _time(trial, topology)
     flops = training_flops(
@@ -289,4 +294,5 @@ def _speed(trial: Trial, topology: Topology, images_per_core: float) -> Speed:
         mfu=model / time.seconds / topology.chip.peak_flops,
         cores_per_host=math.ceil(images / topology.hosts / images_per_core),
         unpriced=tuple(program.unpriced),
+        host_images_per_second=images_per_host,
     )

@@ -66,6 +66,14 @@ def _speed_lines(plan: Plan) -> list[str]:
         + (f" ({s.tiled_gb:,.0f} in whole tiles)" if s.tiled_gb > s.traffic_gb else ""),
         f"    {s.cores_per_host} cores a host to feed it ({plan.hosts} hosts)",
     ]
+    if s.host_images_per_second is not None:
+        need = s.images_per_second / plan.hosts
+        enough = need <= s.host_images_per_second
+        lines.append(
+            f"    a host takes {need:,.0f} images/s and its storage gives"
+            f" {s.host_images_per_second:,.0f}"
+            + ("" if enough else ": STORAGE LIMITS, data.cache_mb or more hosts help")
+        )
     if s.unpriced:
         lines.append(
             f"    WITHOUT the operations of {len(s.unpriced)} kernels that state no cost_estimate:"

@@ -9,6 +9,7 @@ from clip_jax.storage.refusals import NoRanges
 
 RANGE = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?:(?P<total>\d+)|\*)")
 STALLED_S = (30.0, 1e6)  # a request takes at most so long, and a second for so many bytes
+PARTS_OF_SECONDS = re.compile(r"(?<=:\d\d)\.\d+")  # which listings may say and other answers not
 VERSIONS = ("mtime", "LastModified", "last_modified", "updated", "ETag", "etag", "generation", "Last-Modified")  # fmt: skip
 
 
@@ -70,8 +71,8 @@ def request(url: str, start: int, end: int, info: FileInfo | None) -> tuple[byte
 
 def refuse_changed(path: str, was: FileInfo, now: FileInfo):
     """Raises Changed; a version that a server does not say may be any."""
-    known = was.version and now.version
-    if was.size != now.size or (known and was.version != now.version):
+    before, after = (PARTS_OF_SECONDS.sub("", info.version) for info in (was, now))
+    if was.size != now.size or (before and after and before != after):
         raise Changed(path, was, now)
 
 

@@ -27,6 +27,8 @@ def test_several_topologies_make_a_table_and_a_file(capsys, tmp_path):
     )
     arguments = ("--config", "run.py", "--topology", "h100:4", "--topology", "h200:1")
     more = ("--data.batch-size", "64", "--no-search", "--json-out", "plan.json")
+    more += ("--data-bench", "bench.json")
+    (tmp_path / "bench.json").write_text('{"images_per_core": 10.0, "images_per_host": 3.0}')
     assert main(["plan", *arguments, *more]) == 0
     shown = capsys.readouterr().out
     assert "ViT-test" in shown
@@ -46,6 +48,8 @@ def test_several_topologies_make_a_table_and_a_file(capsys, tmp_path):
             ("--topology", "h100:8", "--images-per-core", "0"),
             "images_per_core=0.0 must be a number above 0",
         ),
+        (("--topology", "h100:8", "--data-bench", "nowhere.json"), "data_bench=nowhere.json is no"),
+        (("--topology", "h100:8", "--data-bench", __file__), "is not of `clip-jax data bench`"),
         (("--topology", "h100:8", "--mesh.fsdp", "3"), "mesh.fsdp=3 does not make the 8 devices"),
         (("--topology", "v5e:2x2*2", "--mesh.slices", "4"), "leave mesh.slices at 1"),
         (("--topology", "h100:8", "--data.batch-size", "60"), "data.batch_size=60 does not divide"),

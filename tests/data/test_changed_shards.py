@@ -13,6 +13,7 @@ import pytest
 
 from clip_jax import storage
 from clip_jax.data.sources.registry import open_source
+from clip_jax.storage import ranges
 
 
 class Bucket(http.server.BaseHTTPRequestHandler):
@@ -153,3 +154,13 @@ def test_a_listing_of_the_client_does_not_hide_a_change(google):
     fsspec.core.url_to_fs(url)[0].ls("b", detail=True)  # which gcsfs remembers
     overwrite(google, "00000.tar")
     assert storage.stat([url])[0].version.startswith("2026-01-01 00:00:02")
+
+
+def test_a_time_that_a_listing_says_more_exactly_is_the_same():
+    listed, asked = "2026-01-01 00:00:01.123000+00:00", "2026-01-01 00:00:01+00:00"
+    was, now = ranges.FileInfo(5, listed), ranges.FileInfo(5, asked)
+    ranges.refuse_changed("s3://b/0.tar", was, now)
+    with pytest.raises(ranges.Changed):
+        ranges.refuse_changed(
+            "s3://b/0.tar", was, now._replace(version=asked.replace(":01", ":02"))
+        )

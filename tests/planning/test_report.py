@@ -59,6 +59,14 @@ def test_an_unknown_clock_leaves_cycles(plan):
     assert "by the compiler's own estimate unknown" in text
 
 
+def test_a_storage_that_limits_is_named(plan):
+    for rate, limits in ((4000.0, True), (6000.0, False)):
+        speed = dataclasses.replace(plan.speed, host_images_per_second=rate)
+        text = to_text(dataclasses.replace(plan, speed=speed))
+        assert f"a host takes 5,120 images/s and its storage gives {rate:,.0f}" in text
+        assert ("STORAGE LIMITS" in text) == limits
+
+
 def test_kernels_without_a_cost_are_named(plan):
     speed = dataclasses.replace(plan.speed, unpriced=("attention.1", "attention.2"))
     text = to_text(dataclasses.replace(plan, speed=speed))

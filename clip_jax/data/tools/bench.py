@@ -12,6 +12,8 @@ from clip_jax.data.dataset import Tokenizer
 from clip_jax.data.images.transforms import ImageError, train_image
 from clip_jax.data.loader import Batches, cores, train_batches
 from clip_jax.data.samples import BadSample, Sample, Source
+from clip_jax.data.tools import bench_storage
+from clip_jax.data.tools.bench_storage import Link
 
 # Pairs per second of a ViT-B/16 CLIP model at half of the chip's peak: 123 GFLOP a pair, forward
 # and backward, against the makers' bfloat16 figures in TFLOP/s.
@@ -21,6 +23,7 @@ PEAK_TFLOPS = {
 }  # fmt: skip
 PAIR_TFLOP = 0.123
 ROUNDS = 4
+WORKER_THREADS = 4  # of a process; more wait for each other
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Bench:
     images_per_cpu_second: float  # of batches, by processor time of all threads
     first_batch_seconds: float
     workers: int
+    link: Link | None = None  # of a storage behind a URL that is read in blocks
 
     @property
     def limit(self) -> Stage:
@@ -60,7 +64,15 @@ class Bench:
 
     def cores_for(self, chip: str) -> int:
         """Cores that feed one chip training ViT-B/16 at half of its peak."""
-        return math.ceil(PEAK_TFLOPS[chip] / 2 / PAIR_TFLOP / self.images_per_cpu_second)
+        return math.ceil(images_of(chip) / self.images_per_cpu_second)
+
+    @property
+    def bottleneck(self) -> str:
+        """What limits batches on this machine: decoding, latency or bandwidth."""
+        decoded = self.images_per_cpu_second * cores()
+        if self.link is None or decoded <= self.link.images_per_second:
+            return "decoding"
+        return self.link.limit
 
     def to_text(self) -> str:
         """For a terminal."""
@@ -73,9 +85,77 @@ class Bench:
         if not self.workers:
             lines.append(f"order, batching and transport add {self.overhead:.1%} to the stages")
         lines.append(f"first batch after {self.first_batch_seconds:.2f} s")
+        if self.link is not None:
+            lines += self._storage(self.link)
         needs = ", ".join(f"{chip} {self.cores_for(chip)}" for chip in PEAK_TFLOPS)
         lines.append(f"cores for one chip on ViT-B/16 at half of its peak: {needs}")
         return "\n".join(lines)
+
+    def _storage(self, link: Link) -> list[str]:
+        way_out = {
+            "decoding": "more cores",
+            "latency": "blocks have few bytes: write longer shards with `clip-jax data convert`",
+            "bandwidth": "smaller images, a closer bucket, or data.cache_mb for later epochs",
+        }[self.bottleneck]
+        return [
+            f"storage: {link.latency_s * 1e3:.0f} ms a request, {link.connection / 1e6:.0f} MB/s on one "
+            f"connection, {link.together / 1e6:.0f} MB/s on {link.connections}; "
+            f"{link.sample_bytes / 1e3:.0f} kB a sample, {link.request_samples:.0f} samples a request",
+            f"it gives {link.images_per_second:.0f} images/s with data.shuffle=block, and "
+            f"{link.one_by_one:.0f} a thread with data.shuffle=global",
+            f"on {cores()} cores here {self.bottleneck} limits: {way_out}",
+        ]
+
+    def settings_for(self, chip: str, chips: int, cfg: DataConfig) -> list[str]:
+        """The settings that feed the chips of a host, and what they need of it."""
+        need = chips * images_of(chip)
+        number = max(1, math.ceil(need / self.images_per_cpu_second))
+        workers = math.ceil(number / WORKER_THREADS) if number > WORKER_THREADS else 0
+        threads = math.ceil(number / max(1, workers))
+        flags = [f"--data.threads {threads}"]
+        if workers:
+            flags.insert(0, f"--data.workers {workers}")
+        lines = [f"{chips} x {chip} take {need:.0f} images/s of ViT-B/16: {number} cores"]
+        if self.link is not None:
+            link = self.link
+            lines[0] += (
+                f", {need * link.sample_bytes / 1e6:.0f} MB/s on {link.connections_for(need)} connections"
+            )
+            # Twice the window of one host, and what comes while a request is answered.
+            held = 2e6 * cfg.shuffle_window_mb + 2 * need * link.request_s * link.sample_bytes
+            flags += [
+                "--data.shuffle block",
+                f"--data.read-ahead-mb {max(cfg.read_ahead_mb, math.ceil(held / 1e6))}",
+            ]
+            if link.images_per_second < need:
+                lines.append(
+                    f"this storage gives a host {link.images_per_second:.0f} images/s, too little for "
+                    f"them: it feeds {link.images_per_second / images_of(chip):.1f} of these chips"
+                )
+        return [*lines, " ".join(flags)]
+
+    def to_json(self) -> dict:
+        """What `clip-jax plan --data-bench` takes."""
+        given = None if self.link is None else self.link.images_per_second
+        return {
+            "source": self.name,
+            "images_per_core": self.images_per_cpu_second,
+            "images_per_host": given,
+            "bytes_per_image": None if self.link is None else self.link.sample_bytes,
+        }
+
+
+def check_chips(chip: str, chips: int):
+    """Raises ValueError for a chip that is not known."""
+    if chip not in PEAK_TFLOPS:
+        raise ValueError(f"chip={chip!r} must be one of {', '.join(PEAK_TFLOPS)}")
+    if chips < 1:
+        raise ValueError(f"chips={chips} must be at least 1")
+
+
+def images_of(chip: str) -> float:
+    """Images that a chip takes in a second of training ViT-B/16 at half of its peak."""
+    return PEAK_TFLOPS[chip] / 2 / PAIR_TFLOP
 
 
 def bench(
@@ -94,10 +174,16 @@ def bench(
     CPU-second is then that of the clock divided by the workers.
     """
     preprocess = preprocess or PreprocessConfig()
-    rounds = []
+    rounds, link, read_s, kept = [], None, None, None
+    if bench_storage.is_remote(source):
+        link, read_s, kept = bench_storage.measure(source, seconds=seconds)
     for number in range(ROUNDS):  # in turns, because other programs slow both down
         indices = np.random.default_rng(number).integers(len(source), size=-(-samples // ROUNDS))
-        alone = _stages(source, tokenizer, cfg, image_size, preprocess, indices.tolist())
+        if kept is None:
+            read_s, some = _read(source, indices.tolist())
+        else:
+            some = [kept[number % len(kept)] for number in indices.tolist()] if kept else []
+        alone = (read_s, *_stages(some, tokenizer, cfg, image_size, preprocess))
         reading = {"image_size": image_size, "preprocess": preprocess, "seed": 0}
         step = number * (1 << 20)  # other samples in each round
         start = time.perf_counter()
@@ -117,19 +203,24 @@ def bench(
         images_per_cpu_second=rate / min(cfg.workers, cores()) if cfg.workers else cpu_rate,
         first_batch_seconds=first,
         workers=cfg.workers,
+        link=link,
     )
 
 
-def _stages(source, tokenizer, cfg, image_size, preprocess, indices) -> tuple[float, ...]:
-    """Seconds of processor time a sample for reading, decoding and tokenizing."""
+def _read(source: Source, indices: Sequence[int]) -> tuple[float, list[Sample]]:
+    """Seconds of processor time for reading a sample, and the samples."""
     read: list[Sample] = []
+    return _time(lambda index: read.append(source[index]), indices), read
+
+
+def _stages(read, tokenizer, cfg, image_size, preprocess) -> tuple[float, float]:
+    """Seconds of processor time a sample for decoding and tokenizing."""
     rng = np.random.default_rng(0)
 
     def decode(sample: Sample):
         train_image(sample.image, rng, cfg.augment, preprocess, image_size, cfg.max_image_pixels)
 
     return (
-        _time(lambda index: read.append(source[index]), indices),
         _time(decode, read),
         _time(lambda sample: tokenizer([sample.captions[0]], rng), read),
     )

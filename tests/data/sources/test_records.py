@@ -198,7 +198,7 @@ def test_chunks_are_found_whatever_the_file_is_written_with(
     for record in written:
         writer.write(record)
     writer.close()
-    (info,) = storage.stat([str(path)])
+    (info,) = storage.stat([f"file://{path}"])
     found = RecordBlocks([f"file://{path}"], [info], [{}])
     first_K = found.blocks.first_K.tolist()
     assert first_K[0] == 0 and first_K[-1] == 12 and len(first_K) > 2
