@@ -203,7 +203,7 @@ def test_chunks_are_found_whatever_the_file_is_written_with(
     first_K = found.blocks.first_K.tolist()
     assert first_K[0] == 0 and first_K[-1] == 12 and len(first_K) > 2
     assert [found[index] for index in range(12)] == written
-    described = RecordBlocks([f"file://{path}"], [info], [describe(str(path), info)])
+    described = RecordBlocks([f"file://{path}"], [info], [describe(f"file://{path}", info)])
     assert described.blocks.first_K.tolist() == first_K
 
 
