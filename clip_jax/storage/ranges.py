@@ -96,7 +96,8 @@ def _ask(url: str) -> dict:
     try:
         return filesystem.info(name)
     except FileNotFoundError as error:  # fsspec says it of any answer of a web server
-        raise error.__cause__ or error from None
+        cause = error.__cause__ or error
+        raise (error if getattr(cause, "status", 0) == 404 else cause) from None
 
 
 async def _web_range(filesystem, url: str, start: int, end: int, info: FileInfo | None) -> bytes:

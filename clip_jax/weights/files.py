@@ -1,6 +1,7 @@
 """Files of tensors: safetensors, NumPy's .npz and torch's .pt, detected by their content."""
 
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,8 @@ import safetensors
 from clip_jax.weights.mapping import Shape, Tensors
 from clip_jax.weights.state_dicts import unwrap
 from clip_jax.weights.torch_files import TorchFile
+
+log = logging.getLogger(__name__)
 
 
 class NamedTensors:
@@ -27,7 +30,7 @@ class NamedTensors:
         self.source = source
         self.is_torchscript = getattr(tensors, "is_torchscript", False)
         self.is_npz = isinstance(tensors, Npz)
-        self._tensors = tensors
+        self._tensors, self._has_zeros = tensors, False
         shapes = tensors.shapes()
         self._names = unwrap(shapes, source)
         self._shapes = {name: tuple(shapes[theirs]) for name, theirs in self._names.items()}
@@ -63,6 +66,12 @@ class NamedTensors:
             raise ValueError(
                 f'{self.source}: tensor "{name}" has {wrong} of {tensor.size} values that are NaN or '
                 "infinite: the training that saved it diverged, or the file is damaged"
+            )
+        if tensor.ndim > 1 and not self._has_zeros and not tensor.any():
+            self._has_zeros = True  # of many, the first is named
+            log.warning(
+                '%s: tensor "%s" is zero everywhere, as in files of which a part was never downloaded',
+                *(self.source, name),
             )
         return tensor
 

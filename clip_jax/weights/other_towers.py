@@ -30,6 +30,7 @@ MARKS = (
     ),
     (r"^visual\.trunk\.(?!patch_embed\.proj|pos_embed|blocks|norm\.|attn_pool)", "an image tower of timm"),
 )  # fmt: skip
+OWNED = re.compile(r"(.+\.)visual\.(conv1|trunk|class_embedding|proj)\b")
 KNOWN = "known are ViT, ResNet and SigLIP image towers with CLIP's and SigLIP's text towers"
 
 
@@ -44,6 +45,12 @@ def refuse_other_towers(names: Iterable[str], source: str):
         found = next((name for name in names if re.search(mark, name)), None)
         if found is not None:
             raise ValueError(f'{source} holds {kind}, as its tensor "{found}" tells; {KNOWN}')
+    owners = {found[1] for name in names if (found := OWNED.match(name))}
+    if owners and not any(name.startswith("visual.") for name in names):
+        raise ValueError(
+            f"{source} holds tensors below {', '.join(sorted(owners))}: save those of one model, under "
+            "its own names"
+        )
     has_image = any(name.startswith("visual.") for name in names)
     has_text = any(name.endswith("token_embedding.weight") for name in names)
     if has_image != has_text:

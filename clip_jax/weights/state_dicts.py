@@ -33,6 +33,8 @@ def find_state_dict(content: Any, source: str) -> dict[str, StoredTensor]:
     tensors = {}
     for name, value in content.items():
         if isinstance(value, StoredTensor):
+            if not isinstance(name, str):
+                raise ValueError(f"{source}: a tensor is called {name!r}, which is no name")
             tensors[name] = value
         elif isinstance(value, Inert) and _may_be_numbers(str(name), value):
             raise ValueError(

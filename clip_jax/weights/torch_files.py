@@ -3,6 +3,7 @@
 import mmap
 import pickle
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,7 @@ class _Archive:
 
     def __init__(self, path: Path, mapped: mmap.mmap):
         self._path, self._mapped = path, mapped
+        self._whole: set[str] = set()  # storages whose checksums are right
         with zipfile.ZipFile(path) as archive:
             self._infos = {info.filename: info for info in archive.infolist()}
             (pickled,) = (name for name in self._infos if name.endswith("/data.pkl"))
@@ -97,8 +99,13 @@ class _Archive:
         if info.compress_type != zipfile.ZIP_STORED:
             with zipfile.ZipFile(self._path) as archive:
                 return np.frombuffer(archive.read(info), storage.dtype)
-        count = info.file_size // storage.dtype.itemsize
-        return np.frombuffer(self._mapped, storage.dtype, count, self._start(info))
+        start, count = self._start(info), info.file_size // storage.dtype.itemsize
+        if storage.key not in self._whole:  # several tensors may lie in one
+            with memoryview(self._mapped) as data:
+                if zlib.crc32(data[start : start + info.file_size]) != info.CRC:
+                    raise zipfile.BadZipFile(f"the checksum of {info.filename} is another one")
+            self._whole.add(storage.key)
+        return np.frombuffer(self._mapped, storage.dtype, count, start)
 
     def _start(self, info: zipfile.ZipInfo) -> int:
         # The member's bytes follow its local header, of which only the lengths of two fields vary.

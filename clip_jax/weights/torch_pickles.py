@@ -121,7 +121,14 @@ class Reader(pickle.Unpickler):
         return Storage(str(key), np.dtype(dtype))
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple, strides: tuple, *_) -> StoredTensor:
+def _tensor(
+    storage: Storage, offset: int, shape: tuple, strides: tuple, _grad=None, _hooks=None, bits=None
+) -> StoredTensor:
+    if bits:
+        raise pickle.UnpicklingError(
+            f"a tensor is stored without {', '.join(map(str, bits))}, which torch applies later: save "
+            "tensor.resolve_neg().resolve_conj()"
+        )
     return StoredTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
 

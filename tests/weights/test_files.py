@@ -71,3 +71,12 @@ def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"GGUF\3\0\0\0")
     with pytest.raises(ValueError, match=r"a GGUF file.*\.safetensors"):
         open_tensors(tmp_path / "a.gguf")
+
+
+def test_a_matrix_of_zeros_is_said_once(tmp_path, caplog):
+    zeros = {"a": np.zeros((2, 3), np.float32), "b": np.zeros((2, 3), np.float32)}
+    save_file(TENSORS | zeros | {"bias": np.zeros(3, np.float32)}, tmp_path / "a.safetensors")
+    tensors = open_tensors(tmp_path / "a.safetensors")
+    for name in ("bias", "c", "a", "b"):
+        tensors.read(name)
+    assert caplog.text.count("is zero everywhere") == 1 and 'tensor "a"' in caplog.text

@@ -258,6 +258,14 @@ def test_a_tower_alone_is_named(kept, missing, tensors, tmp_path):
         load_released(tmp_path / "a.safetensors")
 
 
+@pytest.mark.parametrize("owners", [("student.",), ("student.", "teacher.")])
+def test_weights_below_another_name_are_named(owners, tensors, tmp_path):
+    below = {f"{owner}{name}": tensors[name] for owner in owners for name in tensors}
+    save_file(below, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=f"holds tensors below {', '.join(owners)}: save"):
+        load_released(tmp_path / "a.safetensors")
+
+
 def test_numbers_that_float32_cannot_hold_are_refused(tensors, configs, tmp_path):
     wide = {name: value.astype(np.float64) for name, value in tensors.items()}
     save_file(wide, tmp_path / "a.safetensors")

@@ -17,6 +17,7 @@ import pytest
 
 from clip_jax.weights.files import open_tensors
 from clip_jax.weights.torch_files import MAGIC, TorchFile
+from clip_jax.weights.torch_pickles import ALLOWED
 
 
 class Colour(enum.Enum):
@@ -233,4 +234,29 @@ def test_a_truncated_file_is_damaged(share, torch_names, tmp_path):
 def test_a_file_without_tensors_is_no_state_dict(content, torch_names, tmp_path):
     save(tmp_path / "a.pt", content, torch_names)
     with pytest.raises(ValueError, match="no state dict"):
+        TorchFile(tmp_path / "a.pt")
+
+
+def test_numbers_that_changed_in_the_file_are_named_by_their_checksum(torch_names, tmp_path):
+    save(tmp_path / "a.pt", TENSORS, torch_names)
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    data[data.index(TENSORS["a"].tobytes()) + 8] ^= 1
+    (tmp_path / "a.pt").write_bytes(data)
+    file = open_tensors(tmp_path / "a.pt")
+    np.testing.assert_array_equal(file.read("b.c"), TENSORS["b.c"])
+    with pytest.raises(ValueError, match=r'a\.pt: tensor "a" cannot be read: the checksum'):
+        file.read("a")
+
+
+def test_a_tensor_whose_signs_are_kept_apart_is_refused():
+    storage = Storage("0", np.dtype(np.float32))
+    make = ALLOWED["torch._utils", "_rebuild_tensor_v2"]
+    assert make(storage, 0, (2,), (1,), False, OrderedDict(), {}).shape == (2,)
+    with pytest.raises(pickle.UnpicklingError, match="stored without neg"):
+        make(storage, 0, (2,), (1,), False, OrderedDict(), {"neg": True})
+
+
+def test_a_tensor_under_a_number_is_refused(torch_names, tmp_path):
+    save(tmp_path / "a.pt", {**TENSORS, 3: TENSORS["a"]}, torch_names)
+    with pytest.raises(ValueError, match=r"a\.pt: a tensor is called 3"):
         TorchFile(tmp_path / "a.pt")
