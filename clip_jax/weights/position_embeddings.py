@@ -1,9 +1,12 @@
 """A model at another image size or context length, and at the sizes that a file has."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 
 from clip_jax.config import ModelConfig
+
+log = logging.getLogger(__name__)
 
 
 def paths(config: ModelConfig) -> dict[str, str]:
@@ -38,5 +41,11 @@ def resize(variables: dict, old: ModelConfig, new: ModelConfig) -> dict:
     """
     params = dict(variables["params"])
     for name, tower in new.towers.items():
-        params[name] = tower.resize(params[name], old.towers[name])
+        stored = params[name]
+        params[name] = tower.resize(stored, old.towers[name])
+        if params[name] is not stored:
+            log.warning(
+                "the positions of the %s tower are resized: %s has others than the file",
+                *(name, new.name),
+            )
     return variables | {"params": params}

@@ -19,15 +19,18 @@ def larger(config, image_size, context_length=None):
     )
 
 
-def test_the_same_size_leaves_every_number(configs, variables):
+def test_the_same_size_leaves_every_number(configs, variables, caplog):
     same = resize(variables["plain"], configs["plain"], configs["plain"])
+    assert not caplog.text
     chex.assert_trees_all_equal(same, variables["plain"])
 
 
 @pytest.mark.parametrize("name,size", [("plain", 40), ("siglip", 40), ("resnet", 96)])
-def test_positions_alone_change(name, size, configs, variables):
+def test_positions_alone_change_and_it_is_said(name, size, configs, variables, caplog):
     new = larger(configs[name], size, 9)
     resized = resize(variables[name], configs[name], new)
+    for tower in ("image", "text"):
+        assert f"the positions of the {tower} tower are resized: {name} has others" in caplog.text
     before, after = variables[name]["params"], resized["params"]
     assert after["text"]["position_embedding"].shape[0] == 9
     owner = (lambda p: p["image"]["pool"]) if name == "resnet" else (lambda p: p["image"])

@@ -21,7 +21,7 @@ from clip_jax.data.sources.list_format import ListFormat
 from clip_jax.data.sources.list_scan import Found, Wanted, scan
 
 SAID_FROM = 1 << 30  # bytes of a list whose reading takes a while
-VERSION = 2  # of what is kept in the cache
+VERSION = 3  # of what is kept in the cache
 
 
 class ListIndex:

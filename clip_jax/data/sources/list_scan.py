@@ -8,7 +8,13 @@ import numpy as np
 
 from clip_jax.data.sources.columns import CaptionColumns, NotText
 from clip_jax.data.sources.list_format import EndsInQuotes, ListFormat
-from clip_jax.data.sources.piece_hashes import hash_pieces, hash_texts, strip, with_second
+from clip_jax.data.sources.piece_hashes import (
+    after_dots,
+    hash_pieces,
+    hash_texts,
+    strip,
+    with_second,
+)
 
 BLOCK = 1 << 24  # bytes that are looked through at once
 MOST_ROW = 1 << 20  # bytes of a row in quotes
@@ -114,7 +120,7 @@ class _Block:
                 continue
             text = b"" if label is None else _bytes(label_text(row.get(label)))
             self._kind_L[line] = QUOTED
-            self._quoted[line] = _bytes(path.strip()), text
+            self._quoted[line] = _bytes(plain_path(path)), text
 
     def _find_plain(self, byte_N: np.ndarray):
         """Lines that are rows as the header has them, with an image and a caption."""
@@ -157,7 +163,7 @@ class _Block:
             if row[caption].strip():
                 self._kind_L[line] = QUOTED
                 text = b"" if label is None else row[label].strip().encode()
-                self._quoted[line] = row[image].strip().encode(), text
+                self._quoted[line] = plain_path(row[image]).encode(), text
 
     def _columns(self, name: str, line_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First byte of a column of plain lines, and the one after it."""
@@ -171,6 +177,8 @@ class _Block:
     def _hash_plain(self, name: str, line_R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hashes of a column of plain lines, and the lengths of what stands in it."""
         start_R, end_R = strip(self._byte_N, *self._columns(name, line_R))
+        if name == self._wanted.image:
+            start_R = after_dots(self._byte_N, start_R, end_R)
         return hash_pieces(self._data, start_R, end_R), end_R - start_R
 
     def _labels_of_plain(self, line_R: np.ndarray) -> set[bytes]:
@@ -253,7 +261,7 @@ class _Block:
         captioned = any(texts) or not wanted.captions.names
         if not captioned or not isinstance(image, str):
             return None
-        return _bytes(image.strip()), _bytes(label)
+        return _bytes(plain_path(image)), _bytes(label)
 
 
 def _is_text(data: bytes) -> bool:
@@ -263,6 +271,14 @@ def _is_text(data: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
+
+
+def plain_path(text: str) -> str:
+    """A path as others may write it too: without spaces around, and without ./ before it."""
+    text = text.strip()
+    while text.startswith("./"):
+        text = text[2:]
+    return text
 
 
 def label_text(value) -> str:

@@ -19,7 +19,7 @@ from clip_jax.data.sources.list_format import (
     read_format,
 )
 from clip_jax.data.sources.list_index import cache_folder, content_digest, local_copy, open_index
-from clip_jax.data.sources.list_scan import Wanted, captions_of, label_text
+from clip_jax.data.sources.list_scan import Wanted, captions_of, label_text, plain_path
 
 LAYOUTS = (".json", ".token")  # of files that are turned into rows first
 PROBED = 10  # image paths of which one must exist
@@ -240,7 +240,7 @@ def _path(value) -> str | None:
     """The path of an image out of a row's value, which may be an object that holds it."""
     if isinstance(value, dict):
         value = value.get("path") or value.get("file_name")
-    return value.strip() if isinstance(value, str) else None
+    return plain_path(value) if isinstance(value, str) else None
 
 
 def _is_there(path: str) -> bool:

@@ -56,6 +56,16 @@ def strip(
     return start_R, end_R
 
 
+def after_dots(byte_N: np.ndarray, start_R: np.ndarray, end_R: np.ndarray) -> np.ndarray:
+    """First bytes of paths without the ./ before them."""
+    while True:
+        at_R = np.minimum(start_R, len(byte_N) - 2)
+        dots_R = (byte_N[at_R] == ord(".")) & (byte_N[at_R + 1] == ord("/")) & (end_R - start_R > 1)
+        if not dots_R.any():
+            return start_R
+        start_R = start_R + 2 * dots_R
+
+
 def _mix(value_N: np.ndarray) -> np.ndarray:
     value_N = (value_N ^ (value_N >> np.uint64(30))) * MULTIPLIERS[0]
     value_N = (value_N ^ (value_N >> np.uint64(27))) * MULTIPLIERS[1]

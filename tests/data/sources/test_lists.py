@@ -427,3 +427,16 @@ def test_a_list_of_objects_in_one_piece_is_told_its_ending(read):
 
 def test_zeros_in_the_first_rows_are_not_another_encoding(read):
     assert captions(read("l.csv", "image,caption\n00.png,a\0b\n")) == [("ab",)]
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl"])
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_path_with_a_dot_before_it_is_the_same_image(read, name, quote):
+    paths = ("./00.png", "00.png", "././01.png", "01.png", "./00.png")
+    if name == "l.jsonl":
+        rows = [json.dumps({"image": path, "caption": f"text {k}"}) for k, path in enumerate(paths)]
+    else:
+        rows = [f"{quote}{path}{quote},text {k}" for k, path in enumerate(paths)]
+        rows.insert(0, "image,caption")
+    source = read(name, "\n".join(rows) + "\n")
+    assert captions(source) == [("text 0", "text 1", "text 4"), ("text 2", "text 3")]
