@@ -97,13 +97,13 @@ def open_counts(paths: Sequence[str], cache: Path) -> TarCounts | None:
     folder = paths[0].rpartition("/")[0]
     kept = [f"{folder}/{SIZES}", str(_kept(paths, infos, cache))]
     for place in kept:
-        counts = _from_sizes(place, paths)
+        counts = _from_sizes(place, paths, infos)
         if counts is not None:
             return _with_counts(paths, infos, counts)
     known = _names_beside(folder, paths)
     for suffix, count in (("_stats.json", _from_stats), (".parquet", _from_parquet)):
         if all(_beside(path, suffix) in known for path in paths):
-            counts = _ask_each(paths, suffix, count)
+            counts = _ask_each(paths, infos, suffix, count)
             if counts is not None:
                 _keep(kept, paths, counts)
                 return _with_counts(paths, infos, counts)
@@ -124,13 +124,13 @@ def _kept(paths: Sequence[str], infos: Sequence, cache: Path) -> Path:
     return cache.expanduser() / "indexes" / f"{digest}.{SIZES}"
 
 
-def _from_sizes(place: str, paths: Sequence[str]) -> list[int] | None:
+def _from_sizes(place: str, paths: Sequence[str], infos: Sequence) -> list[int] | None:
     if not storage.is_file(place):
         return None
     try:
         sizes = json.loads(storage.read_file(place))
-        return [int(sizes[os.path.basename(path)]) for path in paths]
-    except (KeyError, TypeError, ValueError) as error:
+        return [_count(sizes[os.path.basename(p)], p, info.size) for p, info in zip(paths, infos)]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         logging.warning(
             "%s does not say the samples of each shard (%r) and is not used.", place, error
         )
@@ -152,18 +152,30 @@ def _beside(path: str, suffix: str) -> str:
     return path.removesuffix(".tar") + suffix
 
 
-def _ask_each(paths: Sequence[str], suffix: str, count: Callable[[str], int]) -> list[int] | None:
+def _ask_each(
+    paths: Sequence[str], infos: Sequence, suffix: str, count: Callable[[str], object]
+) -> list[int] | None:
     logging.info("Reading the number of samples of %d shards from *%s.", len(paths), suffix)
     with concurrent.futures.ThreadPoolExecutor(min(REQUESTS, len(paths))) as pool:
         try:
-            return list(pool.map(lambda path: count(_beside(path, suffix)), paths))
-        except (KeyError, ValueError, ImportError) as error:
+            found = list(pool.map(lambda path: count(_beside(path, suffix)), paths))
+            return [_count(n, path, info.size) for n, path, info in zip(found, paths, infos)]
+        except (KeyError, TypeError, ValueError, RecursionError, ImportError) as error:
             logging.warning("*%s do not say the samples of each shard: %r.", suffix, error)
             return None
 
 
-def _from_stats(path: str) -> int:
-    return int(json.loads(storage.read_file(path))["successes"])
+def _count(value: object, path: str, size: int) -> int:
+    """A number of samples that a shard of so many bytes may have."""
+    number = int(value) if isinstance(value, str) and value.isdecimal() else value
+    most = size // BLOCK  # each has a header at least
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= most:
+        raise ValueError(f"{path}, of {size} bytes, cannot have {value!r:.40} samples")
+    return number
+
+
+def _from_stats(path: str) -> object:
+    return json.loads(storage.read_file(path))["successes"]
 
 
 def _from_parquet(path: str) -> int:

@@ -184,7 +184,11 @@ def build_index(
             _fetch(paths, cache)
         known = {pair: old for place in found for pair, old in _known(place, tuple(paths)).items()}
         infos = storage.stat(paths)
-        print(f"Indexing {len(paths)} tar shards into {path} ...", file=sys.stderr, flush=True)
+        cost = sum(info.size for name, info in zip(paths, infos) if (name, info) not in known)
+        said = f" ({cost / 1e9:.1f} GB are read; sizes.json beside them spares that)" * remote
+        print(
+            f"Indexing {len(paths)} tar shards{said} into {path} ...", file=sys.stderr, flush=True
+        )
         if not remote:
             _write(path, scan_all(paths, infos, known, workers))
         elif not tar_parts.can_write(os.path.dirname(paths[0])):

@@ -122,6 +122,36 @@ def test_a_wrong_count_costs_bad_samples_or_is_named_and_never_a_wrong_sample(
     assert f"00001.tar has 10 samples and should have {counted}" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "number",
+    [
+        "-5",
+        "9.7",
+        "true",
+        "1e999",
+        "NaN",
+        "null",
+        "[10]",
+        "1000000",
+        "9" * 30,
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
+@pytest.mark.parametrize("kept", ["sizes.json", "_stats.json"])
+def test_what_is_no_count_of_a_shard_is_named_and_not_used(bucket, settings, number, kept, caplog):
+    if kept == "sizes.json":
+        text = f'{{"00000.tar": 10, "00001.tar": {number}, "00002.tar": 10}}'
+        bucket.pipe_file("/counts/sizes.json", text.encode())
+    else:
+        for shard in range(3):
+            text = f'{{"successes": {number if shard == 1 else 10}}}'
+            bucket.pipe_file(f"/counts/{shard:05d}_stats.json", text.encode())
+    with pytest.raises(ValueError, match=r"data\.index=never.*sizes\.json"):
+        open_source(f"tar:{BUCKET}/*.tar", "train", settings(index="never"))
+    assert f"{kept} " in caplog.text and "not" in caplog.text
+    assert len(open_source(f"tar:{BUCKET}/*.tar", "train", settings())) == 30  # by an index
+
+
 def test_without_counts_never_is_refused_and_a_global_order_too(bucket, settings):
     with pytest.raises(ValueError, match=r"data\.index=never.*sizes\.json"):
         open_source(f"tar:{BUCKET}/*.tar", "train", settings(index="never"))
