@@ -153,4 +153,17 @@ def describe(path: str, info: storage.FileInfo) -> dict:
 
 
 def _entry(path: str, info: storage.FileInfo, known: dict) -> dict:
-    return known if {"samples", "blocks", "footer"} <= known.keys() else describe(path, info)
+    if not {"samples", "blocks", "footer"} <= known.keys():
+        return describe(path, info)
+    try:
+        blocks = np.array([[0, 0], *known["blocks"], [known["samples"], known["footer"]]], np.int64)
+        steps_K2 = np.diff(blocks, axis=0)[1:]
+        fits = bool((steps_K2 > 0).all()) and not blocks[:2, 0].any() and blocks[-1, 1] < info.size
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{path} does not have the blocks that the manifest beside it names; convert it again, or "
+            "delete the manifest"
+        )
+    return known

@@ -247,3 +247,31 @@ def test_a_caption_that_is_not_utf8_is_counted(tmp_path, settings, encode):
     source = open_source(f"records:{tmp_path}/a.array_record", "train", settings())
     with pytest.raises(BadSample, match="caption-not-utf8"):
         source[0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"samples": 5}, {"samples": -1}, {"blocks": [[1, 0]]}, {"blocks": [[0, 9], [3, 4]]},
+        {"blocks": "x"}, {"blocks": []}, {"footer": 1 << 40}, {"footer": None},
+    ],
+)  # fmt: skip
+def test_blocks_that_a_file_cannot_have_are_refused(bucket, changed):
+    path = "memory://records/pairs-1.array_record"
+    (info,) = storage.stat([path])
+    known = describe(path, info)
+    assert RecordBlocks([path], [info], [known]).counts == [6]
+    known |= {"samples": 6, "blocks": [[0, 0], [5, 100]]} if "samples" in changed else {}
+    with pytest.raises(ValueError, match=r"pairs-1\.array_record does not have the blocks"):
+        RecordBlocks([path], [info], [known | changed])
+
+
+def test_a_start_reads_records_of_a_few_files_of_a_bucket(bucket, settings, monkeypatch):
+    data = bucket.cat_file("/records/pairs-0.array_record")
+    for number in range(20):
+        bucket.pipe_file(f"/records/more-{number:02d}.array_record", data)
+    read = []
+    plain = RecordBlocks.__getitem__
+    monkeypatch.setattr(RecordBlocks, "__getitem__", lambda s, i: read.append(i) or plain(s, i))
+    assert len(open_source("records:memory://records/*", "train", settings())) == 22 * 6
+    assert len({index // 6 for index in read}) <= 4
