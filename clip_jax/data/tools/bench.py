@@ -49,7 +49,8 @@ class Bench:
     images_per_cpu_second: float  # of batches, by processor time of all threads
     first_batch_seconds: float
     workers: int
-    link: Link | None = None  # of a storage behind a URL that is read in blocks
+    link: Link | None = None  # of a storage behind a URL that can be read in blocks
+    askers: int = 0  # threads that ask for each sample, in a global order; 0: it is read in blocks
 
     @property
     def limit(self) -> Stage:
@@ -69,8 +70,12 @@ class Bench:
     @property
     def bottleneck(self) -> str:
         """What limits batches on this machine: decoding, latency or bandwidth."""
-        decoded = self.images_per_cpu_second * cores()
-        if self.link is None or decoded <= self.link.images_per_second:
+        # What worker processes do a CPU-second is known by the clock alone, which a storage slows.
+        alone = 1 / sum(stage.seconds for stage in self.stages)
+        decoded = cores() * (alone if self.workers else self.images_per_cpu_second)
+        if self.link is not None and self.askers and decoded > self.askers * self.link.one_by_one:
+            return "latency"
+        if self.link is None or self.askers or decoded <= self.link.images_per_second:
             return "decoding"
         return self.link.limit
 
@@ -94,7 +99,9 @@ class Bench:
     def _storage(self, link: Link) -> list[str]:
         way_out = {
             "decoding": "more cores",
-            "latency": "blocks have few bytes: write longer shards with `clip-jax data convert`",
+            "latency": "data.shuffle=block reads many samples in a request"
+            if self.askers
+            else "blocks have few bytes: write longer shards with `clip-jax data convert`",
             "bandwidth": "smaller images, a closer bucket, or data.cache_mb for later epochs",
         }[self.bottleneck]
         return [
@@ -204,6 +211,7 @@ def bench(
         first_batch_seconds=first,
         workers=cfg.workers,
         link=link,
+        askers=max(1, cfg.workers) * (cfg.threads or cores()) if cfg.shuffle == "global" else 0,
     )
 
 

@@ -44,19 +44,26 @@ LINK = Link(
 
 def test_what_limits_follows_from_the_rates(monkeypatch):
     monkeypatch.setattr("clip_jax.data.tools.bench.cores", lambda: 10)
-    decoding = Bench("s", (), 1600.0, 700.0, 0.1, 0, LINK)
+    stages = (Stage("read", 0.0002), Stage("decode", 0.0008))
+    decoding = Bench("s", stages, 1600.0, 700.0, 0.1, 0, LINK)
     assert LINK.images_per_second == pytest.approx(8000) and decoding.bottleneck == "decoding"
     wide = dataclasses.replace(decoding, images_per_cpu_second=2000.0)
     assert wide.bottleneck == "bandwidth"
+    # A process's own clock says little of what it could do.
+    waiting = dataclasses.replace(decoding, images_per_cpu_second=1.0, workers=2)
+    assert dataclasses.replace(waiting, stages=(Stage("decode", 0.0001),)).bottleneck == "bandwidth"
     # 64 connections with a request of 20 kB each 50 ms.
     small = dataclasses.replace(LINK, request_bytes=2e4, sample_bytes=1e4)
     assert small.images_per_second == pytest.approx(64 * 2 / (0.05 + 2e4 / 50e6))
     assert dataclasses.replace(wide, link=small).bottleneck == "latency"
+    asking = dataclasses.replace(wide, askers=8)  # 8 threads at 50 ms are below 160 images/s
+    assert asking.bottleneck == "latency" and "data.shuffle=block" in asking.to_text()
+    assert dataclasses.replace(asking, images_per_cpu_second=10.0).bottleneck == "decoding"
     assert small.one_by_one == pytest.approx(1 / (0.05 + 1e4 / 50e6))
 
 
 def test_the_settings_feed_the_chips_of_a_host():
-    found = Bench("s", (), 1600.0, 200.0, 0.1, 0, LINK)
+    found = Bench("s", (Stage("read", 0.005),), 1600.0, 200.0, 0.1, 0, LINK)
     need = 4 * images_of("TPU v5e")
     said = "\n".join(found.settings_for("TPU v5e", 4, DataConfig()))
     cores = -(-need // 200)
