@@ -244,8 +244,8 @@ def _work(
     """What a process does: make the batches that it is asked for, until the pipe ends."""
     # These reach the whole group; the training process alone decides what they mean. SIGTERM is
     # how Python ends what is left at its own end.
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):  # Windows lacks the last two
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"):
+        if hasattr(signal, name):  # Windows has the first alone
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if masked:  # before anything can be logged
         redact_logs()

@@ -8,15 +8,17 @@ import jax
 from jax.experimental import multihost_utils
 
 RETRY_EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: start the same command again, and it resumes
+# What batch systems send some time before they kill (SIGUSR1: Slurm, SGE; SIGUSR2: LSF, SGE; SIGXCPU:
+# limits of processor time), and a terminal that is closed. Windows has none of them.
+LEAVE_SIGNALS = ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 INTERRUPT_EXIT_CODE = 130  # 128 + SIGINT, as shells say: a person asked, so nobody starts it again
 
 
 class Preemption:
     """Whether to save and leave. A context manager, entered after `jax.distributed.initialize`.
 
-    SIGTERM (how Kubernetes, TPU VMs and Slurm announce a preemption), SIGHUP (the terminal or the
-    ssh session was closed), SIGUSR1 (Slurm's `--signal=USR1@60`) and the first Ctrl-C ask to leave
-    after the step in hand; a second Ctrl-C leaves at once.
+    SIGTERM (how Kubernetes, TPU VMs and Slurm announce a preemption), LEAVE_SIGNALS and the first
+    Ctrl-C ask to leave after the step in hand; a second Ctrl-C leaves at once.
 
     `requested` is a meeting of all processes: each must call it equally often, in training after
     every step and in evaluation after every batch. It is cheap: no device waits for it.
@@ -31,7 +33,7 @@ class Preemption:
 
     def __enter__(self) -> "Preemption":
         self._install(signal.SIGINT, self._on_interrupt)
-        for name in ("SIGHUP", "SIGUSR1"):  # absent on Windows
+        for name in LEAVE_SIGNALS:
             number = getattr(signal, name, None)
             # nohup ignores SIGHUP: the person wants the run to outlive the terminal.
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
@@ -56,6 +58,10 @@ class Preemption:
         else:
             self._agreed = self._asked
         return self._agreed
+
+    def requested_alone(self) -> bool:
+        """Whether to leave before the next step: known to a process that has no others to meet."""
+        return self._asked and not jax.distributed.is_initialized()
 
     @property
     def exit_code(self) -> int:

@@ -184,7 +184,7 @@ class Checkpoints:
 
     def is_evaluated(self, step: int) -> bool:
         """Whether a saved step was evaluated."""
-        return bool(retention.metrics_of(self.directory, step))
+        return retention.is_recorded(self.directory, step)
 
     def _begin(self, step: int, state: Any, content: dict):
         """Copy the state off the devices and start to write it."""

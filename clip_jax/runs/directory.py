@@ -6,7 +6,6 @@ import fcntl
 import io
 import json
 import logging
-import math
 import os
 import socket
 import time
@@ -20,11 +19,18 @@ from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.config_io import from_json, run_settings
 from clip_jax.config_io import to_json as settings_to_json
 from clip_jax.redaction import redact
-from clip_jax.runs.results import METRICS, parse_metric_lines, read_metric_lines
+from clip_jax.runs.results import (
+    METRICS,
+    SNAPSHOTS,
+    dump_json,
+    parse_metric_lines,
+    read_metric_lines,
+)
 from clip_jax.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
+RESUMED_LINES = 200  # of metrics.jsonl that a kill may have kept from other loggers, at least
 UPLOAD_EVERY_S = 60.0  # of metrics.jsonl to a bucket, whose objects cannot be appended to
 
 BUCKETS = ("gs", "s3", "az", "hf")  # that epath reads and writes
@@ -44,8 +50,8 @@ class RunDirectory:
       main: whether this is the process that writes (process 0); the others only read.
 
     Raises:
-      ValueError: the URL is of no bucket; on entering, when the folder cannot be written, or
-        another process trains in it.
+      ValueError: the name is not UTF-8, or the URL is of no bucket; on entering, when the folder
+        cannot be written, or another process trains in it.
     """
 
     def __init__(self, path: str | os.PathLike, *, main: bool = True):
@@ -56,12 +62,21 @@ class RunDirectory:
             known = ", ".join(f"{name}://" for name in BUCKETS)
             raise ValueError(f"{redact(path)}: a run lives in a folder or at {known}")
         # Orbax takes no relative path, and a `cd` later on must not move the run.
-        self.path = epath.Path(path if "://" in path else os.path.abspath(os.path.expanduser(path)))
+        path = path if "://" in path else os.path.abspath(os.path.expanduser(path))
+        try:
+            path.encode()
+        except UnicodeEncodeError as error:  # TensorStore could write no checkpoint there
+            raise ValueError(
+                f"the run directory {path!a} has a name that is not UTF-8 as Python reads it: choose "
+                "another --workdir, or set LC_ALL=C.UTF-8"
+            ) from error
+        self.path = epath.Path(path)
         self._main = main
         self._lock: contextlib.ExitStack | None = None
         self._metrics: IO | None = None
         self._lines: list[str] = []  # of metrics.jsonl, where the folder is remote
         self._uploaded = 0.0
+        self.resumed_metrics: list[dict] = []  # the last lines before this start
 
     def __enter__(self) -> "RunDirectory":
         if self._main:
@@ -69,13 +84,14 @@ class RunDirectory:
                 self.path.mkdir(parents=True, exist_ok=True)
                 probe = self.path / ".writable"
                 probe.write_text("")
-                probe.unlink()
+                probe.unlink(missing_ok=True)  # another start may have removed it
             except OSError as error:
                 raise ValueError(
                     f"workdir={self._named} cannot be written ({error.strerror or error}): choose "
                     "another --workdir, or make it writable"
                 ) from error
             self._take_lock()
+            self._remove_partial_files()
         if not self.is_local:
             self._lines = [dump_json(values) + "\n" for values in self.metrics()]
         return self
@@ -117,20 +133,32 @@ class RunDirectory:
         if self._main:
             atomic_write(self.path / name, dump_json(redact(content), indent=2))
 
-    def read_json(self, name: str) -> Any:
+    def read_json(self, name: str) -> dict | None:
         """What `write_json` wrote, or None where there is no such file."""
         path = self.path / name
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is not JSON ({error}): restore or remove it") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} is not a JSON object: restore or remove it")
+        return content
 
     def note_saved(self, step: int):
         """A checkpoint of this step is on disk."""
         with contextlib.suppress(OSError):  # the checkpoint is there without the note
             self.write_json("saved.json", {"step": step})
+
+    def reopen_if_removed(self) -> bool:
+        """Whether somebody has removed or renamed the folder of a run that lives; then it begins again."""
+        if not self._main or (self.path / "config.json").exists():
+            return False
+        log.error("%s was removed or renamed. Its files are written again", self.path)
+        self.__exit__(None, None, None)
+        self.__enter__()
+        return True
 
     def check_checkpoints(self):
         """Refuse to start again where a run has saved steps and its checkpoints are gone.
@@ -147,7 +175,7 @@ class RunDirectory:
         if there:
             return
         saved = self.read_json("saved.json")
-        step = saved.get("step", 0) if isinstance(saved, dict) else 0
+        step = saved.get("step", 0) if saved else 0
         if not step and not folder.exists():
             step = max((line["step"] for line in self.metrics()), default=0)
         if step:
@@ -205,9 +233,18 @@ class RunDirectory:
             self._close_metrics()
             raise
 
-    def rewind_metrics(self, step: int):
-        """Remove the lines of steps after `step`, which are about to be done again."""
-        kept = [line for line in self.metrics() if line.get("step", 0) <= step]
+    def rewind_metrics(self, step: int, *, evaluated: bool = True):
+        """Remove the lines of what is about to be done again.
+
+        Args:
+          step: the steps after it are.
+          evaluated: False: its evaluation is, too.
+        """
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        if not evaluated:
+            kept = [line for line in kept if line["step"] < step or not _of_evaluation(line)]
+        first = kept[-RESUMED_LINES:][0]["step"] if kept else 0
+        self.resumed_metrics = [line for line in kept if line["step"] >= first]
         text = "".join(dump_json(line) + "\n" for line in kept)
         self._close_metrics()
         if self._main and (self.path / METRICS).exists():
@@ -232,6 +269,16 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 self._metrics.close()
             self._metrics = None
+
+    def _remove_partial_files(self):
+        """What a kill has left of a file that was being written."""
+        if not self.is_local:
+            return
+        for folder in (self.path, self.checkpoints, self.path / SNAPSHOTS):
+            with contextlib.suppress(OSError):
+                for path in folder.iterdir():
+                    if path.name.startswith(".") and path.name.endswith(".partial"):
+                        path.unlink()
 
     # -------------------------------------------------------------------------------- lock
 
@@ -276,20 +323,8 @@ class RunDirectory:
         os.register_at_fork(after_in_child=self._lock.close)
 
 
-def dump_json(content: Any, **options) -> str:
-    """JSON that every reader takes: a number that is not finite becomes null."""
-    try:
-        return json.dumps(content, allow_nan=False, **options)
-    except ValueError:
-        return json.dumps(_finite(content), allow_nan=False, **options)
-
-
-def _finite(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+def _of_evaluation(line: dict) -> bool:
+    return all(name == "step" or name.startswith("eval/") for name in line)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import logging
+import math
 import os
 import threading
 import time
@@ -76,7 +77,11 @@ class TensorBoard(Logger):
         super().__init__(run, start=start, settings=settings)
         from tensorboardX import SummaryWriter, event_file_writer
 
-        purge = {"purge_step": start + 1} if start or run.newest_events else {}
+        # The last steps are written again, out of metrics.jsonl: a kill may have cut off what was not
+        # flushed, or left an evaluation that is about to be repeated.
+        again = run.resumed_metrics
+        first = again[0]["step"] if again else start + 1
+        purge = {"purge_step": first} if start or run.newest_events else {}
         # TensorBoard reads files in the order of their names, which have the time in them: that of a
         # start must be later than all before, also where the clock was set back in between.
         clock, event_file_writer.time = event_file_writer.time, _ClockAfter(run.newest_events)
@@ -86,6 +91,10 @@ class TensorBoard(Logger):
             event_file_writer.time = clock
         text = "\n".join(f"    {name} = {value}" for name, value in sorted(settings.items()))
         self._writer.add_text("settings", text, start)
+        for line in again:
+            figures = {name: math.nan if x is None else x for name, x in line.items()}
+            step = figures.pop("step")
+            self.log(step, {k: x for k, x in figures.items() if isinstance(x, int | float)})
 
     def log(self, step, values):
         for name, value in values.items():

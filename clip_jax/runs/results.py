@@ -10,6 +10,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -154,6 +155,22 @@ def load_evaluation(run_directory: str | os.PathLike) -> tuple[int, Evaluation] 
         return data["step"], Evaluation(metrics=data["metrics"], classes=classes, examples=examples)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def dump_json(content: Any, **options) -> str:
+    """JSON that every reader takes: a number that is not finite becomes null."""
+    try:
+        return json.dumps(content, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(content), allow_nan=False, **options)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_metric_lines(run_directory: str | os.PathLike) -> list[dict]:

@@ -88,13 +88,22 @@ def metrics_of(directory: epath.Path, step: int) -> dict[str, float]:
     return saved_with_it | _recorded(directory).get(str(step), {})
 
 
+def is_recorded(directory: epath.Path, step: int) -> bool:
+    """Whether an evaluation of a step found anything, be it a number or not."""
+    return str(step) in _recorded(directory) or bool(metrics_of(directory, step))
+
+
 def _recorded(directory: epath.Path) -> dict[str, dict[str, float]]:
     try:
         found = json.loads((directory / EVALUATIONS).read_text())
     except (OSError, ValueError):
         return {}
     entries = found.items() if isinstance(found, dict) else ()
-    return {step: metrics for step, metrics in entries if isinstance(metrics, dict)}
+    return {step: _numbers(metrics) for step, metrics in entries if isinstance(metrics, dict)}
+
+
+def _numbers(metrics: dict) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def _values(directory: epath.Path, steps: list[int], name: str, better: Better) -> dict[int, float]:

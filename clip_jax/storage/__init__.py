@@ -224,10 +224,7 @@ def writable(folder: Path) -> bool:
 
 
 def atomic_write(path: str | os.PathLike, content: bytes | str):
-    """Write a file, text in UTF-8, so that neither a reader nor a crash ever meets half of it.
-
-    The folder is made if it is not there.
-    """
+    """Write a file, text in UTF-8, and its folder: neither a reader nor a crash ever meets half of it."""
     path = epath.Path(path)
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,11 +232,15 @@ def atomic_write(path: str | os.PathLike, content: bytes | str):
         path.write_bytes(data)  # a bucket's object appears when it is complete
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        with contextlib.suppress(OSError):  # of a disk that is full: it would stay so
+            os.unlink(partial)
 
 
 def user_cache() -> Path:

@@ -60,9 +60,7 @@ class Evaluations:
 
     def is_due(self, step: int) -> bool:
         """Whether the model is measured at this step."""
-        cfg = self._setup.cfg
-        due = is_time(cfg.evaluation.every_steps, step, cfg.steps)
-        return due and self._setup.evaluators is not None
+        return is_due(self._setup, step)
 
     def has_work(self, step: int) -> bool:
         """Whether a call at this step uses the model."""
@@ -110,6 +108,7 @@ class Evaluations:
             if found is None:
                 return False
             self._progress.write(step, found.metrics)
+            self._progress.flush()  # what is recorded is not measured again: it must be logged
             self._checkpoints.record(step, found.metrics)
             if jax.process_index() == 0:
                 save_evaluation(self._run.path, step, found)
@@ -189,6 +188,12 @@ class Evaluations:
         if failure is None and (text := next(others, None)):
             return OtherProcessFailed(text)
         return failure
+
+
+def is_due(setup: Setup, step: int) -> bool:
+    """Whether the model is measured at a step."""
+    due = is_time(setup.cfg.evaluation.every_steps, step, setup.cfg.steps)
+    return due and setup.evaluators is not None
 
 
 def is_time(every: int | None, step: int, last: int) -> bool:

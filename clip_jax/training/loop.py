@@ -32,7 +32,7 @@ from clip_jax.runs.goodput import Goodput
 from clip_jax.runs.logger import Progress
 from clip_jax.runs.report.page import write_report
 from clip_jax.training import run_record
-from clip_jax.training.evaluations import Evaluations
+from clip_jax.training.evaluations import Evaluations, is_due
 from clip_jax.training.position import Position, resumed_position
 from clip_jax.training.prefetch import Prefetch
 from clip_jax.training.profiling import Profile
@@ -84,7 +84,12 @@ def train(cfg: TrainConfig, *, began: float | None = None) -> int:
             run.check_checkpoints()
             better = best_direction(cfg)
             checkpoints = stack.enter_context(
-                Checkpoints(run.checkpoints, cfg.checkpoint, better=better, on_saved=run.note_saved)
+                Checkpoints(
+                    run.checkpoints,
+                    cfg.checkpoint,
+                    better=better,
+                    on_saved=functools.partial(run_record.note_saved, setup, run),
+                )
             )
             state, position, bad_samples = restore_or_start(setup, run, checkpoints, goodput)
             run_record.write(setup, run)
@@ -156,7 +161,13 @@ def fit(parts: Parts, state: TrainState, batches: Prefetch, step_fn: Callable) -
         goodput.switch("waiting_for_data")
         parts.watchdog.beat(f"waiting for the batch of step {step}")
         began = time.monotonic()
-        batch = next(batches)
+        try:
+            batch = batches.take(leave=parts.preemption.requested_alone)
+        except Exception:
+            save_before_failing(parts, step - 1, state, batches.bad_samples)
+            raise
+        if batch is None:
+            return save_and_exit(parts, step - 1, state, batches.bad_samples)
         progress.waited(time.monotonic() - began)
 
         goodput.switch("stepping")
@@ -191,9 +202,22 @@ def save_and_exit(parts: Parts, step: int, state: TrainState, bad_samples: dict 
     why = "Preempted (SIGTERM)" if preempted else "Interrupted (SIGINT)"
     log.warning("%s: saving a checkpoint at step %d", why, step)
     metadata = functools.partial(describe, parts, step, bad_samples)
-    parts.checkpoints.save(step, state, metadata=metadata, force=True)
+    if step:  # there is nothing to lose at the start
+        parts.checkpoints.save(step, state, metadata=metadata, force=True)
     parts.goodput.end = "preempted" if preempted else "interrupted"
     return code
+
+
+def save_before_failing(parts: Parts, step: int, state: TrainState, bad_samples: dict | None):
+    """Data that fail end a run, but not the steps done before. The others of a job may be elsewhere."""
+    if initialize.several() or not step:
+        return
+    log.warning("The data failed: saving a checkpoint at step %d", step)
+    try:
+        metadata = functools.partial(describe, parts, step, bad_samples)
+        parts.checkpoints.save(step, state, metadata=metadata, due=True)
+    except Exception:
+        log.exception("Step %d could not be saved", step)
 
 
 def restore_or_start(
@@ -206,7 +230,8 @@ def restore_or_start(
         run.rewind_metrics(0)
         return setup.new_state(), Position(0, 0, batch_size), None
     goodput.resumed_from(restored.metadata.get("goodput"))
-    run.rewind_metrics(restored.step)
+    evaluated = checkpoints.is_evaluated(restored.step) or not is_due(setup, restored.step)
+    run.rewind_metrics(restored.step, evaluated=evaluated)
     log.warning("Resuming from step %d of %s", restored.step, run.path)
     # Earlier versions named the counts "ledgers".
     saved = restored.metadata.get("bad_samples", restored.metadata.get("ledgers", []))

@@ -2,12 +2,15 @@
 
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.data.loader import Batches
+
+ASK_S = 0.2  # between two looks at whether the run is to leave, while no batch comes
 
 
 class Prefetch:
@@ -29,7 +32,17 @@ class Prefetch:
         return self
 
     def __next__(self) -> Any:
-        item = self._queue.get()
+        return self.take(leave=lambda: False)
+
+    def take(self, *, leave: Callable[[], bool]) -> Any | None:
+        """The next batch; None where there is none yet and nobody wants to wait for it any longer."""
+        while True:
+            try:
+                item = self._queue.get(timeout=ASK_S)
+                break
+            except queue.Empty:
+                if leave():
+                    return None
         if isinstance(item, BaseException):
             raise item
         batch, self.bad_samples = item

@@ -1,5 +1,6 @@
 """What a run is made of, as its directory keeps it: written once, compared at every later start."""
 
+import functools
 import logging
 import tempfile
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from clip_jax import config_io
 from clip_jax.config import TrainConfig
 from clip_jax.data import orders
 from clip_jax.data.sources import registry
-from clip_jax.data.tokenizers.base import DESCRIPTION
+from clip_jax.data.tokenizers.base import DESCRIPTION, Tokenizer
 from clip_jax.runs import provenance, retention
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.trained_variables import list_steps
@@ -45,11 +46,13 @@ def check_resume(setup: Setup, run: RunDirectory):
         )
     jump = rate_jump(old, new, done)
     was = {"shuffle_order": orders.GLOBAL, "fingerprint": None}
-    was |= run.read_json("data.json") or {k: v for k, v in saved.items() if k in was}
+    record = data_record(setup)
+    was |= run.read_json("data.json") or {k: v for k, v in saved.items() if k in record}
+    was.setdefault("tokenizer_files", record["tokenizer_files"])  # older runs do not say
     try:
         changes = config_io.check_resume(
             config_io.to_json(old) | was,
-            config_io.to_json(new) | data_record(setup),
+            config_io.to_json(new) | record,
             new.checkpoint.allow_change,
         )
     except ValueError as error:
@@ -90,6 +93,16 @@ def write(setup: Setup, run: RunDirectory):
         setup.tokenizer.save(run.tokenizer)
 
 
+def note_saved(setup: Setup, run: RunDirectory, step: int):
+    """A checkpoint of this step is on disk, and beside it what whoever loads it needs to know."""
+    try:
+        if run.reopen_if_removed():
+            write(setup, run)
+    except (OSError, ValueError) as error:
+        log.error("%s cannot be written again: %s", run.path, error)
+    run.note_saved(step)
+
+
 def facts(setup: Setup) -> dict[str, object]:
     """What each process has found or computed for itself and must have in common with the others."""
     record = data_record(setup)
@@ -98,13 +111,20 @@ def facts(setup: Setup) -> dict[str, object]:
         known[f"samples of {source.name}"] = len(source)
     if setup.evaluators is not None:
         known |= setup.evaluators.facts()
-    with tempfile.TemporaryDirectory() as folder:
-        setup.tokenizer.save(epath.Path(folder))
-        known["tokenizer"] = _digest(path.read_bytes() for path in sorted(Path(folder).iterdir()))
+    known["tokenizer"] = record["tokenizer_files"]
     if setup.initial is not None:
         leaves = jax.tree.leaves(setup.initial.variables)
         known["model.init_from"] = _digest(np.ascontiguousarray(leaf).data for leaf in leaves)
     return known
+
+
+@functools.cache
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Of the files that a run keeps of its tokenizer, but for how long its rows are: a setting says so."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(epath.Path(folder))
+        files = sorted(path for path in Path(folder).iterdir() if path.name != DESCRIPTION)
+        return _digest([tokenizer.kind.encode(), *(path.read_bytes() for path in files)])
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> str:
@@ -120,5 +140,8 @@ def fingerprint(setup: Setup) -> str:
 
 def data_record(setup: Setup) -> dict[str, str]:
     """What is trained on and in which order, which may not change when a run resumes."""
-    order = orders.describe(setup.sources, setup.cfg.data)
-    return {"fingerprint": fingerprint(setup), "shuffle_order": order}
+    return {
+        "fingerprint": fingerprint(setup),
+        "shuffle_order": orders.describe(setup.sources, setup.cfg.data),
+        "tokenizer_files": tokenizer_digest(setup.tokenizer),
+    }

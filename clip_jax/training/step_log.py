@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from clip_jax.config import HealthConfig
@@ -88,11 +89,20 @@ class StepLog:
         found = {}
         for hook in tuple(self._hooks):
             try:
-                found |= hook(step, state, metrics) or {}
+                own = hook(step, state, metrics) or {}
+                found |= {name: _scalar(name, value) for name, value in own.items()}
             except Exception:
                 log.exception("The hook %s failed at step %d and is not called again", hook, step)
                 self._hooks.remove(hook)
         return found
+
+
+def _scalar(name: str, value: Any) -> Any:
+    """A hook's figure as it is, which may still be on a device; it is looked at a step later."""
+    number = np.isscalar(value) or getattr(value, "shape", None) == ()
+    if not number or isinstance(value, str | bytes | complex):
+        raise TypeError(f"{name} is a {type(value).__name__} that is no single number")
+    return value
 
 
 def make_hooks(names: Sequence[str]) -> list[Hook]:

@@ -11,6 +11,8 @@ import pytest
 
 from clip_jax.distributed.preemption import INTERRUPT_EXIT_CODE, RETRY_EXIT_CODE, Preemption
 
+LEAVE = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU]
+
 STEPS = """
 import sys, time
 from clip_jax.distributed.preemption import Preemption
@@ -113,14 +115,15 @@ def test_a_second_interrupt_leaves_at_once():
     assert "Leaving at once" in errors and "saved" not in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize("number", LEAVE)
 def test_the_signal_handlers_of_before_come_back(number):
     before = signal.getsignal(number), signal.getsignal(signal.SIGINT)
     with Preemption() as preemption:
         assert signal.getsignal(number) != before[0]
-        assert not preemption.requested()
+        assert not preemption.requested() and not preemption.requested_alone()
         os.kill(os.getpid(), number)
         assert preemption.requested() and preemption.requested()
+        assert preemption.requested_alone()
         assert preemption.exit_code == RETRY_EXIT_CODE
     assert (signal.getsignal(number), signal.getsignal(signal.SIGINT)) == before
 

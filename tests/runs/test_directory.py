@@ -82,6 +82,13 @@ def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path, place):
         RunDirectory(path).__enter__()
 
 
+def test_a_name_that_is_no_text_is_refused_before_anything_is_written_there():
+    """Python reads bytes that are not UTF-8, or a path in the locale C, in this way."""
+    name = os.fsdecode(b"/tmp/run-\xff")
+    with pytest.raises(ValueError, match=r"'/tmp/run-.udcff' .* is not UTF-8"):
+        RunDirectory(name)
+
+
 @pytest.mark.parametrize("model", [ModelConfig(), ModelConfig(vision=ResNetConfig(heads=32))])
 def test_settings_come_back_as_they_were(tmp_path, model):
     cfg = TrainConfig(seed=3, data=DataConfig(source=("shapes", "pairs:a.csv"), weights=(1, 0.5)))
@@ -100,6 +107,13 @@ def test_half_a_settings_file_is_named(tmp_path):
         pytest.raises(ValueError, match=r"config\.json is not JSON"),
     ):
         run.load_config()
+
+
+@pytest.mark.parametrize("content", ["3", "[]", "null", '"text"'])
+def test_a_file_that_is_json_but_no_object_is_named(tmp_path, content):
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(ValueError, match=r"data\.json is not a JSON object: restore or remove"):
+        RunDirectory(tmp_path, main=False).read_json("data.json")
 
 
 def test_secrets_stay_out_of_the_files(tmp_path):
@@ -122,6 +136,24 @@ def test_a_crash_while_a_file_is_written_leaves_the_old_one(tmp_path, monkeypatc
         with pytest.raises(KeyboardInterrupt):
             run.write_json("config.json", {"seed": 2})
         assert run.read_json("config.json") == {"seed": 1}
+    assert [path.name for path in tmp_path.glob(".*")] == []  # half a file would fill a full disk
+
+
+def test_what_kills_have_left_of_half_written_files_is_removed(tmp_path):
+    left = [
+        tmp_path / ".goodput.json.4711.partial",
+        tmp_path / "checkpoints" / ".evaluations.json.4711.partial",
+        tmp_path / "snapshots" / ".000000004.npz.4711.partial",
+    ]
+    others = [tmp_path / ".own", tmp_path / "notes.partial"]
+    for path in left + others:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("half")
+    with RunDirectory(tmp_path, main=False):
+        assert all(path.exists() for path in left)
+    with RunDirectory(tmp_path):
+        assert not any(path.exists() for path in left)
+        assert all(path.exists() for path in others)
 
 
 def test_metrics_after_the_restored_step_are_removed_and_a_torn_line_too(tmp_path):
@@ -140,6 +172,24 @@ def test_metrics_after_the_restored_step_are_removed_and_a_torn_line_too(tmp_pat
         {"step": 20, "loss": 0.05},
         {"step": 21, "loss": 0.5},
     ]
+
+
+def test_an_evaluation_that_is_about_to_be_repeated_is_not_there_twice(tmp_path, monkeypatch):
+    lines = [{"step": step, "loss": 0.5} for step in (1, 2, 3)]
+    found = [{"step": step, "eval/loss": 1.5, "eval/other/loss": None} for step in (1, 2)]
+    with RunDirectory(tmp_path) as run:
+        for line in (*lines[:1], *found[:1], *lines[1:2], *found[1:], *lines[2:]):
+            run.append_metrics(line)
+        run.rewind_metrics(2)
+        assert run.metrics() == [lines[0], found[0], lines[1], found[1]]
+        assert run.resumed_metrics == run.metrics()
+        monkeypatch.setattr(directory, "RESUMED_LINES", 1)
+        run.rewind_metrics(2)
+        assert run.resumed_metrics == [lines[1], found[1]]  # whole steps
+        run.rewind_metrics(2, evaluated=False)
+        assert run.metrics() == [lines[0], found[0], lines[1]]
+        assert run.resumed_metrics == [lines[1]]
+        assert run.metrics() == [lines[0], found[0], lines[1]]
 
 
 def test_numbers_of_metrics_keep_their_bits_when_lines_are_removed(tmp_path):

@@ -1,6 +1,7 @@
 """Loggers: nothing that they do or suffer reaches the training."""
 
 import importlib.machinery
+import math
 import os
 import subprocess
 import sys
@@ -131,6 +132,32 @@ def test_steps_that_are_done_again_stand_once_in_tensorboard(run, monkeypatch):
     again.close()
     scalars = [(step, value) for step, tag, value in events(run) if tag == "train/loss"]
     assert scalars == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)]
+
+
+def test_tensorboard_has_of_the_resumed_step_what_metrics_jsonl_has(run):
+    """A kill may cut off what was not flushed, or leave an evaluation that is repeated."""
+    kinds = ("jsonl", "tensorboard")
+    first = make_loggers(kinds, run, start=0, settings={})
+    for step in (1, 2, 3):
+        first.log(step, {"loss": float(step)})
+    first.log(2, {"eval/loss": 20.0})  # which is repeated
+    first.close()
+    run.append_metrics({"step": 1, "note": "a person wrote this"})
+    run.rewind_metrics(2, evaluated=False)
+    second = make_loggers(kinds, run, start=2, settings={})
+    second.log(2, {"eval/loss": 20.0, "eval/top1": float("nan")})
+    second.close()
+    os.remove(sorted(run.path.glob("events.*"))[-1])  # it was never flushed
+    run.rewind_metrics(2)
+    third = make_loggers(kinds, run, start=2, settings={})
+    third.log(3, {"loss": 30.0})
+    third.close()
+    train = [(1, "train/loss", 1.0), (2, "train/loss", 2.0), (3, "train/loss", 30.0)]
+    shown = sorted(events(run))
+    assert [one for one in shown if one[1] != "eval/top1"] == sorted(
+        [*train, (2, "eval/loss", 20.0)]
+    )
+    assert [math.isnan(one[2]) for one in shown if one[1] == "eval/top1"] == [True]
 
 
 def test_an_unknown_logger_is_refused_with_the_nearest(run):

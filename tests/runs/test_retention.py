@@ -70,7 +70,7 @@ def test_evaluations_that_cannot_be_read_count_as_none(tmp_path):
     directory = epath.Path(tmp_path)
     (tmp_path / "1" / "metadata" / "metadata").write_text("{")
     assert retention.read_metadata(directory / "1") == {}
-    for spoilt in ("{", "3", '{"1": 5}', "\x00"):
+    for spoilt in ("{", "3", '{"1": 5}', '{"1": {"top1": "high"}}', "\x00"):
         (tmp_path / "evaluations.json").write_text(spoilt)
         assert retention.best_step(directory, [1, 2], "top1", better="higher") is None
     save(tmp_path, [3, 4], cfg, {"top1": 0.4})

@@ -11,12 +11,13 @@ def test_text_and_bytes_are_written_into_a_folder_that_is_made(content, tmp_path
     assert (tmp_path / "new" / "file").read_text(encoding="utf-8") == "na\u00efve \u2603"
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     atomic_write(tmp_path / "file", "old")
     monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError, match="no space"):
         atomic_write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_nothing_else_is_left_in_the_folder(tmp_path):

@@ -41,6 +41,7 @@ class Story:
         self.events, self.leave_after, self.steps = [], leave_after, 0
         self.exit_code, self.end = 75, "done"
         self.evaluated = set()
+        self.waits_in_vain = False  # asked to leave while no batch comes
 
     # As the goodput and the watchdog.
     def switch(self, phase):
@@ -73,14 +74,27 @@ class Story:
         return step in self.evaluated
 
     # As the preemption.
+    def requested_alone(self) -> bool:
+        return self.waits_in_vain
+
     def requested(self) -> bool:
         return self.leave_after is not None and self.steps >= self.leave_after
 
 
 class Batches:
+    """`last` is the last batch; then none comes, or `error` does."""
+
     bad_samples = None
 
-    def __next__(self):
+    def __init__(self, last: int = 1000, error: Exception | None = None):
+        self.last, self.error = last, error
+
+    def take(self, *, leave):
+        if (self.bad_samples or {}).get("seen", 0) == 8 * self.last:
+            if self.error:
+                raise self.error
+            assert leave()
+            return None
         self.bad_samples = {
             **BadSamples().to_json(),
             "seen": (self.bad_samples or {"seen": 0})["seen"] + 8,
@@ -166,10 +180,10 @@ def made(tmp_path, monkeypatch):
             return types.SimpleNamespace(
                 parts=parts,
                 run=run,
-                fit=lambda: loop.fit(
+                fit=lambda batches=None: loop.fit(
                     parts,
                     Counter(start),
-                    Batches(),
+                    batches or Batches(),
                     lambda state, batch: (Counter((r := step(state, batch))[0]), r[1]),
                 ),
             )
@@ -254,6 +268,25 @@ def test_a_request_to_leave_is_answered_after_the_step_by_a_save(made, caplog):
     assert "Interrupted (SIGINT): saving a checkpoint at step 2" in caplog.text
 
 
+def test_a_request_to_leave_is_answered_while_no_batch_comes(made):
+    story = Story()
+    story.waits_in_vain = True
+    assert made(story).fit(Batches(last=2)) == 75
+    assert story.events[-2:] == [("save", 2, False, False), ("save", 2, False, True)]
+    at_the_start = Story()
+    at_the_start.waits_in_vain = True
+    assert made(at_the_start).fit(Batches(last=0)) == 75
+    assert at_the_start.events == []
+
+
+def test_data_that_fail_end_a_run_after_the_steps_before_were_saved(made):
+    story = Story()
+    with pytest.raises(ValueError, match="too many are bad"):
+        made(story).fit(Batches(last=2, error=ValueError("too many are bad")))
+    assert story.events[-1] == ("save", 2, True, False)
+    assert story.metadata["samples"] == 2 * 8
+
+
 def test_a_request_to_leave_at_the_last_step_finds_the_run_done(made):
     assert made(Story(leave_after=6)).fit() == 0
 
@@ -310,6 +343,14 @@ def test_a_hook_that_fails_is_not_called_again_and_ends_nothing(made, caplog):
     assert "failed at step 1 and is not called again" in caplog.text
 
 
+@pytest.mark.parametrize("value", [jnp.zeros(3), "high", None, [1.0]])
+def test_what_a_hook_returns_that_is_no_number_ends_nothing(made, caplog, value):
+    run = made(Story(), hooks=[lambda step, state, metrics: {"own": value}])
+    assert run.fit() == 0
+    assert "own is a" in caplog.text and "is not called again" in caplog.text
+    assert [line["step"] for line in run.run.metrics() if "loss" in line] == [2, 4, 6]
+
+
 def test_hooks_are_named_by_their_modules():
     assert make_hooks(("math:sqrt",))[0](4) == 2
     with pytest.raises(ValueError, match=r"logging.hooks=math:pi is a float"):
@@ -339,9 +380,11 @@ def test_a_resume_restores_the_counts_of_bad_samples_and_rewinds_the_metrics(mad
     restored = types.SimpleNamespace(
         step=4, state="state", metadata={name: [counts], "goodput": seconds}
     )
-    checkpoints = types.SimpleNamespace(restore=lambda like: restored)
+    checkpoints = types.SimpleNamespace(
+        restore=lambda like: restored, is_evaluated=lambda step: False
+    )
     goodput = types.SimpleNamespace(resumed_from=seen.append)
-    setup = types.SimpleNamespace(abstract_state=None, cfg=CFG)
+    setup = types.SimpleNamespace(abstract_state=None, cfg=CFG, evaluators=None)
     found = loop.restore_or_start(setup, run, checkpoints, goodput)
     B = CFG.data.batch_size
     assert found == ("state", Position(4, 4 * B, B), counts)

@@ -71,3 +71,17 @@ def test_leaving_early_ends_the_thread_and_closes_the_batches(mesh):
     assert not threads()
     with pytest.raises(ValueError, match="closed"):
         next(source)
+
+
+def test_who_is_to_leave_does_not_wait_for_a_batch_that_does_not_come(mesh):
+    class Stalled(Numbered):
+        def _read(self, step):
+            gate.wait(20)
+            return super()._read(step)
+
+    gate, asked = threading.Event(), []
+    with Prefetch(Stalled(3), mesh(1), depth=1) as batches:
+        assert batches.take(leave=lambda: bool(asked.append(0) or len(asked) == 2)) is None
+        assert len(asked) == 2
+        gate.set()
+        assert int(batches.take(leave=lambda: False)["tokens"][0]) == 0

@@ -20,18 +20,27 @@ from clip_jax.training import run_record
 
 
 class Tokenizer:
-    saved = 0
+    """Its rows are as long as it was `read`, which its file does not say."""
 
-    def save(self, path: str):
-        self.saved += 1
+    kind = "words"
+    read = 0
+
+    def __init__(self, words: str):
+        self.words = words
+
+    def save(self, path):
+        Tokenizer.read += 1
+        path.mkdir(exist_ok=True)
+        (path / "words.txt").write_text(self.words)
+        (path / "description.json").write_text(f'{{"context_length": {Tokenizer.read}}}')
 
 
-def make_setup(fingerprint: str = "00", **changes):
+def make_setup(fingerprint: str = "00", words: str = "a b c", **changes):
     return types.SimpleNamespace(
         cfg=dataclasses.replace(TrainConfig(), **changes),
         model=types.SimpleNamespace(config=ModelConfig()),
         sources=[types.SimpleNamespace(fingerprint=fingerprint)],
-        tokenizer=Tokenizer(),
+        tokenizer=Tokenizer(words),
     )
 
 
@@ -48,7 +57,7 @@ def test_a_new_run_has_nothing_to_be_compared_with_and_is_written(run):
     run_record.write(setup, run)
     kept = dataclasses.replace(setup.cfg, workdir=str(run.path))
     assert run.load_config() == kept
-    assert setup.tokenizer.saved == 1
+    assert (run.tokenizer / "words.txt").read_text() == "a b c"
     assert run.read_json("environment.json")["devices"]["count"] == 8
     run_record.check_resume(make_setup(), run)
 
@@ -59,6 +68,35 @@ def test_other_settings_or_other_data_are_refused(run):
         run_record.check_resume(make_setup(optimizer=OptimizerConfig(learning_rate=0.1)), run)
     with pytest.raises(ValueError, match="fingerprint"):
         run_record.check_resume(make_setup("ff"), run)
+
+
+def test_the_files_of_a_run_whose_folder_was_removed_are_written_again(run, caplog):
+    setup = make_setup()
+    run_record.write(setup, run)
+    run.append_metrics({"step": 1, "loss": 2.0})
+    run_record.note_saved(setup, run, 2)
+    assert not caplog.text
+    run.path.rename(run.path.parent / "moved")
+    run_record.note_saved(setup, run, 4)
+    run.append_metrics({"step": 5, "loss": 1.0})
+    assert "was removed or renamed" in caplog.text
+    assert run.load_config().steps == setup.cfg.steps
+    assert (run.tokenizer / "words.txt").exists()
+    assert run.read_json("saved.json") == {"step": 4}
+    assert [line["step"] for line in run.metrics()] == [5]
+    with pytest.raises(ValueError, match="is in use by"):
+        RunDirectory(run.path).__enter__()
+
+
+def test_other_files_of_the_tokenizer_are_refused_but_of_an_older_run_which_did_not_say(run):
+    run_record.write(make_setup(), run)
+    run_record.check_resume(make_setup(), run)
+    with pytest.raises(ValueError, match=r"tokenizer_files: .*allow-change tokenizer_files"):
+        run_record.check_resume(make_setup(words="a b d"), run)
+    known = run.read_json("data.json")
+    del known["tokenizer_files"]
+    run.write_json("data.json", known)
+    run_record.check_resume(make_setup(words="a b d"), run)
 
 
 def test_another_order_is_refused_by_name_also_of_a_run_that_did_not_say_its_order(

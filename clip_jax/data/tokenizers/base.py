@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from etils import epath
 
+from clip_jax.storage import atomic_write
+
 TextMask = Literal["truncate", "random", "block"]
 DESCRIPTION = "description.json"
 
@@ -74,9 +76,9 @@ class Tokenizer(ABC):
         directory.mkdir(parents=True, exist_ok=True)
         name, content = self.file()
         if name is not None:
-            (directory / name).write_bytes(content)
+            atomic_write(directory / name, content)
         description = {"kind": self.kind, "context_length": self.context_length, "file": name}
-        (directory / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        atomic_write(directory / DESCRIPTION, json.dumps(description, indent=2) + "\n")
 
     def file(self) -> tuple[str | None, bytes]:
         """The name and content of the file that the tokenizer was made from, if there is one."""

@@ -101,10 +101,15 @@ def tokenizer_format(kind: str) -> TokenizerFormat:
 def load_tokenizer(directory: str | os.PathLike, context_length: int | None = None) -> Tokenizer:
     """Read what `Tokenizer.save` wrote, with another context length if one is given."""
     path = epath.Path(directory) / DESCRIPTION
-    description: dict[str, Any] = json.loads(_read(path))
-    kind = description.get("kind")
+    try:
+        description: Any = json.loads(_read(path))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}): restore it") from error
+    kind = description.get("kind") if isinstance(description, dict) else None
     if kind not in KINDS and not registry.is_import_path(str(kind)):
         raise ValueError(f"{path} names no known kind of tokenizer: {kind!r}")
+    if missing := {"file", "context_length"} - description.keys():
+        raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}: restore it")
     file = [_read(path.parent / description["file"])] if description["file"] else []
     made = tokenizer_format(kind).tokenizer(*file, context_length or description["context_length"])
     if kind not in KINDS:

@@ -22,6 +22,7 @@ from clip_jax.data.tokenizers.registry import (
     make_tokenizer,
     train_sentencepiece,
 )
+from clip_jax.training.run_record import tokenizer_digest
 
 CAPTIONS = [
     f"a {size} {color} {shape} {place}"
@@ -95,7 +96,9 @@ def test_a_saved_tokenizer_gives_the_same_ids_when_loaded(tokenizers, kind, tmp_
     loaded = load_tokenizer(tmp_path)
     np.testing.assert_array_equal(loaded(CAPTIONS), tokenizers[kind](CAPTIONS))
     assert loaded.vocab_size == tokenizers[kind].vocab_size
-    assert load_tokenizer(tmp_path, context_length=7)(CAPTIONS).shape[1] == 7
+    other = load_tokenizer(tmp_path, context_length=7)
+    assert other(CAPTIONS).shape[1] == 7
+    assert tokenizer_digest(other) == tokenizer_digest(tokenizers[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -198,6 +201,14 @@ def test_mistakes_are_named(tmp_path):
     (tmp_path / "description.json").write_text(json.dumps({"kind": "morse"}))
     with pytest.raises(ValueError, match="morse"):
         load_tokenizer(tmp_path)
+    for spoilt, why in {
+        "": "is not JSON",
+        "3": "no known kind",
+        '{"kind": "clip"}': "no file",
+    }.items():
+        (tmp_path / "description.json").write_text(spoilt)
+        with pytest.raises(ValueError, match=rf"description\.json .*{why}"):
+            load_tokenizer(tmp_path)
 
 
 def test_a_file_that_clips_own_tokenizer_would_not_read_is_refused():
