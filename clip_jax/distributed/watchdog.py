@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 
@@ -17,6 +17,7 @@ from clip_jax.distributed.preemption import RETRY_EXIT_CODE
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
+SAY_S = 10.0  # for the stacks to be written, to what may hang as well
 
 
 class Watchdog:
@@ -80,14 +81,27 @@ class Watchdog:
             f"threads follow; it leaves with exit code {RETRY_EXIT_CODE}, start the same command "
             "again.\n"
         )
-        with contextlib.suppress(OSError):
-            _dump(text, sys.__stderr__)
-        if self._stacks is not None:
-            with contextlib.suppress(OSError), open(self._stacks, "a", encoding="utf-8") as file:
-                _dump(time.strftime("%Y-%m-%dT%H:%M:%S ") + text, file)
+        # Threads of their own: a pipe that nobody reads, or storage out of reach, keeps no process.
+        ways = [threading.Thread(target=way, args=(text,), daemon=True) for way in self._ways()]
+        for way in ways:
+            way.start()
+        deadline = time.monotonic() + SAY_S
+        for way in ways:
+            way.join(max(0.0, deadline - time.monotonic()))
         if (lifeline := initialize.lifeline()) is not None:
             lifeline.tell(f"process {index} hangs, and so all leave", RETRY_EXIT_CODE)
         os._exit(RETRY_EXIT_CODE)
+
+    def _ways(self) -> tuple[Callable[[str], None], ...]:
+        return (self._say,) if self._stacks is None else (self._keep, self._say)
+
+    def _say(self, text: str):
+        with contextlib.suppress(Exception):  # it may be closed, or there is none
+            _dump(text, sys.__stderr__)
+
+    def _keep(self, text: str):
+        with contextlib.suppress(Exception), open(self._stacks, "a", encoding="utf-8") as file:
+            _dump(time.strftime("%Y-%m-%dT%H:%M:%S ") + text, file)
 
 
 def _dump(text: str, file):

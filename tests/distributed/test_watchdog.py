@@ -50,6 +50,26 @@ def test_a_hang_ends_with_the_stacks_of_all_threads_and_the_retry_code(tmp_path)
         assert "in wait_for_data_that_never_comes" in text and "in _watch" in text
 
 
+@pytest.mark.parametrize("error", ["closed", "full"])
+def test_a_hang_ends_though_nobody_can_be_told(tmp_path, error):
+    """Standard error is closed, or a pipe that nobody reads any more."""
+    prelude = {
+        "closed": "import sys; sys.stderr.close()",
+        "full": "import fcntl, os; fcntl.fcntl(2, 1031, 4096); os.write(2, b'x' * 4096)",
+    }[error]
+    script = f"{prelude}\n{SCRIPT}".replace("lib.TICK_S", "lib.SAY_S = 1.0; lib.TICK_S")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "stacks.txt"), "hang", "0"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            assert process.wait(timeout=30) == RETRY_EXIT_CODE
+        finally:
+            process.kill()
+    assert "in wait_for_data_that_never_comes" in (tmp_path / "stacks.txt").read_text()
+
+
 def test_the_watch_ends_with_its_block(tmp_path):
     with start(tmp_path / "stacks.txt", "go", 1) as process:
         output, _ = process.communicate(timeout=30)
