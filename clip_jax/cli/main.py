@@ -28,6 +28,7 @@ from clip_jax.models.flops import forward_flops, parameter_count
 from clip_jax.planning.out_of_memory import memory_advice
 from clip_jax.redaction import redact, redact_logs
 from clip_jax.registry import is_import_path
+from clip_jax.runs.console import tolerant_streams
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import start_of_process
 from clip_jax.runs.report.page import write_report
@@ -209,11 +210,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = isinstance(error, ValueError | OSError | RunFailed | SaveFailed)
         if (text := str(error) if known else environment.explain(error)) is None:
             raise
-        if show_traceback:
-            traceback.print_exc()
-        else:
-            text = " ".join(redact(text).split())
-            print(f"clip-jax: {text} (--traceback shows where)", file=sys.stderr)
+        with tolerant_streams():  # a full log disk must not change the exit code
+            if show_traceback:
+                traceback.print_exc()
+            else:
+                text = " ".join(redact(text).split())
+                print(f"clip-jax: {text} (--traceback shows where)", file=sys.stderr)
         return 1 if isinstance(error, RunFailed | SaveFailed) else 2
 
 

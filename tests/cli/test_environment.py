@@ -120,3 +120,12 @@ def test_a_damaged_program_of_the_cache_is_written_again(tmp_path):
         (tmp_path / "cache" / name).write_bytes(content[: len(content) // 2])
     assert {name: len(content) for name, content in compiled().items()}.keys() == whole.keys()
     assert all(len(content) > len(whole[name]) // 2 for name, content in compiled().items())
+
+
+def test_a_mistake_is_exit_code_2_also_where_nobody_can_be_told():
+    script = (
+        "import sys; from clip_jax.cli.main import main; sys.exit(main(['train', '--workdir', '']))"
+    )
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full)
+    assert ended.returncode == 2
