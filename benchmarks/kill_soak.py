@@ -2,6 +2,8 @@
 
     python benchmarks/kill_soak.py --kills 200
     python benchmarks/kill_soak.py --kills 200 --minutes 25       as many of them as fit
+    python benchmarks/kill_soak.py --kills 200 --minutes 10 --folder SOAK     goes on where the
+        last call with this folder stopped, and compares once there were as many kills
 
 Each start of `clip-jax train` is killed at a random moment: while it starts, compiles, waits for
 data, steps, saves or evaluates. It evaluates, keeps an average of its weights (EMA), reads with two
@@ -16,6 +18,7 @@ wall clock by more than 1 %.
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -119,25 +122,32 @@ def leftovers(folder: Path) -> list[str]:
     shared = Path("/dev/shm")
     found = set(shared.iterdir()) if shared.exists() else set()
     found |= {*(folder / "tmp").iterdir(), *folder.rglob("*.orbax-checkpoint-tmp*")}
+    found |= set(folder.rglob(".*.partial"))
     # What multiprocessing keeps for the server that starts the commands goes with that server.
     return sorted(str(path) for path in found if not path.name.startswith("pymp-"))
 
 
-def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
-    """Kill a run `kills` times, let it end, and compare it with one that nothing happened to."""
+def soak(folder: Path, kills: int, steps: int, minutes: float, *, compare: bool) -> dict | None:
+    """Kill a run `kills` times, let it end, and compare it with one that nothing happened to.
+
+    Without `compare` the result is None where the minutes were over before the kills were done.
+    """
     from command import Command
 
     write_pairs(folder)
     before = leftovers(folder)
-    reference, run = folder / "reference", folder / "run"
+    reference, run, notes = folder / "reference", folder / "run", folder / "soak.json"
     for _ in range(2):  # the second one finds its programs compiled, as all later ones do
-        start = time.monotonic()
-        with Command(*arguments(folder, folder / f"warm{_}", 2), output=folder / "warm") as command:
+        start, warm = time.monotonic(), folder / f"warm{_}"
+        shutil.rmtree(warm, ignore_errors=True)
+        with Command(*arguments(folder, warm, 2), output=folder / "warm") as command:
             assert command.end(timeout_s=3600) == 0, command.text
     start_s = time.monotonic() - start
 
-    rng, began, killed, reached = np.random.default_rng(0), time.monotonic(), 0, []
-    while killed < kills and time.monotonic() - began < 60 * minutes:
+    known = json.loads(notes.read_text()) if notes.exists() else {"reached": [], "seconds": 0.0}
+    reached, began = known["reached"], time.monotonic()
+    while len(reached) < kills and time.monotonic() - began < 60 * minutes:
+        rng = np.random.default_rng(len(reached))
         with Command(*arguments(folder, run, steps), output=folder / "run.txt") as command:
             newest = newest_step(run)
             if rng.random() < 0.3:  # somewhere in the start
@@ -152,17 +162,20 @@ def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
             while time.monotonic() < deadline:
                 time.sleep(0.0005)
             assert command.is_alive, f"it ended by itself: {command.text}"
-        killed += 1
         reached.append(newest_step(run))
+        seconds = known["seconds"] + time.monotonic() - began
+        notes.write_text(json.dumps({"reached": reached, "seconds": seconds}))
         if newest_step(run) >= steps - SAVE_EVERY:
-            raise SystemExit(f"the run was over after {killed} kills: give it more --steps")
-        print(f"{killed} kills, at step {reached[-1]}", file=sys.stderr, flush=True)
+            raise SystemExit(f"the run was over after {len(reached)} kills: give it more --steps")
+        print(f"{len(reached)} kills, at step {reached[-1]}", file=sys.stderr, flush=True)
+    if len(reached) < kills and not compare:
+        return None
     # A run whose end comes sooner than was planned: the schedule is constant, so nothing else changes.
     last = -(-(newest_step(run) + 1) // EVALUATE_EVERY) * EVALUATE_EVERY
     shorter = ["--checkpoint.allow-change", "steps"]
     with Command(*arguments(folder, run, last), *shorter, output=folder / "run.txt") as command:
         assert command.end(timeout_s=3600) == 0, command.text
-    wall_s = time.monotonic() - began
+    wall_s = known["seconds"] + time.monotonic() - began
     with Command(*arguments(folder, reference, last), output=folder / "reference.txt") as command:
         assert command.end(timeout_s=3600) == 0, command.text
 
@@ -172,7 +185,7 @@ def soak(folder: Path, kills: int, steps: int, minutes: float) -> dict:
     damaged = run / "checkpoints" / "damaged"
     shown, expected = sorted(points(run)), sorted(points(reference))
     return {
-        "kills": killed,
+        "kills": len(reached),
         "steps": last,
         "starts_that_saved": int(np.count_nonzero(np.diff([0, *reached]))),
         "arrays": len(theirs),
@@ -208,14 +221,22 @@ def main() -> int:
         "--steps", type=int, help="of the run at most; by default enough for the kills"
     )
     parser.add_argument("--minutes", type=float, default=1e9, help="no kill comes later than this")
+    parser.add_argument("--folder", type=Path, help="where a soak of several calls is kept")
+    parser.add_argument(
+        "--last", action="store_true", help="compare, however many kills there were"
+    )
     args = parser.parse_args()
     steps = args.steps or 8 * args.kills
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     with tempfile.TemporaryDirectory() as name:
-        os.environ.setdefault("CLIP_JAX_TEST_CACHE", f"{name}/programs")
-        os.environ["TMPDIR"] = f"{name}/tmp"
-        os.mkdir(os.environ["TMPDIR"])
-        found = soak(Path(name), args.kills, steps, args.minutes)
+        folder = (args.folder or Path(name)).resolve()
+        os.environ.setdefault("CLIP_JAX_TEST_CACHE", f"{folder}/programs")
+        os.environ["TMPDIR"] = f"{folder}/tmp"
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
+        found = soak(folder, args.kills, steps, args.minutes, compare=args.last or not args.folder)
+    if found is None:
+        print("not all kills yet: call it again", file=sys.stderr)
+        return 0
     print(json.dumps(found))
     return 0 if is_sound(found) else 1
 
