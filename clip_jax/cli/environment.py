@@ -60,6 +60,10 @@ def explain(error: BaseException) -> str | None:
         )
     if is_out_of_memory(error):
         return f"{out_of_memory(error)}. Lower --evaluation.batch-size or --mesh.data"
+    if isinstance(error, ImportError) and where.endswith("registry.py") and "fsspec" in where:
+        module = getattr(error.__cause__, "name", None)
+        mend = f": pip install {module}" if module else ""
+        return f"the storage of a URL is not known here, as a package is missing. {error}{mend}"
     if isinstance(error, FloatingPointError):
         return (
             f"{str(error).splitlines()[0]} JAX_DEBUG_NANS or JAX_DEBUG_INFS ends a run there: unset "

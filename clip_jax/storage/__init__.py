@@ -156,9 +156,9 @@ def read_whole(url: str, *, patient: bool = True) -> bytes:
       Refused: it may not be read.
       OSError: it still fails after all tries; the message names the file.
     """
-    filesystem, name = fsspec.core.url_to_fs(url)
 
     def read() -> bytes | None:
+        filesystem, name = fsspec.core.url_to_fs(url)  # some connect here
         try:
             return filesystem.cat_file(name)
         except FileNotFoundError:  # an answer, not a failure: there is no use in asking again

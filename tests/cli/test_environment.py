@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from fsspec.registry import known_implementations
 
 from clip_jax.cli import environment
 from clip_jax.cli import main as cli
@@ -96,6 +97,7 @@ def test_another_error_of_the_runtime_keeps_its_traceback():
 
 PROGRAM = """
 import os, sys, json, warnings
+from fsspec.registry import known_implementations
 import jax
 from clip_jax.cli import environment
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
@@ -129,3 +131,13 @@ def test_a_mistake_is_exit_code_2_also_where_nobody_can_be_told():
     with open("/dev/full", "w") as full:
         ended = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=full)
     assert ended.returncode == 2
+
+
+def test_the_package_of_a_storage_that_is_not_installed_is_named(monkeypatch, capsys):
+    entry = {"class": "no_such_package.core.FileSystem", "err": "Install no_such_package"}
+    monkeypatch.setitem(known_implementations, "absent", entry)
+    for source in ("tar:absent://bucket/0.tar", "folder:absent://bucket/a"):
+        assert cli.main(["data", "stats", source]) == 2
+        said = capsys.readouterr().err
+        assert "Install no_such_package: pip install no_such_package" in said
+        assert said.count("\n") == 1

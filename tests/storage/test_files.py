@@ -1,5 +1,6 @@
 """Patterns, ranges and retries, on disk and by URL."""
 
+import fsspec
 import pytest
 
 from clip_jax import storage
@@ -60,3 +61,13 @@ def test_mistakes_are_not_tried_again():
     with pytest.raises(ValueError, match="no such bucket"):
         storage.retry(read, "f")
     assert len(tries) == 1
+
+
+def test_a_storage_that_cannot_be_reached_is_named_with_the_file(monkeypatch):
+    def refuse(url):
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(storage, "RETRY_DELAYS", (0.0,))
+    monkeypatch.setattr(fsspec.core, "url_to_fs", refuse)
+    with pytest.raises(storage.Failed, match=r"ftp://gone/a\.png cannot be read, after 2 tries"):
+        storage.read_whole("ftp://gone/a.png")
