@@ -130,6 +130,7 @@ def main():
         context = multiprocessing.get_context("spawn")
         process = context.Process(target=run_server, args=(str(index), theirs), daemon=True)
         process.start()
+        theirs.close()  # so that a server that fails is not waited for
         port = ours.recv()
         client(port, 3, 99, [])  # the first pages of the graph
         times: list[float] = []

@@ -311,6 +311,10 @@ def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchInd
     """
     folder = Path(path).expanduser()
     if not (folder / INDEX).is_file():
+        if any(folder.glob(f"*{GRAPH}*")) or any(folder.glob(f"*{TABLE}*")):
+            raise ValueError(
+                f"{folder} was not built to its end: run the same clip-jax index again"
+            )
         opened = open_embeddings(folder)
         kind = kind or next(iter(opened.vectors))
         if kind not in opened.vectors:

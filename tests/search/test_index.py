@@ -145,10 +145,11 @@ def test_changed_embeddings_are_refused(write_embeddings, vectors_of, tmp_path):
 def test_an_index_is_not_taken_for_complete_while_it_is_built(embeddings, tmp_path, monkeypatch):
     build_index(embeddings, tmp_path / "i")
     monkeypatch.setattr("clip_jax.search.index.write_table", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        build_index(embeddings, tmp_path / "i")
-    with pytest.raises(ValueError):
-        clip_jax.search.open(tmp_path / "i")
+    for method in ("exact", "approximate"):
+        with pytest.raises(ZeroDivisionError):
+            build_index(embeddings, tmp_path / "i", method=method)
+        with pytest.raises(ValueError, match="was not built to its end"):
+            clip_jax.search.open(tmp_path / "i")
 
 
 def test_vectors_without_unit_length_are_refused(write_embeddings, vectors_of, tmp_path):
