@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import zlib
 
 import jax
 
@@ -84,8 +85,21 @@ def out_of_memory(error: BaseException) -> str:
     return "Out of device memory" + (f" at {size[1]}" if size else "")
 
 
+def compress(executable: bytes) -> bytes:
+    """As JAX compresses a program for its cache, with a checksum.
+
+    Without it most flipped bits of an entry come through, and the program runs with them.
+    """
+    if (zstd := compilation_cache.zstd) is not None:  # Python's own, from 3.14 on
+        return zstd.compress(executable, options={zstd.CompressionParameter.checksum_flag: 1})
+    if (zstandard := compilation_cache.zstandard) is not None:
+        return zstandard.ZstdCompressor(write_checksum=True).compress(executable)
+    return zlib.compress(executable)  # which always has one
+
+
 def replace_damaged_programs():
     """Remove an entry of JAX's compilation cache that cannot be read, so that it is written again."""
+    compilation_cache.compress_executable = compress
     read = compilation_cache.get_executable_and_time
 
     def read_or_remove(cache_key: str, *args, **kwargs):

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from fsspec.registry import known_implementations
+from jax._src import compilation_cache
 
 from clip_jax.cli import environment
 from clip_jax.cli import main as cli
@@ -106,6 +108,22 @@ environment.replace_damaged_programs()
 warnings.simplefilter("ignore")
 print(float(jax.jit(lambda x: x * 3 + 1)(2.0)))
 """
+
+
+def test_a_flipped_bit_of_a_cached_program_is_never_run():
+    program = np.random.default_rng(0).integers(0, 40, 4000, np.uint8).tobytes()
+    kept, noticed = environment.compress(program), 0
+    assert compilation_cache.decompress_executable(kept) == program
+    for at in range(8, len(kept), 5):
+        flipped = bytearray(kept)
+        flipped[at] ^= 1 << at % 8
+        try:
+            found = compilation_cache.decompress_executable(bytes(flipped))
+        except Exception:
+            noticed += 1
+        else:
+            assert found == program
+    assert noticed > 0.95 * len(range(8, len(kept), 5))
 
 
 def test_a_damaged_program_of_the_cache_is_written_again(tmp_path):
