@@ -124,7 +124,8 @@ def leftovers(folder: Path) -> list[str]:
     found |= {*(folder / "tmp").iterdir(), *folder.rglob("*.orbax-checkpoint-tmp*")}
     found |= set(folder.rglob(".*.partial"))
     # What multiprocessing keeps for the server that starts the commands goes with that server.
-    return sorted(str(path) for path in found if not path.name.startswith("pymp-"))
+    of_server = ("pymp-", "sem.mp-")
+    return sorted(str(path) for path in found if not path.name.startswith(of_server))
 
 
 def soak(folder: Path, kills: int, steps: int, minutes: float, *, compare: bool) -> dict | None:
