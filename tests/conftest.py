@@ -10,7 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Arrays of different ranks are never combined in silence, in processes that tests start as well.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Tests run tiny programs once: optimizing them takes longer than running them as they are.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Processes that tests start would each compile all of our modules to bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Eight devices on two cores that others use too may come to a collective very late: XLA's own limit

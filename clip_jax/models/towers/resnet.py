@@ -152,18 +152,24 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        pad = self.size // 2
-        x_BHWC = nn.Conv(
-            self.width,
-            (self.size, self.size),
-            strides=self.stride,
-            padding=[(pad, pad), (pad, pad)],
-            use_bias=False,
-            kernel_init=drawn_as_matrix(nn.initializers.lecun_normal()),
-            dtype=self.dtype,
-            precision=precision_of(self.dtype),
-            name="conv",
-        )(x_BHWC)
+        make = {
+            "kernel_init": drawn_as_matrix(nn.initializers.lecun_normal()),
+            "dtype": self.dtype,
+            "precision": precision_of(self.dtype),
+            "name": "conv",
+        }
+        if self.size == 1:
+            x_BHWC = PointwiseConv(self.width, **make)(x_BHWC)
+        else:
+            pad = self.size // 2
+            x_BHWC = nn.Conv(
+                self.width,
+                (self.size, self.size),
+                strides=self.stride,
+                padding=[(pad, pad), (pad, pad)],
+                use_bias=False,
+                **make,
+            )(x_BHWC)
         x_BHWC = checkpoint_name(x_BHWC, "dot")
         return nn.BatchNorm(
             use_running_average=not train,
@@ -173,6 +179,26 @@ class ConvNorm(nn.Module):
             scale_init=self.scale_init,
             name="norm",
         )(x_BHWC)
+
+
+class PointwiseConv(nn.Module):
+    """A 1x1 convolution as the matrix product that it is.
+
+    XLA's CPU compiler transposes a convolution's input for the gradient of its kernel, which takes
+    longer than the products; of a product it transposes nothing.
+    """
+
+    width: int
+    kernel_init: nn.initializers.Initializer
+    dtype: jnp.dtype
+    precision: jax.lax.Precision | None
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        shape = (1, 1, x_BHWC.shape[-1], self.width)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        x_BHWC, kernel = nn.dtypes.promote_dtype(x_BHWC, kernel, dtype=self.dtype)
+        return jnp.matmul(x_BHWC, kernel[0, 0], precision=self.precision)
 
 
 class Bottleneck(nn.Module):
