@@ -1,6 +1,7 @@
 """The package `outside` on the path, and a small run by the real command on eight devices."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,19 @@ SETTINGS = [
 @pytest.fixture(autouse=True)
 def outside(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parent)
+
+
+@pytest.fixture(scope="session")
+def lose_since():
+    """`lose_since(workdir, 2)`: the run as a machine lost before the save after step 2 leaves it."""
+
+    def lose(workdir: Path, step: int):
+        for saved in (workdir / "checkpoints").glob("[0-9]*"):
+            if int(saved.name) > step:
+                shutil.rmtree(saved)
+        (workdir / "saved.json").write_text(json.dumps({"step": step}))
+
+    return lose
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from clip_jax.cli.main import main
 NAME = ("--optimizer.name", "outside.optimizer:signs", "--optimizer.weight-decay", "0.1")
 
 
-def test_an_optimizer_from_outside_trains_and_resumes(train, tmp_path):
+def test_an_optimizer_from_outside_trains_and_resumes(train, lose_since, tmp_path):
     settings = (*NAME, "--optimizer.learning-rate", "1e-3", "--optimizer.options", "patience=3")
-    whole = train(tmp_path / "whole", 4, *settings)
-    train(tmp_path / "resumed", 2, *settings)
-    resumed = train(tmp_path / "resumed", 4, *settings)
+    whole = train(tmp_path, 4, *settings)
+    lose_since(tmp_path, 2)
+    resumed = train(tmp_path, 4, *settings)
     assert [resumed[step]["loss"] for step in range(1, 5)] == [
         whole[step]["loss"] for step in range(1, 5)
     ]

@@ -9,11 +9,13 @@ from clip_jax.planning.steps import make_step
 TERMS = ("outside.term:UNIFORMITY=0.5", "outside.term:LENGTHS=2")
 
 
-def test_terms_from_outside_train_over_micro_batches_on_a_mesh_and_resume(train, tmp_path, caplog):
+def test_terms_from_outside_train_over_micro_batches_on_a_mesh_and_resume(
+    train, lose_since, tmp_path, caplog
+):
     settings = ("--loss.terms", *TERMS)
-    whole = train(tmp_path / "whole", 4, *settings)
-    train(tmp_path / "resumed", 2, *settings)
-    resumed = train(tmp_path / "resumed", 4, *settings)
+    whole = train(tmp_path, 4, *settings)
+    lose_since(tmp_path, 2)
+    resumed = train(tmp_path, 4, *settings)
     for step in range(1, 5):
         line = whole[step]
         weighted = 0.5 * line["loss/uniformity"] + 2 * line["loss/lengths"]
