@@ -15,7 +15,8 @@ from jax.experimental import multihost_utils
 
 from clip_jax.config import CheckpointConfig
 from clip_jax.runs import manifest, old_layouts, retention, structure
-from clip_jax.runs.save_retries import SaveRetries, hide_echoes
+from clip_jax.runs.orbax_setup import set_up_orbax
+from clip_jax.runs.save_retries import SaveRetries
 
 log = logging.getLogger(__name__)
 # Orbax logs each failure three times with its stack; here it is one line, or an exception.
@@ -47,8 +48,7 @@ class Checkpoints:
         better: retention.Better = "higher",  # which way checkpoint.keep_best_by is
         on_saved: Callable[[int], None] | None = None,
     ):
-        hide_echoes()
-        share_large_arrays_alone()
+        set_up_orbax()
         self.directory = epath.Path(directory)
         self._is_remote = "://" in os.fspath(self.directory)
         self._cfg, self._better, self._on_saved = cfg, better, on_saved
@@ -342,16 +342,3 @@ def _exchange(values: list) -> np.ndarray:
     """(processes, values): what every process says. All must call it, in the same order."""
     own = np.asarray([values], np.int32)
     return own if jax.process_count() == 1 else multihost_utils.process_allgather(own[0])
-
-
-def share_large_arrays_alone():
-    """Let one replica write an array that is small, and all of them their share of a large one.
-
-    Orbax has each replica write a slice of every array, and compiles a program for each shape of a
-    slice: a first save took 4.5 s of a run of 20. A megabyte a replica is worth one.
-    """
-    ocp.type_handlers.register_type_handler(
-        jax.Array,
-        ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20),
-        override=True,
-    )

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import sys
 import threading
 import time
 
@@ -13,25 +12,6 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 5.0  # before a failed save is tried again; doubled each time
 LONGEST_PAUSE_S = 120.0
 SLOW_SAVE_S = 60.0  # a save that takes longer is mentioned; doubled each time
-
-
-def hide_echoes():
-    """Of a save that fails show the failure alone.
-
-    At the first array that cannot be written orbax closes its event loop; each of the others then
-    prints a traceback about that, from a thread of its own, hundreds for one full disk.
-    """
-    show = sys.unraisablehook
-    if getattr(show, "hides_echoes", False):
-        return
-
-    def hook(unraisable):
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
-            show(unraisable)
-
-    hook.hides_echoes = True
-    sys.unraisablehook = hook
 
 
 class SaveFailed(RuntimeError):

@@ -210,18 +210,18 @@ def kill_between_save_and_data(step: int):
     """When a step's checkpoint is committed and the next batch is asked for."""
     from clip_jax.training.prefetch import Prefetch
 
-    give, count = Prefetch.__next__, [0]
+    give, count = Prefetch.take, [0]
 
-    def next_batch(self):
+    def next_batch(self, **options):
         count[0] += 1
         if count[0] == step + 1:
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline and not _is_committed(step):
                 time.sleep(0.001)
             kill()
-        return give(self)
+        return give(self, **options)
 
-    Prefetch.__next__ = next_batch
+    Prefetch.take = next_batch
 
 
 def _is_committed(step: int) -> bool:

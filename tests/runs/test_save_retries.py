@@ -2,14 +2,12 @@
 
 import logging
 import re
-import sys
-import types
 
 import pytest
 from etils import epath
 
 from clip_jax.runs import save_retries
-from clip_jax.runs.save_retries import SaveRetries, hide_echoes
+from clip_jax.runs.save_retries import SaveRetries
 
 
 class Clock:
@@ -105,13 +103,3 @@ def test_a_save_that_never_ends_is_mentioned_and_then_given_up(tmp_path, clock, 
     clock.now += 20
     assert retries.hopeless(began)
     assert "a save was not done after 610 s" in str(retries.last_words(0))
-
-
-def test_of_a_failed_save_the_failure_alone_is_shown(monkeypatch):
-    shown = []
-    monkeypatch.setattr(sys, "unraisablehook", lambda found: shown.append(str(found.exc_value)))
-    hide_echoes()
-    hide_echoes()
-    for text in ("Event loop is closed", "another"):
-        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text)))
-    assert shown == ["another"]
