@@ -57,6 +57,7 @@ def check_resume(setup: Setup, run: RunDirectory):
         )
     except ValueError as error:
         raise ValueError(f"{error}. {jump}" if jump else str(error)) from None
+    refuse_other_tokenizer(changes, run)
     for change in changes:
         log.warning("Resuming with another setting: %s", change)
     if jump:
@@ -66,6 +67,16 @@ def check_resume(setup: Setup, run: RunDirectory):
     for change in config_io.differences(kept, provenance.environment()):
         if change.old is not None:
             log.warning("Resuming with another version or generator: %s", change)
+
+
+def refuse_other_tokenizer(changes: list[config_io.Change], run: RunDirectory):
+    """A run keeps the tokenizer that it began with, whatever may change."""
+    names = [change.name for change in changes if change.name.startswith("tokenizer.")]
+    if names and (run.tokenizer / DESCRIPTION).exists():
+        raise ValueError(
+            f"another {', '.join(names)} has no effect: the run keeps the tokenizer in {run.tokenizer}. "
+            "Give the old values, or choose another --workdir"
+        )
 
 
 def rate_jump(old: TrainConfig, new: TrainConfig, done: int) -> str:

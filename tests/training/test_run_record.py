@@ -13,6 +13,7 @@ from clip_jax.config import (
     LoggingConfig,
     ModelConfig,
     OptimizerConfig,
+    TokenizerConfig,
     TrainConfig,
 )
 from clip_jax.runs.directory import RunDirectory
@@ -68,6 +69,16 @@ def test_other_settings_or_other_data_are_refused(run):
         run_record.check_resume(make_setup(optimizer=OptimizerConfig(learning_rate=0.1)), run)
     with pytest.raises(ValueError, match="fingerprint"):
         run_record.check_resume(make_setup("ff"), run)
+
+
+def test_another_tokenizer_is_refused_even_where_it_is_allowed(run):
+    run_record.write(make_setup(), run)
+    allowed = CheckpointConfig(allow_change=("tokenizer",))
+    other = make_setup(tokenizer=TokenizerConfig(vocab_size=77), checkpoint=allowed)
+    with pytest.raises(
+        ValueError, match=r"another tokenizer\.vocab_size has no effect: .*keeps the"
+    ):
+        run_record.check_resume(other, run)
 
 
 def test_the_files_of_a_run_whose_folder_was_removed_are_written_again(run, caplog):
