@@ -37,6 +37,7 @@ TEST = [
     "psutil>=7.0",
     "pyrefly==1.5.0",
     "pytest>=8.4",
+    "pytest-rerunfailures>=16",
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "requests>=2.32",
