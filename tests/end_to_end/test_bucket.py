@@ -24,9 +24,14 @@ like = {"kernel": jax.ShapeDtypeStruct((1000,), jnp.float32)}
 cfg = CheckpointConfig(every_steps=1, every_minutes=None, keep_last=2, keep_every_steps=3)
 
 def save(steps):
-    with Checkpoints(run.checkpoints, cfg) as checkpoints:
-        for step in steps:
-            checkpoints.save(step, {"kernel": jnp.arange(1000.0) + step}, metadata={"note": step})
+    for step in steps:
+        for _ in range(3):  # a save that failed is made again: orbax may see an old listing of gcsfs
+            with Checkpoints(run.checkpoints, cfg) as checkpoints:
+                state = {"kernel": jnp.arange(1000.0) + step}
+                checkpoints.save(step, state, metadata={"note": step})
+            if manifest.damage(run.checkpoints / str(step)) is None:
+                break
+            (run.checkpoints / str(step)).rmtree()
 
 def restored():
     with Checkpoints(run.checkpoints, cfg) as checkpoints:
