@@ -15,7 +15,7 @@ from clip_jax.models.layers import REMAT_POLICIES
 from clip_jax.models.linear import Dense, drawn_as_matrix
 from clip_jax.models.positions import resize_grid, square_side
 from clip_jax.models.tower import Compute, ImageTower
-from clip_jax.numerics import precision_of
+from clip_jax.numerics import precision_of, project
 from clip_jax.registry import BelowOne, Count
 
 
@@ -152,14 +152,9 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, *, train: bool) -> jax.Array:
-        make = {
-            "kernel_init": drawn_as_matrix(nn.initializers.lecun_normal()),
-            "dtype": self.dtype,
-            "precision": precision_of(self.dtype),
-            "name": "conv",
-        }
+        kernel_init = drawn_as_matrix(nn.initializers.lecun_normal())
         if self.size == 1:
-            x_BHWC = PointwiseConv(self.width, **make)(x_BHWC)
+            x_BHWC = PointwiseConv(self.width, kernel_init, self.dtype, name="conv")(x_BHWC)
         else:
             pad = self.size // 2
             x_BHWC = nn.Conv(
@@ -168,9 +163,12 @@ class ConvNorm(nn.Module):
                 strides=self.stride,
                 padding=[(pad, pad), (pad, pad)],
                 use_bias=False,
-                **make,
+                kernel_init=kernel_init,
+                dtype=self.dtype,
+                precision=precision_of(self.dtype),
+                name="conv",
             )(x_BHWC)
-        x_BHWC = checkpoint_name(x_BHWC, "dot")
+            x_BHWC = checkpoint_name(x_BHWC, "dot")
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
@@ -191,14 +189,11 @@ class PointwiseConv(nn.Module):
     width: int
     kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
-    precision: jax.lax.Precision | None
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        shape = (1, 1, x_BHWC.shape[-1], self.width)
-        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-        x_BHWC, kernel = nn.dtypes.promote_dtype(x_BHWC, kernel, dtype=self.dtype)
-        return jnp.matmul(x_BHWC, kernel[0, 0], precision=self.precision)
+        kernel = self.param("kernel", self.kernel_init, (1, 1, x_BHWC.shape[-1], self.width))
+        return project(x_BHWC.astype(self.dtype), kernel[0, 0])
 
 
 class Bottleneck(nn.Module):
