@@ -6,9 +6,7 @@ import sys
 import jax
 import orbax.checkpoint as ocp
 
-SHARED_BYTES = (
-    2**20
-)  # of an array that a replica writes a slice of; smaller ones are written by one
+SHARED_BYTES = 2**20  # a slice that a replica writes has at least so many
 
 
 def set_up_orbax():

@@ -69,10 +69,15 @@ def request(url: str, start: int, end: int, info: FileInfo | None) -> tuple[byte
         raise
 
 
-def refuse_changed(path: str, was: FileInfo, now: FileInfo):
-    """Raises Changed; a version that a server does not say may be any."""
+def is_same(was: FileInfo, now: FileInfo) -> bool:
+    """Whether a file is what it was; a version that is not said may be any."""
     before, after = (PARTS_OF_SECONDS.sub("", info.version) for info in (was, now))
-    if was.size != now.size or (before and after and before != after):
+    return was.size == now.size and not (before and after and before != after)
+
+
+def refuse_changed(path: str, was: FileInfo, now: FileInfo):
+    """Raises Changed if a file is another one."""
+    if not is_same(was, now):
         raise Changed(path, was, now)
 
 

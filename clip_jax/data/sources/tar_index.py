@@ -20,6 +20,7 @@ from clip_jax.data.block_order import Blocks, block_bytes
 from clip_jax.data.sources import tar_parts
 from clip_jax.data.sources.tar_members import BLOCK
 from clip_jax.data.sources.tar_scan import Shard, merged, scan_all, scan_here
+from clip_jax.storage import ranges
 
 MAGIC = b"cjtarix2"
 THREADS = 32  # parts of the index of a bucket that are scanned at once
@@ -266,8 +267,7 @@ def _check_fresh(index: TarIndex, infos: Sequence[storage.FileInfo]):
     stale = [
         path
         for path, shard, info in zip(index.paths, index.shards, infos)
-        if shard.size != info.size
-        or (shard.version and info.version and shard.version != info.version)
+        if not ranges.is_same(storage.FileInfo(shard.size, shard.version), info)
     ]
     if stale:
         raise ValueError(

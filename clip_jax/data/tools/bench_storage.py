@@ -99,9 +99,7 @@ def _latency(spans: list[Span]) -> float:
     def ask(span: Span) -> float:
         return _timed(lambda: _get(span, span.start, span.start + 1))
 
-    ask(
-        spans[0]
-    )  # opens the connection, and asks for the version of the file where that costs more
+    ask(spans[0])  # opens the connection, and learns the file's version where that is asked for
     return statistics.median(ask(spans[0]) for _ in range(LATENCIES))
 
 
