@@ -1,6 +1,5 @@
 """Row groups of Parquet files out of the bytes of their columns, fetched in one piece."""
 
-import io
 import os
 from collections.abc import Callable, Sequence
 
@@ -14,34 +13,20 @@ from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.data.sources.image_files import read_image
 from clip_jax.data.sources.parquet_files import DamagedGroup, or_damaged
+from clip_jax.data.sources.ranged_file import RangedFile
 
 
-class _Piece(io.RawIOBase):
+class _Piece(RangedFile):
     """A file of which some bytes are there; others are not asked for by who knows the footer."""
 
     def __init__(self, start: int, data: bytes | bytearray, size: int):
-        self._start, self._data, self._size, self._place = start, memoryview(data), size, 0
+        super().__init__(size)
+        self._start, self._data = start, memoryview(data)
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._place, io.SEEK_END: self._size}[whence]
-        self._place = base + offset
-        return self._place
-
-    def tell(self) -> int:
-        return self._place
-
-    def read(self, size: int | None = -1) -> bytes:
-        end = self._size if size is None or size < 0 else min(self._size, self._place + size)
-        first, last = self._place - self._start, end - self._start
+    def bytes_at(self, start: int, end: int) -> bytes:
+        first, last = start - self._start, end - self._start
         if not 0 <= first <= last <= len(self._data):
-            raise ValueError(f"bytes {self._place} to {end} are not among those that were fetched")
-        self._place = end
+            raise ValueError(f"bytes {start} to {end} are not among those that were fetched")
         return bytes(self._data[first:last])
 
 

@@ -1,7 +1,5 @@
 """Opens Parquet files, on a disk or behind a URL, and tells damage from a storage that fails."""
 
-import io
-import os
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -11,6 +9,7 @@ import pyarrow.parquet as pq
 
 from clip_jax import storage
 from clip_jax.data.sources import tar_members
+from clip_jax.data.sources.ranged_file import RangedFile
 
 T = TypeVar("T")
 
@@ -38,38 +37,19 @@ class Head(NamedTuple):
     metadata: pq.FileMetaData
 
 
-class WebFile(io.RawIOBase):
+class WebFile(RangedFile):
     """A file of a web server, of which each range is checked to be the one that was asked for."""
 
     def __init__(self, url: str):
-        self._url, self._place = url, 0
         try:
             (self._info,) = storage.stat([url])
         except FileNotFoundError as error:  # whoever opens this is not to try it all again
             raise storage.Refused(str(error)) from error
+        super().__init__(self._info.size)
+        self._url = url
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._info.size}[whence]
-        self._place = start + offset
-        return self._place
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._info.size - self._place)
-        end = self._place + (left if size < 0 else min(size, left))
-        if end == self._place:
-            return b""
-        data = storage.read_range(self._url, self._place, end, info=self._info)
-        self._place = end
-        return data
+    def bytes_at(self, start: int, end: int) -> bytes:
+        return storage.read_range(self._url, start, end, info=self._info)
 
 
 def head(path: str) -> Head:
