@@ -64,12 +64,17 @@ def load_to_host(
         run = RunDirectory(path, main=False)
         if run.holds_run:
             return load_run(run, model, step=step)
+    check_there(path)
     remote, local = storage.is_url(path), Path(path).expanduser()
-    if not remote and not local.exists():
-        raise FileNotFoundError(f"there is no file or directory {path}")
     if step is not None:
         raise ValueError(f"step={step} is of runs, and {path} is none: it has no model.json")
     return load_released(local_copy(path, WEIGHTS) if remote else local, model)
+
+
+def check_there(path: str):
+    """Raise FileNotFoundError where a path names nothing; a URL is not asked."""
+    if not storage.is_url(path) and not Path(path).expanduser().exists():
+        raise FileNotFoundError(f"there is no file or directory {path}")
 
 
 def load_run(

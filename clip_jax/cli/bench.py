@@ -2,20 +2,19 @@
 
 import functools
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import tyro
 
-from clip_jax import sharding, storage
+from clip_jax import sharding
 from clip_jax.cli.arguments import parse
 from clip_jax.config import DataConfig, DistributedConfig, EvaluationConfig, MeshConfig
 from clip_jax.distributed.failures import together
 from clip_jax.evaluation.bench import forms
 from clip_jax.evaluation.bench.run import BenchConfig, data_of, run
 from clip_jax.evaluation.bench.tasks import read_suite
-from clip_jax.load import load_to_host
+from clip_jax.load import check_there, load_to_host
 
 Probe = Literal["knn", "few_shot", "linear_probe"]
 BENCH_HELP = """Measure models on a suite of tasks and make one table of them.
@@ -69,8 +68,7 @@ def measure(settings: BenchSettings) -> int:
     suite = read_suite(settings.suite)
     paths = named_models(settings.models)
     for path in paths.values():  # and not after hours, when its turn comes
-        if not storage.is_url(path) and not Path(path).expanduser().exists():
-            raise FileNotFoundError(f"there is no file or directory {path}")
+        check_there(path)
     models = {name: functools.partial(load_to_host, path) for name, path in paths.items()}
     cfg = EvaluationConfig(batch_size=settings.batch_size, max_samples=settings.max_samples)
     config = BenchConfig(

@@ -132,16 +132,12 @@ def write_table(path: Path, predictions: Iterator[Prediction], top: int) -> Gene
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"{path}: predictions go into a file that ends in .csv or .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     names = ["sample", "key", "shard", "image_path", "label"]
     for place in range(1, top + 1):
         names += [f"class_{place}", f"probability_{place}"]
     write = _write_csv if path.suffix == ".csv" else _write_parquet
-    try:
+    with storage.replacing(path) as partial:
         yield from write(partial, predictions, names)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _write_csv(path: Path, predictions: Iterator[Prediction], names: list[str]):

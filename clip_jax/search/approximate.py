@@ -12,6 +12,7 @@ from usearch.index import Index
 
 from clip_jax.collection.embeddings import Vectors
 from clip_jax.search.exact import ExactSearch, Found, best_of
+from clip_jax.storage import replacing
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +89,8 @@ def build(
             rate = done / (shown - start)
             left = (len(vectors) - done) / rate
             report(f"row {done:_}/{len(vectors):_}: {rate:.0f}/s, {left:.0f} s left")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    index.save(os.fspath(partial))
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        index.save(os.fspath(partial))
 
 
 def tune(

@@ -20,7 +20,7 @@ from clip_jax.collection.embeddings import Embeddings, Vectors, open_embeddings
 from clip_jax.collection.layout import MANIFEST
 from clip_jax.config import MeshConfig
 from clip_jax.search.exact import CHUNK, ExactSearch, Found, search_rows
-from clip_jax.storage import atomic_write
+from clip_jax.storage import atomic_write, replacing
 
 log = logging.getLogger(__name__)
 
@@ -289,10 +289,11 @@ def fingerprint(opened: Embeddings) -> str:
 
 def write_table(table: pa.Table, path: Path):
     """Write metadata so that it can be mapped into memory. A reader never sees half of it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with pa.ipc.new_file(os.fspath(partial), table.schema) as writer:
+    with (
+        replacing(path) as partial,
+        pa.ipc.new_file(os.fspath(partial), table.schema) as writer,
+    ):
         writer.write_table(table.combine_chunks())
-    os.replace(partial, path)
 
 
 # ------------------------------------------------------------------------------------- opening

@@ -231,12 +231,19 @@ def atomic_write(path: str | os.PathLike, content: bytes | str):
     if "://" in os.fspath(path):
         path.write_bytes(data)  # a bucket's object appears when it is complete
         return
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replacing(path: os.PathLike) -> Iterator[Path]:
+    """A file to write, which takes the place of `path` at the end, or is gone if that is not reached."""
+    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):  # of a disk that is full: it would stay so
