@@ -91,9 +91,9 @@ class Evaluations:
           EvaluationFailed: with the steps and the last reason.
         """
         if self._failed:
-            steps = ", ".join(map(str, self._failed))
+            steps, why = ", ".join(map(str, self._failed)), str(list(self._failed.values())[-1])
             raise EvaluationFailed(
-                f"the evaluation of step {steps} failed: {list(self._failed.values())[-1]}. The "
+                f"the evaluation of step {steps} failed: {why.removesuffix('.')}. The "
                 f"weights of step {self._setup.cfg.steps} are saved in {self._run.checkpoints}. "
                 "The same command tries that evaluation again"
             )

@@ -48,7 +48,7 @@ class ListFormat:
                 raise ValueError(
                     f"{self.path} line {number} has {len(fields)} fields and the header "
                     f"{len(self.names)}: put fields that hold the separator {self.separator!r} in "
-                    f"quotes, or set data.separator; the line is {_short(''.join(fields))!r}"
+                    f"quotes, or set data.separator; the line is {_short(self.separator.join(fields))!r}"
                 )
             fields = fields[: len(self.names)]
         return {name: field.strip() for name, field in zip(self.names, fields)}, count
