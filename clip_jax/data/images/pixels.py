@@ -31,14 +31,23 @@ def resize(pixels_HWC: np.ndarray, size: Size, interpolation: Interpolation) -> 
     """
     H, W, _ = pixels_HWC.shape
     width, height = size
-    if size == (W, H):
-        return pixels_HWC
-    if interpolation == "nearest":
-        image = Image.fromarray(np.ascontiguousarray(pixels_HWC))
-        return np.asarray(image.resize(size, Image.Resampling.NEAREST))
+    if size == (W, H) or interpolation == "nearest":
+        return pillow_resize(pixels_HWC, size, interpolation)
     vertical_first = H - height > 2 * max(0, W - width)
     between = (W, height) if vertical_first else (width, H)
     return _convolve(pixels_HWC, [between, size], KERNELS[interpolation])
+
+
+def pillow_resize(pixels_HWC: np.ndarray, size: Size, interpolation: Interpolation) -> np.ndarray:
+    """Resize by the installed Pillow: its pixels to the last bit, at twice the time of `resize`.
+
+    Pillow weighs with 22 bits and `resize` with 14 or 15, so that one pixel of 250 differs by one.
+    """
+    H, W, _ = pixels_HWC.shape
+    if size == (W, H):
+        return pixels_HWC
+    image = Image.fromarray(np.ascontiguousarray(pixels_HWC))
+    return np.asarray(image.resize(size, PILLOW_FILTERS[interpolation]))
 
 
 def fast_resize(pixels_HWC: np.ndarray, size: Size) -> np.ndarray:

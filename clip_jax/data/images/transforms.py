@@ -4,6 +4,7 @@ import dataclasses
 import io
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
@@ -19,6 +20,7 @@ from clip_jax.data.images.pixels import (
     eval_size,
     fast_resize,
     jitter_colors,
+    pillow_resize,
     random_box,
     resize,
     to_gray,
@@ -39,6 +41,10 @@ PILLOW_TURNS = {
 
 # Pillow turns these into RGB as they are meant; of others ("I", "F") nobody knows the range.
 RGB_LIKE = {"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB"}
+
+
+# "fast" and "exact" are those of `AugmentConfig.resize`; "pillow" is Pillow's own, to the last bit.
+Resizer = Literal["fast", "exact", "pillow"]
 
 
 class ImageError(ValueError):
@@ -81,9 +87,8 @@ def train_image(
     """
     picture = open_picture(data, max_pixels, exif_rotation=preprocess.exif_rotation)
     box = random_box(picture.size, rng, augment)
-    fast = augment.resize == "fast"
     size = (image_size, image_size)
-    pixels_HWC = picture.resized(box, size, preprocess.interpolation, fast=fast)
+    pixels_HWC = picture.resized(box, size, preprocess.interpolation, augment.resize)
     if augment.flip and rng.random() < 0.5:
         pixels_HWC = pixels_HWC[:, ::-1]
     if augment.color_jitter is not None and rng.random() < augment.color_jitter_prob:
@@ -98,6 +103,8 @@ def eval_image(
 ) -> np.ndarray:
     """An image file as open_clip's evaluation sees it, (image_size, image_size, 3) uint8.
 
+    The installed Pillow resizes, so that the pixels are those of other programs to the last bit.
+
     Raises:
       ImageError: as `decode`, and for an image so elongated that resizing its shorter side to
         `image_size` would make it larger than `max_pixels`.
@@ -108,7 +115,8 @@ def eval_image(
     if width * height > max(max_pixels, resize_size**2):
         found = f"{picture.size[0]}x{picture.size[1]} pixels"
         raise ImageError("too-elongated", f"{found} would become {width}x{height}")
-    pixels_HWC = picture.resized((0, 0, *picture.size), size, preprocess.interpolation)
+    whole = (0, 0, *picture.size)
+    pixels_HWC = picture.resized(whole, size, preprocess.interpolation, "pillow")
     return center(pixels_HWC, image_size, preprocess.fill, preprocess.crop_offset)
 
 
@@ -187,6 +195,13 @@ def _turned_size(size: Size, orientation: int) -> Size:
     return size[::-1] if orientation in (5, 6, 7, 8) else size
 
 
+def _resize(
+    pixels_HWC: np.ndarray, size: Size, interpolation: Interpolation, resizer: Resizer
+) -> np.ndarray:
+    function = pillow_resize if resizer == "pillow" else resize
+    return function(pixels_HWC, size, interpolation)
+
+
 def _jpeg_error(error: ValueError) -> ImageError:
     message = str(error)
     kind = "truncated" if "premature end" in message.lower() else "corrupt"
@@ -206,11 +221,11 @@ class Jpeg:
         return _turned_size(self.stored_size, self.orientation)
 
     def resized(
-        self, box: Box, size: Size, interpolation: Interpolation, *, fast: bool = False
+        self, box: Box, size: Size, interpolation: Interpolation, resizer: Resizer = "exact"
     ) -> np.ndarray:
         """The pixels inside `box`, resized to `size`."""
         try:
-            if fast:
+            if resizer == "fast":
                 return self._fast(box, size)
             # strict: damage that other decoders paint over in grey is an error here.
             pixels_HWC = simplejpeg.decode_jpeg(self.data, strict=True)
@@ -218,7 +233,7 @@ class Jpeg:
             raise _jpeg_error(error) from error
         left, top, right, bottom = box
         pixels_HWC = _turn(pixels_HWC, self.orientation)
-        return resize(pixels_HWC[top:bottom, left:right], size, interpolation)
+        return _resize(pixels_HWC[top:bottom, left:right], size, interpolation, resizer)
 
     def _fast(self, box: Box, size: Size) -> np.ndarray:
         left, top, right, bottom = box
@@ -256,7 +271,7 @@ class Picture:
         return _turned_size(self.image.size, self.orientation)
 
     def resized(
-        self, box: Box, size: Size, interpolation: Interpolation, *, fast: bool = False
+        self, box: Box, size: Size, interpolation: Interpolation, resizer: Resizer = "exact"
     ) -> np.ndarray:
         """The pixels inside `box`, resized to `size`."""
         image = self._loaded()
@@ -264,7 +279,8 @@ class Picture:
             image = image.transpose(PILLOW_TURNS[self.orientation])
         if image.mode == "RGB":
             left, top, right, bottom = box
-            return resize(np.asarray(image)[top:bottom, left:right], size, interpolation)
+            pixels_HWC = np.asarray(image)[top:bottom, left:right]
+            return _resize(pixels_HWC, size, interpolation, resizer)
         # Resized before it becomes RGB, as torchvision does it: Pillow weighs pixels with their
         # alpha and resizes a palette's indices by nearest neighbour.
         image = image.crop(box).resize(size, PILLOW_FILTERS[interpolation])

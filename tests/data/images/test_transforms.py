@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from clip_jax.config import AugmentConfig, PreprocessConfig
 from clip_jax.data.images import formats
+from clip_jax.data.images.pixels import PILLOW_FILTERS
 from clip_jax.data.images.transforms import (
     ORIENTATION,
     ImageError,
@@ -37,7 +38,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     return file.getvalue()
 
 
-def pillow_eval(data: bytes, size: int, pillow_resize) -> np.ndarray:
+def pillow_eval(data: bytes, size: int, kernel=Image.Resampling.BICUBIC) -> np.ndarray:
     """What torchvision's Resize and CenterCrop do, in Pillow's words."""
     image = Image.open(io.BytesIO(data))
     width, height = image.size
@@ -45,7 +46,7 @@ def pillow_eval(data: bytes, size: int, pillow_resize) -> np.ndarray:
         longer = (size, int(size * height / width))
     else:
         longer = (int(size * width / height), size)
-    image = pillow_resize(image, longer, Image.Resampling.BICUBIC)
+    image = image.resize(longer, kernel)
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)
     image = image.crop((left, top, left + size, top + size))
     image.info.pop("transparency", None)
@@ -70,14 +71,27 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_file_becomes_the_pixels_that_pillow_gives(name, pillow_resize):
+def test_every_kind_of_file_becomes_the_pixels_that_pillow_gives(name):
     data = FILES[name]
     image = Image.open(io.BytesIO(data))
     image.info.pop("transparency", None)
     np.testing.assert_array_equal(decode(data, max_pixels=MANY), np.asarray(image.convert("RGB")))
-    pixels = eval_image(data, PREPROCESS, 56, MANY)
-    assert pixels.shape == (56, 56, 3)
-    assert np.abs(pixels.astype(int) - pillow_eval(data, 56, pillow_resize)).mean() < 0.02
+    np.testing.assert_array_equal(eval_image(data, PREPROCESS, 56, MANY), pillow_eval(data, 56))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
+def test_evaluation_sees_pillows_pixels_to_the_last_bit_at_any_size(mode, interpolation):
+    preprocess = dataclasses.replace(PREPROCESS, interpolation=interpolation)
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        width, height, size = (int(length) for length in np.exp(rng.uniform(1.5, 5.5, 3)))
+        noise_HWC = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        kind = ("TIFF" if mode == "CMYK" else "PNG") if rng.random() < 0.5 else "JPEG"
+        kind = "PNG" if kind == "JPEG" and mode in ("RGBA", "P", "1") else kind
+        data = encoded(Image.fromarray(noise_HWC).convert(mode), kind)
+        expected = pillow_eval(data, size, PILLOW_FILTERS[interpolation])
+        np.testing.assert_array_equal(eval_image(data, preprocess, size, MANY), expected)
 
 
 def test_sixteen_bit_gray_keeps_its_brightness():
@@ -196,7 +210,7 @@ def test_flip_mirrors_half_of_the_images():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_exif_rotation_turns_as_pillow_does_where_it_is_asked_for(kind, orientation, pillow_resize):
+def test_exif_rotation_turns_as_pillow_does_where_it_is_asked_for(kind, orientation):
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
