@@ -1,6 +1,5 @@
 """Prompts: which texts stand for a class, the files that name them, and the vectors they become."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_jax.evaluation.encode import Encoder
+from clip_jax.storage.json_text import parse_json
 
 # OpenAI's selection out of 80 for ImageNet, in its notebook "Prompt_Engineering_for_ImageNet".
 SIMPLE_TEMPLATES = (
@@ -151,7 +151,7 @@ def _read_json(path: str, setting: str) -> Templates:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{setting}={path}: there is no such file")
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        found = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{setting}={path} is not JSON: {error}") from error
     if isinstance(found, list) and found and all(isinstance(entry, str) for entry in found):

@@ -1,12 +1,16 @@
 """Values out of another library's JSON, each checked as it is taken; keys that nobody takes are refused."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from clip_jax.storage.json_text import parse_json
+
 Value = TypeVar("Value")
+# Beyond what any model has; without them a wrong number takes all memory before it is compared with the file.
+MOST_LAYERS = 1000
+MOST_PIXELS = 10_000
 
 
 def read_json(path: Path) -> "Section":
@@ -16,7 +20,7 @@ def read_json(path: Path) -> "Section":
       ValueError: it is no JSON, or another kind of value.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     return Section(content, str(path))
@@ -60,11 +64,11 @@ class Section:
             return ValueError(f"{self.where} has no {key}: {wanted} is needed")
         return ValueError(f"{self.where}: {key} is {self._content[key]!r:.60}; {wanted} is needed")
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number, at least 1."""
+    def integer(self, key: str, default: int | None = None, most: int = 10**7) -> int:
+        """A whole number, at least 1 and at most `most`."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(key, "a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
+            raise self.error(key, f"a whole number from 1 to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -96,7 +100,9 @@ class Section:
         if isinstance(value, dict) and set(value) == {"height", "width"}:
             value = [value["height"], value["width"]]
         sides = value if isinstance(value, list | tuple) else [value]
-        whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides)
+        whole = all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 < n <= MOST_PIXELS for n in sides
+        )
         if not whole or len(sides) not in (1, 2) or len(set(sides)) != 1:
             raise self.error(key, "a whole number of pixels, the same on both sides,")
         return sides[0]

@@ -143,11 +143,11 @@ def figures_of_npz(shapes: Mapping[str, Shape]) -> Figures:
     root = "params/" if any(name.startswith("params/") for name in shapes) else ""
 
     def shape(name: str) -> Shape:
-        return shapes.get(root + name, (0, 0, 0, 0))
+        return (*shapes.get(root + name, ()), 0, 0, 0, 0)
 
     def depth(prefix: str) -> int:
         scanned = shapes.get(f"{root}{prefix}/encoderblock/LayerNorm_0/scale")
-        if scanned is not None:
+        if scanned:
             return scanned[0]
         start = f"{root}{prefix}/encoderblock_"
         return len({name.split("/encoderblock_")[1].split("/")[0] for name in shapes
@@ -165,6 +165,6 @@ def figures_of_npz(shapes: Mapping[str, Shape]) -> Figures:
         "image depth": depth("img/Transformer"),
         "image mlp_width": shape("img/MAPHead_0/MlpBlock_0/Dense_0/kernel")[1],
         "patch_size": patches[0],
-        "grid": math.isqrt(shape("img/pos_embedding")[1]),
+        "grid": math.isqrt(max(0, shape("img/pos_embedding")[1])),
         "pre_norm": False,
     }

@@ -1,18 +1,18 @@
 """Files of tensors: safetensors, NumPy's .npz and torch's .pt, detected by their content."""
 
-import json
 import logging
 import zipfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
+from clip_jax.storage.json_text import parse_json
 from clip_jax.weights.mapping import Shape, Tensors
 from clip_jax.weights.state_dicts import unwrap
-from clip_jax.weights.torch_files import TorchFile
+from clip_jax.weights.torch_files import DAMAGED_ZIP, TorchFile
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +49,9 @@ class NamedTensors:
         except (
             TypeError,
             AttributeError,
+            OSError,
             safetensors.SafetensorError,
-            zipfile.BadZipFile,
+            *DAMAGED_ZIP,
         ) as error:
             raise ValueError(f'{self.source}: tensor "{name}" cannot be read: {error}') from error
         if tensor.dtype.kind != "f" and tensor.dtype != ml_dtypes.bfloat16:
@@ -88,6 +89,18 @@ def open_tensors(path: Path) -> NamedTensors:
     return NamedTensors(_reader_of(path)(path), str(path))
 
 
+def path_inside(folder: Path, name: object, *, source: str) -> Path:
+    """The path that a file of a folder names there. Where links lead to is the person's own affair.
+
+    Raises:
+      ValueError: the name leads out of the folder, or is none; the message has `source`.
+    """
+    parts = PurePosixPath(name).parts if isinstance(name, str) else ()
+    if not parts or ".." in parts or parts[0] == "/":
+        raise ValueError(f"{source} names {name!r:.80}, which is no file in its folder")
+    return folder / str(name)
+
+
 def _reader_of(path: Path) -> Callable[[Path], Tensors]:
     with path.open("rb") as file:
         start = file.read(512)
@@ -95,8 +108,11 @@ def _reader_of(path: Path) -> Callable[[Path], Tensors]:
     if start.startswith(b"PK"):
         if not zipfile.is_zipfile(path):
             raise ValueError(f"{path} is damaged: the end of its zip archive is missing")
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except DAMAGED_ZIP as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
         if any(name.endswith("/data.pkl") for name in names):
             return TorchFile
         if names and all(name.endswith(".npy") for name in names):
@@ -166,16 +182,20 @@ class Sharded:
 
     def __init__(self, path: Path):
         try:
-            file_of = json.loads(path.read_text())["weight_map"]
-            names = sorted(set(file_of.values()))
+            names = sorted(set(parse_json(path.read_bytes())["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is no index of files of weights") from error
+            raise ValueError(f"{path} is no index of files of weights: {error!r:.80}") from error
+        if not names:
+            raise ValueError(f"{path} lists no files")
         self._files: dict[str, Tensors] = {}
         for name in names:
-            file = path.parent / name
+            file = path_inside(path.parent, name, source=str(path))
             if not file.is_file():
                 raise FileNotFoundError(f"{path} lists {file}, which is not there")
-            self._files[name] = _reader_of(file)(file)
+            reader = _reader_of(file)
+            if reader is Sharded:
+                raise ValueError(f"{path} lists {file}, which is an index itself")
+            self._files[name] = reader(file)
         self._file_of: dict[str, str] = {}
         for name, file in self._files.items():
             for tensor in file.shapes():
@@ -201,7 +221,7 @@ class Npz:
                 self._shapes = {
                     name.removesuffix(".npy"): _npy_shape(archive, name) for name in names
                 }
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, OSError, *DAMAGED_ZIP) as error:
             raise ValueError(f"{path} is no .npz file of plain arrays: {error}") from error
 
     def shapes(self) -> Mapping[str, Shape]:

@@ -6,7 +6,7 @@ from typing import Any
 from clip_jax.config import ModelConfig, PreprocessConfig
 from clip_jax.models.towers.text_transformer import TextConfig
 from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
-from clip_jax.weights.config_values import Section
+from clip_jax.weights.config_values import MOST_LAYERS, Section
 from clip_jax.weights.huggingface import check_towers
 
 ACTIVATIONS = {
@@ -33,7 +33,7 @@ def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConf
         is not well formed; the message names the key.
     """
     whole = Section(content, source)
-    kind = whole.get("model_type")
+    kind = str(whole.get("model_type"))
     if kind not in DEFAULTS:
         what = f", {RELATIVES[kind]}" if kind in RELATIVES else ""
         raise ValueError(
@@ -133,7 +133,7 @@ DEFAULTS = {
 def _tower(tower: Section) -> dict:
     return {
         "width": tower.integer("hidden_size"),
-        "depth": tower.integer("num_hidden_layers"),
+        "depth": tower.integer("num_hidden_layers", most=MOST_LAYERS),
         "heads": tower.integer("num_attention_heads"),
         "mlp_width": tower.integer("intermediate_size"),
         "activation": tower.choice("hidden_act", None, ACTIVATIONS),

@@ -16,7 +16,7 @@ from clip_jax.weights.huggingface_config import read_config as read_huggingface
 from clip_jax.weights.huggingface_preprocess import read_preprocess
 from clip_jax.weights.mapping import Link
 from clip_jax.weights.open_clip_config import read_config as read_open_clip
-from clip_jax.weights.other_towers import refuse_other_towers
+from clip_jax.weights.other_towers import refuse_changed_weights, refuse_other_towers
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def library_of(file: Path, tensors: NamedTensors) -> Library:
       ValueError: the config.json beside it is of a kind of model that this package has not.
     """
     shapes = tensors.shapes()
+    refuse_changed_weights(shapes, str(file))
     if tensors.is_npz:
         links = lambda wanted: big_vision.links(wanted, shapes)  # noqa: E731
         return Library("big_vision", links, big_vision.is_no_weight, _big_vision_config)

@@ -1,7 +1,6 @@
 """A model with its tokenizer and preprocessing, from released weights of any library."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,9 @@ from clip_jax.data.images.transforms import eval_image
 from clip_jax.data.tokenizers.registry import Tokenizer
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
+from clip_jax.storage.json_text import parse_json
 from clip_jax.weights import detect, position_embeddings
-from clip_jax.weights.files import open_tensors
+from clip_jax.weights.files import open_tensors, path_inside
 from clip_jax.weights.libraries import library_of
 from clip_jax.weights.mapping import Link, MisfitError, import_variables
 from clip_jax.weights.tokenizer_files import find_tokenizer
@@ -101,7 +101,13 @@ def find_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     if (path / "modules.json").is_file():
-        return find_file(path / clip_module(path / "modules.json"))
+        return find_file(clip_module(path / "modules.json"))
+    if not path.is_dir():
+        raise ValueError(f"{path} is neither a file nor a directory")
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{path} holds an adapter of PEFT without its model: merge it (merge_and_unload) and save the result"
+        )
     names = sorted(entry.name for entry in path.iterdir())
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     raise ValueError(
@@ -111,22 +117,29 @@ def find_file(path: Path) -> Path:
     )
 
 
-def clip_module(modules: Path) -> str:
+def clip_module(modules: Path) -> Path:
     """The folder of the CLIP model in a directory of sentence-transformers.
 
     Raises:
-      ValueError: it has none.
+      ValueError: it has none, or another module changes the embeddings after it.
     """
     try:
-        found = json.loads(modules.read_text())
-        paths = [
-            one["path"] for one in found if str(one["type"]).endswith(("CLIPModel", "Transformer"))
-        ]
+        kinds = [(one["path"], str(one["type"])) for one in parse_json(modules.read_bytes())]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{modules} is no list of modules: {error}") from error
-    if not paths or not paths[0]:
+    paths = [path for path, kind in kinds if kind.endswith(("CLIPModel", "Transformer"))]
+    if not paths or paths[0] in ("", "."):
         raise ValueError(f"{modules} lists no CLIPModel in a folder of its own")
-    return paths[0]
+    found = path_inside(modules.parent, paths[0], source=str(modules))
+    for path, kind in kinds:
+        if path != paths[0] and not kind.endswith(
+            "Normalize"
+        ):  # embeddings have unit length anyway
+            raise ValueError(
+                f"{modules} lists a {kind.rpartition('.')[2]} in {path!r} beside the CLIP model, which is "
+                f"not read: without it the embeddings are others. Load {found} for the CLIP model alone"
+            )
+    return found
 
 
 def _as_in_file(wanted: ModelConfig, links: list[Link], shapes: dict) -> ModelConfig:

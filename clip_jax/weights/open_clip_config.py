@@ -9,7 +9,7 @@ from clip_jax.models.tower import ImageTower
 from clip_jax.models.towers.resnet import ResNetConfig
 from clip_jax.models.towers.text_transformer import TextConfig
 from clip_jax.models.towers.vision_transformer import VisionTransformerConfig
-from clip_jax.weights.config_values import Section
+from clip_jax.weights.config_values import MOST_LAYERS, Section
 from clip_jax.weights.mapping import known_tower
 from clip_jax.weights.timm_names import SIGLIP_IMAGE, TIMM_SIZES, activation_of, tower_of
 
@@ -118,7 +118,7 @@ def _read_vision(model: Section) -> ImageTower:
         "image_size": size,
         "patch_size": cfg.square("patch_size", 16),
         "width": width,
-        "depth": cfg.integer("layers", 12),
+        "depth": cfg.integer("layers", 12, most=MOST_LAYERS),
         "heads": width // cfg.integer("head_width", 64),
         "mlp_width": int(width * cfg.number("mlp_ratio", 4.0)),
         "activation": _read_activation(model, cfg),
@@ -137,7 +137,7 @@ VISION_POOLS = {"tok": "class", "avg": "mean"}
 
 def _read_resnet(cfg: Section, size: int, ignored: set[str]) -> ResNetConfig:
     depths, width = cfg.get("layers"), cfg.integer("width", 768)
-    if len(depths) != 4 or not all(isinstance(n, int) and n > 0 for n in depths):
+    if len(depths) != 4 or not all(isinstance(n, int) and 0 < n <= MOST_LAYERS for n in depths):
         raise cfg.error("layers", "a list of four whole numbers")
     heads = width * 32 // cfg.integer("head_width", 64)
     cfg.refuse_others(VISION_OFF, ignored)
@@ -170,7 +170,7 @@ def _read_text(model: Section) -> TextConfig:
         "context_length": cfg.integer("context_length", 77),
         "vocab_size": cfg.integer("vocab_size", 49_408),
         "width": width,
-        "depth": cfg.integer("layers", 12),
+        "depth": cfg.integer("layers", 12, most=MOST_LAYERS),
         "heads": cfg.integer("heads", 8),
         "mlp_width": int(width * cfg.number("mlp_ratio", 4.0)),
         "activation": _read_activation(model, cfg),

@@ -6,10 +6,6 @@ from collections.abc import Iterable
 # The first that fits; a name is looked for in all of the file's. The names are those of open_clip 3.3.0
 # with timm 1.0.28, of PEFT, and of Apple's own files.
 MARKS = (
-    (
-        r"^base_model\.model\.|\.lora_[AB]\.",
-        "weights inside of PEFT, such as LoRA: merge them (merge_and_unload) and save the result",
-    ),
     (r"^image_encoder\.", "MobileCLIP under Apple's own names"),
     (r"^text_decoder\.|^visual\.attn_pool\.", "CoCa, which has attentional pooling and a decoder"),
     (
@@ -30,8 +26,31 @@ MARKS = (
     ),
     (r"^visual\.trunk\.(?!patch_embed\.proj|pos_embed|blocks|norm\.|attn_pool)", "an image tower of timm"),
 )  # fmt: skip
+# What lies beside the weights of a model that another library has changed.
+CHANGED = (
+    (
+        r"^base_model\.model\.|\blora_\w+",
+        "weights inside of PEFT, such as LoRA: merge them (merge_and_unload) and save the result",
+    ),
+    (
+        r"\.(qweight|qzeros|SCB|absmax|quant_map|weight_scale|weight_scale_inv|weight_packed|input_scale)$|quant_state",
+        "quantised weights, which are not read: save the model in float16 or float32",
+    ),
+)
 OWNED = re.compile(r"(.+\.)visual\.(conv1|trunk|class_embedding|proj)\b")
 KNOWN = "known are ViT, ResNet and SigLIP image towers with CLIP's and SigLIP's text towers"
+
+
+def refuse_changed_weights(names: Iterable[str], source: str):
+    """Refuse a file whose weights are to be computed from several tensors.
+
+    Raises:
+      ValueError: naming what was done to them.
+    """
+    for name in names:
+        for mark, kind in CHANGED:
+            if re.search(mark, name):
+                raise ValueError(f'{source} holds {kind} (its tensor "{name}" tells)')
 
 
 def refuse_other_towers(names: Iterable[str], source: str):

@@ -40,7 +40,7 @@ def local_copy(url: str, weights: tuple[str, ...]) -> Path:
         if not folder.exists():
             size = sum(state.size for state in states)
             log.info("%s: copying %.0f MB to %s", shown, size / 1e6, folder)
-            _copy(wanted, folder)
+            _copy(wanted, folder, states)
     return folder / chosen if chosen else folder
 
 
@@ -76,16 +76,22 @@ def _wanted(url: str, weights: tuple[str, ...], shown: str) -> tuple[list[str], 
     return [files[name] for name in names], chosen if one else None
 
 
-def _copy(urls: list[str], folder: Path):
-    """All of the files, or none."""
+def _copy(urls: list[str], folder: Path, states: list[storage.FileInfo]):
+    """All of the files as they were, or none."""
     partial = folder.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
-        for url in urls:
+        for url, state in zip(urls, states):
             filesystem, path = fsspec.core.url_to_fs(url)
             target = partial / PurePosixPath(path.partition("?")[0]).name
             storage.retry(lambda fs=filesystem, a=path, b=target: fs.get_file(a, os.fspath(b)), url)
+            now, size = storage.stat([url])[0], target.stat().st_size
+            if size != state.size or not storage.ranges.is_same(state, now):
+                raise OSError(
+                    f"{redact(url)} changed while it was copied, from {state.size} bytes to {now.size}, of "
+                    f"which {size} came: load it again"
+                )
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

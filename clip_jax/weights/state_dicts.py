@@ -36,17 +36,20 @@ def find_state_dict(content: Any, source: str) -> dict[str, StoredTensor]:
             if not isinstance(name, str):
                 raise ValueError(f"{source}: a tensor is called {name!r}, which is no name")
             tensors[name] = value
-        elif isinstance(value, Inert) and _may_be_numbers(str(name), value):
+    _refuse_other_numbers(content, source)
+    return tensors
+
+
+def _refuse_other_numbers(content: Mapping, source: str):
+    """Raise a ValueError for numbers that are none of the tensors that are read, such as float8."""
+    for name, value in content.items():
+        library = type(value).__name__.split(".")[0]
+        may_be_numbers = isinstance(value, Inert) and library in ("torch", "numpy")
+        if may_be_numbers and not str(name).endswith("_extra_state"):
             raise ValueError(
                 f'{source}: "{name}" was saved as {type(value).__name__}, which is not read: save '
                 "plain floating-point tensors"
             )
-    return tensors
-
-
-def _may_be_numbers(name: str, value: Inert) -> bool:
-    library = type(value).__name__.split(".")[0]
-    return library in ("torch", "numpy") and not name.endswith("_extra_state")
 
 
 def _descend(content: Any, source: str) -> Mapping:
@@ -70,6 +73,8 @@ def _descend(content: Any, source: str) -> Mapping:
         elif _is_average(taken):
             log.warning('%s: read the averaged weights "%s"', source, taken)
         content = content[taken]
+    if isinstance(content, Mapping):
+        _refuse_other_numbers(content, source)
     keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else ""
     raise ValueError(f"{source} holds no state dict" + (f": its keys are {keys}" if keys else ""))
 

@@ -35,12 +35,17 @@ def find_tokenizer(
         embedding table, or texts end with another token than the model reads them at.
     """
     length = config.text.context_length
-    if (directory / "tokenizer" / "description.json").is_file():  # written by our own export
-        found = load_tokenizer(directory / "tokenizer", context_length=length)
-    elif library == "huggingface":
-        found = _of_transformers(config, directory, length)
-    else:
-        found = _of_open_clip(config, directory, length)
+    try:
+        if (directory / "tokenizer" / "description.json").is_file():  # written by our own export
+            found = load_tokenizer(directory / "tokenizer", context_length=length)
+        elif library == "huggingface":
+            found = _of_transformers(config, directory, length)
+        else:
+            found = _of_open_clip(config, directory, length)
+    except ValueError as error:
+        if str(directory) in str(error):
+            raise
+        raise ValueError(f"the tokenizer in {directory}: {error}") from error
     if found is None:
         log.warning("%s has no tokenizer file: the loaded tokenizer is None", directory)
         return None
@@ -136,8 +141,13 @@ def _of_transformers(
 
 def _from_vocabulary(directory: Path) -> bytes | None:
     """vocab.json and merges.txt as the tokenizer.json that CLIPTokenizer makes of them."""
-    if not (directory / "vocab.json").is_file() or not (directory / "merges.txt").is_file():
+    found = [name for name in ("vocab.json", "merges.txt") if (directory / name).is_file()]
+    if not found:
         return None
+    if len(found) == 1:
+        raise ValueError(
+            f"{directory} has {found[0]} alone: vocab.json and merges.txt are one tokenizer"
+        )
     ids = read_json(directory / "vocab.json").content
     lines = (directory / "merges.txt").read_text(encoding="utf-8").split("\n")
     merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
@@ -195,20 +205,26 @@ def _settings(directory: Path, name: str = "tokenizer_config.json") -> Section:
 def _token(directory: Path, key: str) -> str | None:
     """A special token by its role."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        found = _settings(directory, name).get(key)
+        settings = _settings(directory, name)
+        found = settings.get(key)
         if isinstance(found, dict):
             found = found.get("content")
         if isinstance(found, str):
             return found
+        if key in settings:
+            raise settings.error(key, "a token")
     return None
 
 
 def _id(content: dict, token: str) -> int | None:
-    added = {one["content"]: one["id"] for one in content.get("added_tokens", [])}
-    vocabulary = content["model"].get("vocab", {})
-    if isinstance(vocabulary, list):  # unigram: pieces with their scores
-        vocabulary = {piece: i for i, (piece, _) in enumerate(vocabulary)}
-    return added.get(token, vocabulary.get(token))
+    try:
+        added = {one["content"]: one["id"] for one in content.get("added_tokens", [])}
+        vocabulary = content["model"].get("vocab", {})
+        if isinstance(vocabulary, list):  # unigram: pieces with their scores
+            vocabulary = {piece: i for i, (piece, _) in enumerate(vocabulary)}
+        return added.get(token, vocabulary.get(token))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"this is no tokenizer.json that can be read: {error!r:.80}") from error
 
 
 def _pad_id(content: dict, directory: Path, text: Section) -> int:

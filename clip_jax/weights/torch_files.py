@@ -1,5 +1,6 @@
 """torch's .pt files, state dicts and TorchScript archives alike, read without torch."""
 
+import lzma
 import mmap
 import pickle
 import zipfile
@@ -13,9 +14,12 @@ import numpy as np
 from clip_jax.weights.state_dicts import find_state_dict
 from clip_jax.weights.torch_pickles import Module, Reader, Storage
 
-# What zipfile, pickle and NumPy raise for bytes that are not what they seem.
-DAMAGE = (zipfile.BadZipFile, KeyError, EOFError, IndexError, TypeError, ValueError, AttributeError,
-          OverflowError, MemoryError, RecursionError, NotImplementedError)  # fmt: skip
+# What zipfile raises for an archive that is damaged, encrypted or compressed in an unknown way.
+DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, NotImplementedError)  # fmt: skip
+# What pickle and NumPy raise besides for bytes that are not what they seem.
+DAMAGE = (*DAMAGED_ZIP, KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError,
+          MemoryError, RecursionError)  # fmt: skip
+MOST_UNPACKED = 256 * 2**20  # bytes of a compressed pickle; one of ten thousand tensors has 2 MB
 MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before torch 1.6
 
 
@@ -56,7 +60,7 @@ class TorchFile:
             # What was read before need not stay in memory.
             self._mapped.madvise(mmap.MADV_DONTNEED)
         tensor = self._tensors[name]
-        return tensor.read(self._storages.read(tensor.storage))
+        return tensor.read(self._storages.read(tensor.storage, tensor.end))
 
 
 class _NoStateDict(ValueError):
@@ -81,8 +85,13 @@ class _Archive:
             (pickled,) = (name for name in self._infos if name.endswith("/data.pkl"))
             self._folder = pickled.removesuffix("data.pkl")
             order = f"{self._folder}byteorder"
-            if order in self._infos and archive.read(order) != b"little":
-                raise pickle.UnpicklingError("its numbers are big-endian")
+            if order in self._infos:
+                with archive.open(order) as file:
+                    if file.read(16) != b"little":
+                        raise pickle.UnpicklingError("its numbers are big-endian")
+            size = self._infos[pickled].file_size
+            if size > max(MOST_UNPACKED, len(mapped)):  # torch itself compresses nothing
+                raise pickle.UnpicklingError(f"its pickle unpacks to {size / 2**20:,.0f} MiB")
             with archive.open(pickled) as file:
                 self.content = Reader(file).load()
 
@@ -94,12 +103,18 @@ class _Archive:
             raise EOFError(f"storage {storage.key} ends after the file does")
         return info.file_size // storage.dtype.itemsize
 
-    def read(self, storage: Storage) -> np.ndarray:
+    def read(self, storage: Storage, count: int) -> np.ndarray:
+        """Its numbers, at least the first `count` of them."""
         info = self._infos[f"{self._folder}data/{storage.key}"]
         if info.compress_type != zipfile.ZIP_STORED:
-            with zipfile.ZipFile(self._path) as archive:
-                return np.frombuffer(archive.read(info), storage.dtype)
-        start, count = self._start(info), info.file_size // storage.dtype.itemsize
+            with zipfile.ZipFile(self._path) as archive, archive.open(info) as member:
+                numbers_N = np.frombuffer(
+                    member.read(count * storage.dtype.itemsize), storage.dtype
+                )
+                while member.read(2**20):  # to its end, where the checksum is compared
+                    pass
+            return numbers_N
+        start = self._start(info)
         if storage.key not in self._whole:  # several tensors may lie in one
             with memoryview(self._mapped) as data:
                 if zlib.crc32(data[start : start + info.file_size]) != info.CRC:
@@ -139,9 +154,9 @@ class _Stream:
         """How many numbers the file really has of a storage."""
         return self._places[storage.key][1]
 
-    def read(self, storage: Storage) -> np.ndarray:
-        start, count = self._places[storage.key]
-        return np.frombuffer(self._mapped, storage.dtype, count, start)
+    def read(self, storage: Storage, count: int) -> np.ndarray:
+        """Its first numbers."""
+        return np.frombuffer(self._mapped, storage.dtype, count, self._places[storage.key][0])
 
 
 class _Remembering(Reader):
@@ -155,5 +170,7 @@ class _Remembering(Reader):
         if len(pid) > 5 and pid[5] is not None:
             raise pickle.UnpicklingError("views of storages, a form of torch 0.1")
         storage = super().persistent_load(pid)
+        if not isinstance(storage, Storage):  # of unknown length
+            raise pickle.UnpicklingError(f"it holds a {type(storage).__name__}")
         self.dtypes[storage.key] = storage.dtype
         return storage

@@ -56,12 +56,17 @@ class StoredTensor(NamedTuple):
             numbers_N[self.offset :], self.shape, strides, writeable=False
         )
 
+    @property
+    def end(self) -> int:
+        """The number of its storage's elements up to its last one."""
+        if 0 in self.shape:
+            return self.offset
+        return 1 + self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides))
+
     def check(self, count: int):
         """Compare with the number of elements that the storage really has."""
-        last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.strides))
-        empty = 0 in self.shape
         negative = self.offset < 0 or min((*self.shape, *self.strides), default=0) < 0
-        if negative or len(self.shape) != len(self.strides) or (last >= count and not empty):
+        if negative or len(self.shape) != len(self.strides) or self.end > count:
             raise pickle.UnpicklingError("a tensor reaches beyond its storage")
 
 
@@ -112,24 +117,37 @@ class Reader(pickle.Unpickler):
             )
         return type(f"{module}.{name}", (Inert,), {})
 
-    def persistent_load(self, pid: tuple) -> Storage:
+    def persistent_load(self, pid: tuple) -> "Storage | Inert":
         kind, dtype, key, *_ = pid
-        if kind != "storage":
-            raise pickle.UnpicklingError(f"unknown storage {kind!r}")
-        if not isinstance(dtype, type) or not issubclass(dtype, np.generic):
-            raise pickle.UnpicklingError(f"a storage of {getattr(dtype, '__name__', dtype)}")
+        if kind != "storage" or not isinstance(dtype, type):
+            raise pickle.UnpicklingError(f"unknown storage {kind!r} of {dtype!r:.40}")
+        if issubclass(dtype, Inert):  # of a type that NumPy has not; it may lie beside the weights
+            return dtype()
         return Storage(str(key), np.dtype(dtype))
 
 
 def _tensor(
-    storage: Storage, offset: int, shape: tuple, strides: tuple, _grad=None, _hooks=None, bits=None
-) -> StoredTensor:
+    storage: Storage | Inert,
+    offset: int,
+    shape: tuple,
+    strides: tuple,
+    _grad=None,
+    _hooks=None,
+    bits=None,
+) -> StoredTensor | Inert:
+    if isinstance(storage, Inert):
+        return storage
     if bits:
         raise pickle.UnpicklingError(
             f"a tensor is stored without {', '.join(map(str, bits))}, which torch applies later: save "
             "tensor.resolve_neg().resolve_conj()"
         )
     return StoredTensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
+
+
+def _typed_tensor(_storage, _offset, _shape, _strides, _grad, _hooks, dtype: type, *_) -> Inert:
+    """A tensor of one of torch's newer types, such as float8, which is named and not read."""
+    return dtype() if issubclass(dtype, Inert) else Inert()
 
 
 ALLOWED = {
@@ -141,6 +159,7 @@ ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _typed_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
     ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
     # A subclass of Tensor: the function that makes the plain one is one of these.

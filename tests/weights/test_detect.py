@@ -53,3 +53,8 @@ def test_an_unknown_one_is_answered_with_the_closest_and_the_difference():
 def test_a_foreign_file_has_no_figures():
     with pytest.raises(ValueError, match="no known architecture"):
         find_architecture(figures_of_file({"layer.weight": (3, 4)}), source="a file")
+    for shape in ((), (-1,), (0, -3)):
+        names = big_vision.links(model_config("ViT-B-16-SigLIP"), {})
+        figures = figures_of_npz({link.theirs: shape for link in names})
+        with pytest.raises(ValueError, match="no known architecture"):
+            find_architecture(figures, source="a file")

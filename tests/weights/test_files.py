@@ -1,6 +1,8 @@
 """Tests of files of tensors."""
 
+import io
 import json
+import zipfile
 
 import ml_dtypes
 import numpy as np
@@ -35,9 +37,56 @@ def test_safetensors_are_read_in_one_piece_and_sharded(tmp_path):
     (tmp_path / "2.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"2\.safetensors"):
         open_tensors(index)
-    index.write_text("[]")
-    with pytest.raises(ValueError, match="no index"):
-        open_tensors(index)
+
+
+INDEXES = {
+    "[]": "no index of files",
+    '{"weight_map": ["a"]}': "no index of files",
+    '{"weight_map": {}}': "lists no files",
+    '{"weight_map": {"a": 3}}': "names 3, which is no file in its folder",
+    '{"weight_map": {"a": "../1.safetensors"}}': "names '../1.safetensors', which is no file in its",
+    '{"weight_map": {"a": "/1.safetensors"}}': "names '/1.safetensors', which is no file in its",
+    '{"weight_map": {"a": "model.index.json"}}': "which is an index itself",
+    '{"weight_map": ' + 100_000 * "[": "nest too deeply",
+}
+
+
+@pytest.mark.parametrize("content", INDEXES, ids=range(len(INDEXES)))
+def test_an_index_that_cannot_be_followed_is_refused(content, tmp_path):
+    folder = tmp_path / "inside"
+    folder.mkdir()
+    save_file(TENSORS, tmp_path / "1.safetensors")
+    (folder / "model.index.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"model\.index\.json .*{INDEXES[content]}"):
+        open_tensors(folder / "model.index.json")
+
+
+def flip(data: bytes, start: int, value: bytes) -> bytes:
+    return data[:start] + value + data[start + len(value) :]
+
+
+def npz(compression: int) -> bytes:
+    file, array = io.BytesIO(), io.BytesIO()
+    np.save(array, np.random.default_rng(0).normal(size=1000))
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("a.npy", array.getvalue())
+    return file.getvalue()
+
+
+DAMAGED = {
+    "deflate": lambda: flip(npz(zipfile.ZIP_DEFLATED), 50, b"\xff" * 40),
+    "bzip2": lambda: flip(npz(zipfile.ZIP_BZIP2), 60, b"\xff" * 40),
+    "lzma": lambda: flip(npz(zipfile.ZIP_LZMA), 60, b"\xff" * 40),
+    "directory": lambda: npz(zipfile.ZIP_STORED).replace(b"PK\x01\x02", b"XXXX"),
+    "encrypted": lambda: npz(zipfile.ZIP_STORED).replace(b"PK\x01\x02\x14\x03\x14\0\0", b"PK\x01\x02\x14\x03\x14\0\x01"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_archive_is_named(name, tmp_path):
+    (tmp_path / "a.npz").write_bytes(DAMAGED[name]())
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        open_tensors(tmp_path / "a.npz").read("a")
 
 
 def test_npz_files_are_read_without_their_data(tmp_path):

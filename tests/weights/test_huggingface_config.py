@@ -47,6 +47,10 @@ def test_old_files_keep_their_differences_elsewhere():
     "content,word",
     [
         ({"model_type": "blip"}, "blip"),
+        ({"model_type": ["clip"]}, "model_type"),
+        ({"model_type": "clip", "text_config": {"num_hidden_layers": 10**9}}, "from 1 to 1000"),
+        ({"model_type": "clip", "vision_config": {"hidden_size": 2**70}}, "hidden_size"),
+        ({"model_type": "clip", "vision_config": {"image_size": 10**7}}, "image_size"),
         ({"model_type": "clip", "text_config": {"hidden_act": "relu"}}, "relu"),
         ({"model_type": "siglip", "vision_config": {"vision_use_head": False}}, "vision_use_head"),
     ],

@@ -100,8 +100,14 @@ def test_a_directory_of_sentence_transformers_is_followed(configs, variables, tm
     modules = [{"idx": 0, "name": "0", "path": "0_CLIPModel", "type": "sentence_transformers.models.CLIPModel"}]  # fmt: skip
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     chex.assert_trees_all_equal(load_released(tmp_path).variables, variables["plain"])
-    (tmp_path / "modules.json").write_text(json.dumps([modules[0] | {"path": ""}]))
-    with pytest.raises(ValueError, match=r"modules\.json lists no CLIPModel"):
+    wrong = {"": "lists no CLIPModel", ".": "lists no CLIPModel", "../x": "no file in its folder"}
+    for path, words in (wrong | {3: "names 3"}).items():
+        (tmp_path / "modules.json").write_text(json.dumps([modules[0] | {"path": path}]))
+        with pytest.raises(ValueError, match=rf"modules\.json .*{words}"):
+            load_released(tmp_path)
+    dense = {"idx": 1, "name": "1", "path": "1_Dense", "type": "sentence_transformers.models.Dense"}
+    (tmp_path / "modules.json").write_text(json.dumps([*modules, dense]))
+    with pytest.raises(ValueError, match="lists a Dense in '1_Dense' beside the CLIP model"):
         load_released(tmp_path)
 
 
@@ -234,7 +240,6 @@ NAMES = {
     "CoCa": "text_decoder.resblocks.0.ln_1.weight",
     "a text tower of Hugging Face": "text.transformer.embeddings.word_embeddings.weight",
     "Apple's own names": "image_encoder.model.patch_embed.0.reparam_conv.weight",
-    "PEFT": "base_model.model.visual.conv1.weight",
 }
 
 
@@ -245,6 +250,20 @@ def test_a_tower_that_this_package_has_not_is_named(kind, given, tensors, config
     save_file({**tensors, NAMES[kind]: np.zeros((2, 2), np.float32)}, file)
     with pytest.raises(ValueError, match=f"weights.safetensors holds .*{kind}.*known are ViT"):
         load_released(file, configs["plain"] if given else None)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("base_model.model.visual.conv1.weight", "PEFT"), ("visual.proj.lora_down.weight", "PEFT"),
+     ("text_projection.SCB", "quantised"), ("text_projection.weight_scale_inv", "quantised")],
+)  # fmt: skip
+def test_weights_that_others_have_changed_are_named(name, words, tensors, configs, tmp_path):
+    save_file({**tensors, name: np.ones((2, 2), np.float32)}, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=rf"a\.safetensors holds .*{words}.*{name}"):
+        load_released(tmp_path / "a.safetensors", configs["plain"])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="an adapter of PEFT without its model"):
+        load_released(tmp_path)
 
 
 @pytest.mark.parametrize(("kept", "missing"), [("visual.", "text"), ("", "image")])

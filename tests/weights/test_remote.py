@@ -98,6 +98,21 @@ def test_a_copy_that_is_cut_short_leaves_nothing(bucket, monkeypatch, tmp_path):
     assert (local_copy(url, WEIGHTS) / "best.safetensors").read_bytes() == b"whole"
 
 
+def test_a_file_that_changes_while_it_is_copied_is_refused(bucket, monkeypatch, tmp_path):
+    filesystem = fsspec.filesystem("memory")
+    url, get_file = bucket({"best.safetensors": b"old", "config.json": b"{}"}), filesystem.get_file
+
+    def get_and_change(source, target):
+        bucket({"best.safetensors": b"newer"})
+        get_file(source, target)
+
+    with monkeypatch.context() as changing:
+        changing.setattr(filesystem, "get_file", get_and_change)
+        with pytest.raises(OSError, match=r"best\.safetensors changed while it was copied, from 3"):
+            local_copy(url, WEIGHTS)
+    assert (local_copy(url, WEIGHTS) / "best.safetensors").read_bytes() == b"newer"
+
+
 def test_what_is_not_there_is_named(bucket):
     url = bucket({"README.md": b""})
     with pytest.raises(FileNotFoundError, match=r"clip holds none of best\.safetensors"):

@@ -60,9 +60,10 @@ def test_padding_is_the_files_own(settings, text, pad, tmp_path):
     assert found(["a " * 30]).tolist() == [[2, 2, 2, 2, 2, 6]]
 
 
-def test_a_pad_token_that_is_not_there_is_refused(tmp_path):
-    write(tmp_path, settings={"pad_token": "[MISSING]"})
-    with pytest.raises(ValueError, match=r"pad_token is '\[MISSING\]'"):
+@pytest.mark.parametrize("token", ["[MISSING]", 3])
+def test_a_pad_token_that_is_not_there_is_refused(token, tmp_path):
+    write(tmp_path, settings={"pad_token": token})
+    with pytest.raises(ValueError, match=r"pad_token is ('\[MISSING\]'|3)"):
         find_tokenizer(config(), tmp_path, library="huggingface")
 
 
@@ -129,10 +130,21 @@ def test_another_end_than_the_model_reads_at_is_refused(end, fits, tmp_path):
         find_tokenizer(wanted, tmp_path, library="huggingface")
 
 
-@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1", b"{}", b"[1]"])
+UNKNOWN = json.loads(tokenizer_json())  # which fails at words that it does not know
+UNKNOWN["model"]["unk_token"] = "[MISSING]"
+PANIC = json.loads(tokenizer_json()) | {
+    "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+}
+FOREIGN = [
+    b"version https://git-lfs.github.com/spec/v1", b"{}", b"[1]", 100_000 * b"[",
+    b'{"model": {"vocab": 3}}', json.dumps(UNKNOWN).encode(), json.dumps(PANIC).encode(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
 def test_a_foreign_tokenizer_file_is_refused(content, tmp_path):
     write(tmp_path, content)
-    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*tokenizer\.json"):
         find_tokenizer(config(), tmp_path, library="huggingface")
 
 
@@ -148,6 +160,12 @@ def test_vocabulary_and_merges_are_the_directorys_own(tmp_path):
     assert found(["a cat"])[0, 1:3].tolist() == ClipTokenizer(LENGTH)(["a cat"])[0, 1:3].tolist()
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0}))
     with pytest.raises(ValueError, match=r"vocab\.json has no <\|startoftext\|>"):
+        find_tokenizer(config(49_408, "clip"), tmp_path, library="huggingface")
+    (tmp_path / "merges.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*utf-8"):
+        find_tokenizer(config(49_408, "clip"), tmp_path, library="huggingface")
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(ValueError, match=r"has vocab\.json alone"):
         find_tokenizer(config(49_408, "clip"), tmp_path, library="huggingface")
 
 

@@ -15,9 +15,11 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
+from clip_jax.weights import torch_files
 from clip_jax.weights.files import open_tensors
+from clip_jax.weights.state_dicts import find_state_dict
 from clip_jax.weights.torch_files import MAGIC, TorchFile
-from clip_jax.weights.torch_pickles import ALLOWED
+from clip_jax.weights.torch_pickles import ALLOWED, Reader
 
 
 class Colour(enum.Enum):
@@ -138,6 +140,59 @@ def test_tensors_are_read_one_at_a_time(compression, old, torch_names, tmp_path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3.5 * tensors["t0"].nbytes  # of which the comparison takes one and a half
+
+
+def rewrite(path, changes):
+    """The same archive with other members, compressed."""
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()} | changes
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def test_an_archive_takes_no_more_memory_than_its_tensors(torch_names, tmp_path, monkeypatch):
+    path, other = tmp_path / "a.pt", tmp_path / "b.pt"
+    for file in (path, other):
+        save(file, TENSORS, torch_names, zipfile.ZIP_DEFLATED)
+    rewrite(path, {"archive/data/0": TENSORS["a"].tobytes() + bytes(50_000_000)})
+    rewrite(other, {"archive/byteorder": bytes(50_000_000)})
+    tracemalloc.start()
+    check(TorchFile(path))
+    with pytest.raises(ValueError, match="big-endian"):
+        TorchFile(other)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000_000
+    monkeypatch.setattr(torch_files, "MOST_UNPACKED", 100_000)
+    rewrite(path, {"archive/data.pkl": b"\x80\x02" + 100_000 * b"N0" + b"N."})
+    with pytest.raises(ValueError, match=r"a\.pt was not read: its pickle unpacks to"):
+        TorchFile(path)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_numbers_of_a_type_that_is_not_read_are_named_unless_they_lie_beside(
+    whole, torch_names, tmp_path
+):
+    kind = type("ComplexFloatStorage", (), {"__module__": "torch"})
+    torch_names.ComplexFloatStorage = kind
+    torch_names.HalfStorage = kind  # as which `save` writes float16
+    if whole:
+        save(tmp_path / "a.pt", {"b.c": TENSORS["b.c"]}, torch_names)
+    else:
+        save(tmp_path / "a.pt", TENSORS, torch_names)
+    with pytest.raises(ValueError, match=r'"b\.c" was saved as torch\.ComplexFloatStorage'):
+        TorchFile(tmp_path / "a.pt")
+    beside = {"state_dict": {"a": TENSORS["a"]}, "rng": TENSORS["b.c"]}
+    save(tmp_path / "a.pt", beside, torch_names)
+    assert TorchFile(tmp_path / "a.pt").shapes() == {"a": (3, 4)}
+
+
+def test_float8_is_named():
+    make = ALLOWED["torch._utils", "_rebuild_tensor_v3"]
+    kind = Reader(io.BytesIO()).find_class("torch", "float8_e4m3fn")
+    with pytest.raises(ValueError, match=r'"a" was saved as torch\.float8_e4m3fn'):
+        find_state_dict({"a": make(None, 0, (2,), (1,), False, OrderedDict(), kind)}, "x.pt")
 
 
 def test_a_training_checkpoint_gives_its_state_dict(torch_names, tmp_path):

@@ -1,8 +1,9 @@
 """Files of captions with a layout of their own, as rows: COCO's and Karpathy's JSON, Flickr30k's .token."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator
+
+from clip_jax.storage.json_text import parse_json
 
 SPLITS = {"train": ("train", "restval"), "test": ("test", "val")}
 
@@ -14,7 +15,7 @@ def rows_of_json(data: bytes, path: str, split: str) -> tuple[list[dict], str | 
       ValueError: it is none of the layouts that are known.
     """
     try:
-        content = json.loads(data)
+        content = parse_json(data)
     except ValueError as error:
         if (lines := _lines_of_json(data)) is not None:
             return lines, None
@@ -42,7 +43,7 @@ def rows_of_json(data: bytes, path: str, split: str) -> tuple[list[dict], str | 
 def _lines_of_json(data: bytes) -> list[dict] | None:
     """Lines that are an object each, whatever the file's name ends in; None: they are not."""
     try:
-        rows = [json.loads(line) for line in data.splitlines() if line.strip()]
+        rows = [parse_json(line) for line in data.splitlines() if line.strip()]
     except ValueError:
         return None
     return rows if len(rows) > 1 and all(isinstance(row, dict) for row in rows) else None
@@ -107,7 +108,7 @@ def test_split(splits: Counter) -> tuple[str, ...]:
 def splits_of_json(data: bytes) -> Counter:
     """How many images of each split a file of Karpathy's layout has; empty for others."""
     try:
-        images = json.loads(data)["images"]
+        images = parse_json(data)["images"]
         return Counter(image["split"] for image in images)
     except (ValueError, TypeError, KeyError):
         return Counter()

@@ -1,6 +1,5 @@
 """Data with labels: the names of the classes beside it, and what stands for missing captions."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 
@@ -8,6 +7,7 @@ from absl import logging
 
 from clip_jax import storage
 from clip_jax.data.samples import Source
+from clip_jax.storage.json_text import parse_json
 
 CLASSNAMES = "classnames.txt"
 BELOW = re.compile(r"-[0-9]{1,9}(\.0+)?")  # what has no label in sets whose labels are numbers
@@ -114,7 +114,7 @@ def _places(folder: str) -> list[str]:
 def hugging_face_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
     """The names of a ClassLabel, which Hugging Face writes into a Parquet file's schema."""
     try:
-        feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
+        feature = parse_json((metadata or {})[b"huggingface"])["info"]["features"][column]
         return tuple(str(name).replace("_", " ") for name in feature["names"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from clip_jax.config import DataConfig
 from clip_jax.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, NUMBERED
 from clip_jax.data.sources.tar_members import what_it_is
+from clip_jax.storage.json_text import parse_json
 
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 DELIMITED = {".csv": ",", ".tsv": "\t", ".txt": ","}  # what is tried first
@@ -102,9 +103,10 @@ class ListFormat:
             ) from error
 
     def _json(self, line: bytes, number: int) -> dict:
+        text = self._text(line, number)
         try:
-            row = json.loads(self._text(line, number))
-        except json.JSONDecodeError as error:
+            row = parse_json(text)
+        except ValueError as error:
             mend = "; a list in one piece is named .json" if line.lstrip()[:1] == b"[" else ""
             raise ValueError(f"{self.path} line {number} is not JSON: {error}{mend}") from error
         if not isinstance(row, dict):

@@ -1,6 +1,5 @@
 """Looks through a list once: where its rows start, and a hash of each row's image."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ from clip_jax.data.sources.piece_hashes import (
     strip,
     with_second,
 )
+from clip_jax.storage.json_text import parse_json
 
 BLOCK = 1 << 24  # bytes that are looked through at once
 MOST_ROW = 1 << 20  # bytes of a row in quotes
@@ -100,7 +100,7 @@ class _Block:
             last = min(first + PARSED_AT_ONCE, len(self._end_L))
             lines = self._data[self._start_L[first] : self._end_L[last - 1]].split(b"\n")
             try:
-                rows = json.loads(b"[%b]" % b",".join(lines))
+                rows = parse_json(b"[%b]" % b",".join(lines))
             except ValueError:
                 continue
             if len(rows) == len(lines) == last - first:

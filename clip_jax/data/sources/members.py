@@ -1,10 +1,10 @@
 """Captions and label of a sample out of files of one name: those in a tar, or side by side in a folder."""
 
-import json
 from dataclasses import dataclass
 
 from clip_jax.data.images.formats import EXTENSIONS
 from clip_jax.data.sources import columns, labels
+from clip_jax.storage.json_text import parse_json
 
 TEXT = "txt"  # the member that is the caption where no column is named
 TEXTS = (TEXT, "caption", "text")  # members that are one by their names
@@ -83,7 +83,7 @@ def _json(data: bytes | None) -> dict:
     if data is None:
         return {}
     try:
-        row = json.loads(data)
+        row = parse_json(data)
     except ValueError:
         return {}
     return row if isinstance(row, dict) else {}

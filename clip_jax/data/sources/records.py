@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import json
 import os
 import re
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
 from clip_jax.data.sources import columns, splits
 from clip_jax.data.sources.patterns import expand
 from clip_jax.data.sources.record_blocks import RecordBlocks, RecordRun
+from clip_jax.storage.json_text import parse_json
 
 MANIFEST = "manifest.json"  # beside the files: what `convert` wrote
 SUFFIX = ".array_record"
@@ -286,7 +286,7 @@ def read_manifest(folder: str) -> dict:
     if not storage.is_file(path):
         return {}
     try:
-        return json.loads(storage.read_file(path))
+        return parse_json(storage.read_file(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON; copy or convert the data again") from error
 

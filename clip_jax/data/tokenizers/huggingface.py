@@ -58,9 +58,17 @@ def special_ids(tokenizer: tokenizers.Tokenizer) -> tuple[tuple[int, ...], tuple
 
 
 def load_tokenizer_json(description: bytes) -> tokenizers.Tokenizer:
+    """A tokenizer that takes any text.
+
+    Raises:
+      ValueError: it cannot be read, or fails at words that it does not know.
+    """
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(description.decode())
-    except Exception as error:  # the library raises bare Exceptions for what it cannot read
+        tokenizer = tokenizers.Tokenizer.from_str(description.decode("utf-8-sig"))
+        tokenizer.encode("a \N{SNOWMAN}")
+    except BaseException as error:  # bare Exceptions, and panics of Rust, which are none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ValueError(f"this is no tokenizer.json that can be read: {error}") from error
     tokenizer.no_padding()
     tokenizer.no_truncation()

@@ -1,7 +1,6 @@
 """The tokenizer that a run asks for: by its kind, from a file, or trained on the captions."""
 
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from clip_jax.data.tokenizers.huggingface import ClipaTokenizer, HuggingFaceToke
 from clip_jax.data.tokenizers.sentencepiece import SentencePieceTokenizer, train_sentencepiece
 from clip_jax.data.tokenizers.siglip import SiglipTokenizer, SiglipTransformersTokenizer
 from clip_jax.data.tokenizers.transformers import TransformersTokenizer
+from clip_jax.storage.json_text import parse_json
 
 __all__ = [
     "KINDS",
@@ -73,7 +73,7 @@ def make_tokenizer(
                 f"tokenizer.path={cfg.path} would not be read, as the {kind} tokenizer has no file: "
                 "set tokenizer.kind to the file's (sentencepiece, siglip or huggingface)"
             )
-        made = record.tokenizer(_read(path), context_length)
+        made = _of_file(path, record.tokenizer, _read(path), context_length)
     elif record.train is not None:
         some = itertools.islice(captions(), cfg.train_captions)
         made = record.train(some, cfg.vocab_size, context_length)
@@ -102,7 +102,7 @@ def load_tokenizer(directory: str | os.PathLike, context_length: int | None = No
     """Read what `Tokenizer.save` wrote, with another context length if one is given."""
     path = epath.Path(directory) / DESCRIPTION
     try:
-        description: Any = json.loads(_read(path))
+        description: Any = parse_json(_read(path))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}): restore it") from error
     kind = description.get("kind") if isinstance(description, dict) else None
@@ -111,10 +111,19 @@ def load_tokenizer(directory: str | os.PathLike, context_length: int | None = No
     if missing := {"file", "context_length"} - description.keys():
         raise ValueError(f"{path} has no {' and no '.join(sorted(missing))}: restore it")
     file = [_read(path.parent / description["file"])] if description["file"] else []
-    made = tokenizer_format(kind).tokenizer(*file, context_length or description["context_length"])
+    length = context_length or description["context_length"]
+    made = _of_file(path.parent, tokenizer_format(kind).tokenizer, *file, length)
     if kind not in KINDS:
         made.kind = kind
     return made
+
+
+def _of_file(path: epath.Path, make: Callable[..., Tokenizer], *args) -> Tokenizer:
+    """A tokenizer, or an error that names its file."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _read(path: epath.Path) -> bytes:

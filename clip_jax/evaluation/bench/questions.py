@@ -4,7 +4,6 @@ import csv
 import functools
 import hashlib
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from PIL import Image
 from clip_jax.data.samples import BadSample, Question, Sample
 from clip_jax.evaluation.bench.hub import Table, find_table
 from clip_jax.evaluation.bench.tasks import Task
+from clip_jax.storage.json_text import parse_json
 
 FORMATS = ["JPEG", "PNG", "WEBP"]
 
@@ -158,7 +158,7 @@ def winoground_files(path: Path) -> QuestionSet:
     """examples.jsonl, and the images that it names under images/."""
     folder, pictures, questions = path.parent, [], []
     for line in filter(str.strip, path.read_text("utf-8").split("\n")):
-        row = _fields(json.loads(line), path, "image_0", "image_1", "caption_0", "caption_1")
+        row = _fields(parse_json(line), path, "image_0", "image_1", "caption_0", "caption_1")
         questions.append(_pair(len(pictures), (row["caption_0"], row["caption_1"]), None))
         pictures += [_file(_named(folder / "images", row[f"image_{side}"])) for side in (0, 1)]
     return QuestionSet(str(path), _digest(path), pictures, questions)
@@ -250,7 +250,7 @@ def _file(path: Path, box: tuple[int, ...] | None = None) -> Picture:
 
 def _json(path: Path, kind: type) -> Any:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = parse_json(path.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(found, kind) or not found:
