@@ -53,6 +53,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    py_modules=["clip_jax_command"],
     packages=find_packages(include=["clip_jax", "clip_jax.*"]),
     package_data={
         "clip_jax.data.tokenizers": ["*.xz"],
@@ -109,5 +110,5 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },
-    entry_points={"console_scripts": ["clip-jax = clip_jax.cli.main:main"]},
+    entry_points={"console_scripts": ["clip-jax = clip_jax_command:main"]},
 )

@@ -25,7 +25,7 @@ def run(*args: str, unset=(), **variables) -> subprocess.CompletedProcess:
     names = {*unset, "XLA_FLAGS", "NPROC"}
     kept = {name: value for name, value in os.environ.items() if name not in names}
     kept |= {"PYTHONPATH": str(ROOT)} | variables
-    command = [sys.executable, "-m", "clip_jax.cli", *args]
+    command = [sys.executable, "-m", "clip_jax_command", *args]
     return subprocess.run(command, env=kept, capture_output=True, text=True)
 
 
@@ -62,6 +62,12 @@ def test_a_switch_under_which_no_step_compiles_is_named(name, value, source):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become a user without an entry")
+@pytest.mark.parametrize("name", ["JAX_ENABLE_X64", "JAX_DEFAULT_PRNG_IMPL", "JAX_NUM_CPU_DEVICES"])
+def test_a_variable_that_jax_refuses_while_it_loads_is_named(name):
+    line = one_line(run("models", **{name: "nonsense"}))
+    assert line.startswith("clip-jax: ") and name in line.upper() and "nonsense" in line
+
+
 def test_no_home_and_no_entry_in_passwd_is_no_hindrance(tmp_path):
     code = (
         "import os, sys; from clip_jax.cli.main import main\n"

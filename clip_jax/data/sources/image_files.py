@@ -1,7 +1,8 @@
 """Reads image files that lie by themselves, on a disk or behind URLs."""
 
 import errno
-from pathlib import Path
+import os
+import stat
 from urllib.parse import urlsplit
 
 from clip_jax import storage
@@ -23,7 +24,7 @@ def read_image(path: str, *, key: str, shard: str) -> bytes:
     try:
         if storage.is_web(path):
             return _read_web(path)
-        return storage.read_whole(path) if storage.is_url(path) else Path(path).read_bytes()
+        return storage.read_whole(path) if storage.is_url(path) else _read_local(path)
     except FileNotFoundError as error:
         reason, cause = "missing-file", error
     except IsADirectoryError as error:
@@ -38,6 +39,14 @@ def read_image(path: str, *, key: str, shard: str) -> bytes:
         # Lists of URLs name many servers, of which some are gone for ever.
         reason, cause = "no-answer" if out_of_order else "unreadable-file", error
     raise BadSample(reason, key=key, shard=shard) from cause
+
+
+def _read_local(path: str) -> bytes:
+    """A regular file alone: a pipe gives nothing and a device without end, for ever."""
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise IsADirectoryError(errno.EISDIR, "this is no regular file", path)
+        return file.read()
 
 
 def _read_web(url: str) -> bytes:

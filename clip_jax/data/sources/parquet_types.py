@@ -27,6 +27,10 @@ def check_same(paths: Sequence[str], schemas: Sequence[pa.Schema], wanted: Seque
                     f"{path} has no column {name!r}, which {paths[0]} has; its columns are "
                     f"{', '.join(schema.names)}. Files of one source need the same columns"
                 )
+            if schema.names.count(name) > 1:
+                raise ValueError(
+                    f"{path} has {schema.names.count(name)} columns {name!r}; rename all but one"
+                )
             found, expected = schema.field(name).type, first.field(name).type
             if _kind(found) != _kind(expected):
                 raise ValueError(

@@ -11,6 +11,8 @@ import fsspec
 
 from clip_jax import storage
 
+MOST_FILES = 1_000_000  # LAION-5B has a quarter of that
+
 
 def expand(pattern: str) -> list[str]:
     """The files that a pattern with {a,b}, {00..99}, * and ? names, in order.
@@ -73,11 +75,16 @@ def _braces(pattern: str) -> list[str]:
     """A pattern for each choice in braces that are no part of a folder's name."""
     folder, name = os.path.split(pattern)
     if storage.is_url(pattern) or not os.path.isdir(os.path.expanduser(folder)):
-        return bracex.expand(pattern, limit=0)
+        return _choices(pattern)
     whole = os.path.exists(os.path.expanduser(pattern))
-    return [
-        os.path.join(folder, part) for part in ([name] if whole else bracex.expand(name, limit=0))
-    ]
+    return [os.path.join(folder, part) for part in ([name] if whole else _choices(name))]
+
+
+def _choices(pattern: str) -> list[str]:
+    try:
+        return bracex.expand(pattern, limit=MOST_FILES)
+    except (bracex.ExpansionLimitException, RecursionError) as error:
+        raise ValueError(f"{pattern!r:.200} names more than {MOST_FILES:_} files") from error
 
 
 def _expand_path(pattern: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 import errno
 import http.server
+import os
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -79,18 +79,25 @@ def test_a_bucket_that_does_not_answer_stops_the_run(monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
 def test_a_file_that_the_system_does_not_give_out_is_a_bad_sample(monkeypatch, number):
-    def fail(path):
+    def fail(path, flags):
         raise OSError(number, "no")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(BadSample, match="unreadable-file"):
         read_image("a.jpg", key="k", shard="s")
 
 
 def test_too_many_open_files_are_no_fault_of_the_file(monkeypatch):
-    def fail(path):
+    def fail(path, flags):
         raise OSError(errno.EMFILE, "too many open files")
 
-    monkeypatch.setattr(Path, "read_bytes", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(OSError, match="too many open files"):
         read_image("a.jpg", key="k", shard="s")
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path / "pipe.png", "/dev/zero", tmp_path):
+        with pytest.raises(BadSample, match="not-a-file"):
+            read_image(str(path), key="k", shard="s")

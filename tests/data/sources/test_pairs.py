@@ -151,6 +151,14 @@ def test_a_file_that_cannot_be_used_is_refused_by_name(read, name, text, columns
         read(name, text, **columns)
 
 
+@pytest.mark.parametrize("name", ["e.jsonl", "e.json"])
+def test_lists_that_nest_without_end_are_no_json(read, name):
+    with pytest.raises(
+        ValueError, match=rf"e\.{name[2:]}.* is not JSON: its lists or objects nest"
+    ):
+        read(name, 100_000 * "[")
+
+
 def test_a_file_in_another_encoding_is_refused_by_name(folder, settings):
     (folder / "l.csv").write_bytes("image,caption\nphotos/a.jpg,tr\xeas\n".encode("latin-1"))
     with pytest.raises(ValueError, match=r"l\.csv line 2 is not text in UTF-8 \(byte 0xea"):

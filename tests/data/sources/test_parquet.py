@@ -247,6 +247,11 @@ def test_columns_that_differ_are_refused_naming_the_file(tmp_path, settings):
     pq.write_table(pa.table({"image": ["b.jpg"], "caption": ["two"]}), tmp_path / "1.parquet")
     with pytest.raises(ValueError, match=r"1\.parquet: the column 'image' holds string"):
         open_source(f"parquet:{tmp_path}", "train", settings())
+    twice = [pa.array([b"b"]), pa.array(["two"]), pa.array(["three"])]
+    twice = pa.Table.from_arrays(twice, names=["image", "caption", "caption"])
+    pq.write_table(twice, tmp_path / "1.parquet")
+    with pytest.raises(ValueError, match=r"1\.parquet has 2 columns 'caption'"):
+        open_source(f"parquet:{tmp_path}", "train", settings())
     more = pa.table({"caption": pa.array(["two"], pa.large_string()), "image": [b"b"], "x": [1]})
     pq.write_table(more, tmp_path / "1.parquet")
     assert len(open_source(f"parquet:{tmp_path}", "train", settings())) == 2

@@ -24,3 +24,9 @@ def test_the_folder_is_taken_literally(tmp_path, folder, pattern):
         f"{tmp_path}/{folder}/{n}.tar" for n in (0, 1)
     ]
     assert expand(f"{tmp_path}/{folder}/0.tar") == [f"{tmp_path}/{folder}/0.tar"]
+
+
+@pytest.mark.parametrize("braces", ["{0..99999999}", 3000 * "{" + "a"], ids=["range", "nested"])
+def test_more_files_than_anybody_has_are_refused_at_once(braces, tmp_path):
+    with pytest.raises(ValueError, match="names more than 1_000_000 files"):
+        expand(f"{tmp_path}/{braces}.tar")
