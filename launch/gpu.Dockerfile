@@ -4,7 +4,7 @@
 FROM python:3.12-slim-bookworm
 
 WORKDIR /opt/clip_jax
-COPY setup.py pyproject.toml README.md LICENSE ./
+COPY setup.py clip_jax_command.py pyproject.toml README.md LICENSE ./
 COPY clip_jax ./clip_jax
 COPY configs ./configs
 RUN pip install --no-cache-dir -e ".[cuda]"
