@@ -158,7 +158,7 @@ state() { # READY, CREATING, PREEMPTED ...; MISSING; or UNKNOWN, where Google Cl
 install() {
   local code node
   code=$(mktemp -d)/clip_jax.tar.gz
-  tar -czf "$code" --exclude=__pycache__ clip_jax configs launch setup.py pyproject.toml README.md LICENSE
+  tar -czf "$code" --exclude=__pycache__ clip_jax configs launch clip_jax_command.py setup.py pyproject.toml README.md LICENSE
   for node in $(nodes); do
     run "${tpu[@]}" tpu-vm scp "$code" "$node:clip_jax.tar.gz" "${where[@]}" --worker=all || return
   done
