@@ -15,20 +15,20 @@ FILES = image_files()
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 def test_evaluation_pixels_are_open_clips(name, mode):
     preprocess = dataclasses.replace(PreprocessConfig(), resize_mode=mode)
-    assert parity.pixel_difference(FILES[name], preprocess) < 0.02
+    assert parity.pixel_difference(FILES[name], preprocess) == 0
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if "CMYK" not in name and name != "GIF"])
 def test_padded_pixels_are_open_clips(name):
     preprocess = PreprocessConfig(resize_mode="longest", fill=0)
-    assert parity.pixel_difference(FILES[name], preprocess) < 0.02
+    assert parity.pixel_difference(FILES[name], preprocess) == 0
 
 
 @pytest.mark.parametrize("size", [64, 336])
 def test_bilinear_pixels_are_open_clips(size):
     preprocess = PreprocessConfig(interpolation="bilinear")
     for data in FILES.values():
-        assert parity.pixel_difference(data, preprocess, size) < 0.02
+        assert parity.pixel_difference(data, preprocess, size) == 0
 
 
 @pytest.mark.parametrize("name", FILES)
