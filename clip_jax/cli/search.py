@@ -74,6 +74,7 @@ def search(args: list[str]) -> int:
     from clip_jax.search.filters import allowed, parse_filters
     from clip_jax.search.index import open_index
     from clip_jax.search.queries import load_encoder, parse_parts
+    from clip_jax.search.requests import printable
 
     opened = open_index(settings.index)
     parts = parse_parts(settings.query)
@@ -86,7 +87,7 @@ def search(args: list[str]) -> int:
     found = opened.search(z_E, min(settings.k, len(opened)), allowed_N=mask_N)
     for row in opened.results(found):
         if settings.as_json:
-            print(json.dumps(row, ensure_ascii=False, default=str))
+            print(json.dumps(printable(row), ensure_ascii=False))
         else:
             path = row.get("image_path", row["row"])
             print(f"{row['score']:7.4f}  {path}  {row.get('caption', '')}")

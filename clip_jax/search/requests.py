@@ -1,4 +1,4 @@
-"""What a client sends, checked before anything is done with it."""
+"""What a client sends, checked before anything is done with it, and what it is sent."""
 
 import base64
 import binascii
@@ -99,3 +99,14 @@ def _require(condition: bool, what: str):
 
 def _refuse_constant(name: str):
     raise ValueError(f"{name} is no number")
+
+
+def printable(row: dict) -> dict:
+    """Metadata as JSON has it: no bytes, dates as text, and numbers that are not finite as text too."""
+    return {name: value if _is_plain(value) else str(value) for name, value in row.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, str | int | type(None))

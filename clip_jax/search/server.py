@@ -23,7 +23,7 @@ from clip_jax.search.batching import Batcher
 from clip_jax.search.index import SearchIndex
 from clip_jax.search.pictures import NoPicture, Pictures
 from clip_jax.search.queries import QueryEncoder
-from clip_jax.search.requests import MOST_BYTES, BadRequest, Query, parse_query
+from clip_jax.search.requests import MOST_BYTES, BadRequest, Query, parse_query, printable
 
 COOKIE = "clip_jax_token"
 LARGE = 64 * 2**10  # bytes of a body, above which
@@ -147,7 +147,7 @@ async def search(request: Request, service: Service) -> Response:
     except (ValueError, IndexError) as error:
         raise BadRequest(str(error)) from error
     results = [
-        _printable(row) | {"score": round(row["score"], 6)} for row in service.index.results(found)
+        printable(row) | {"score": round(row["score"], 6)} for row in service.index.results(found)
     ]
     took = round(1000 * (time.perf_counter() - start), 1)
     return JSONResponse({"results": results, "milliseconds": took})
@@ -222,13 +222,4 @@ def describe(index: SearchIndex, pictures: Pictures) -> dict:
         "columns": columns,
         "pictures": pictures.available,
         "device": jax.local_devices()[0].device_kind,
-    }
-
-
-def _printable(row: dict) -> dict:
-    """Metadata as JSON has it: no bytes, dates as text."""
-    plain = (str, int, float, bool, type(None))
-    return {
-        name: value if isinstance(value, plain) and value == value else str(value)
-        for name, value in row.items()
     }

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import datetime
 import http.client
 import io
 import json
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from clip_jax.search.http import LimitedProtocol
+from clip_jax.search.requests import printable
 
 
 def ask(address, method, path, body=None, **headers):
@@ -241,3 +243,9 @@ def test_with_a_token_nobody_else_is_answered(way, shop, start_server):
 def test_on_this_machine_other_names_are_refused(address):
     assert ask(address, "GET", "/api/info", Host="evil.example")[0] == 421
     assert ask(address, "GET", "/api/info", Host="localhost:1")[0] == 200
+
+
+def test_metadata_of_any_kind_is_json():
+    row = {"ratio": np.inf, "width": np.nan, "at": datetime.date(2020, 1, 2), "raw": b"\xff", "label": 3, "no": None}  # fmt: skip
+    sent = {"ratio": "inf", "width": "nan", "at": "2020-01-02", "raw": "b'\\xff'", "label": 3, "no": None}  # fmt: skip
+    assert json.loads(json.dumps(printable(row), allow_nan=False)) == sent
