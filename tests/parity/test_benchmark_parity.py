@@ -146,18 +146,14 @@ def test_choices_are_the_same(images):
         assert np.mean([f["group"] for f in found]) == pytest.approx(theirs["acc"], abs=1e-4)
 
 
-def test_the_linear_probe_is_within_thousandths_in_the_mean(tmp_path, mesh, monkeypatch):
-    """On one data set they differ by up to five thousandths, either way.
-
-    Its penalty is AdamW's, of ten epochs, and not that of a minimum; and 600 images cannot tell
-    penalties apart that are worth as much on others.
-    """
+def test_the_linear_probe_is_within_two_thousandths(tmp_path, mesh, monkeypatch):
+    """Two seeds of CLIP_benchmark's own differ by up to two thousandths on 3,000 images, ours by as much."""
     for kind in (torch.Tensor, torch.nn.Module):
         monkeypatch.setattr(kind, "cuda", lambda self: self)  # it insists on CUDA
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *args: self)
     differences = [probed(seed, tmp_path / str(seed), mesh) for seed in range(5)]
-    assert -0.002 < np.mean(differences) < 0.004, differences
-    assert np.abs(differences).max() < 0.01, differences
+    assert np.abs(np.mean(differences)) < 0.001, differences
+    assert np.abs(differences).max() < 0.003, differences
 
 
 def probed(seed: int, folder, mesh) -> float:
@@ -179,11 +175,17 @@ def probed(seed: int, folder, mesh) -> float:
     )  # fmt: skip
     fit, val, test = (parts[name] for name in ("train", "val", "test"))
 
-    def accuracy(place):
-        head_SE = ours.fit(z[fit], label[fit], S, ours.PENALTIES[place], mesh=mesh)
-        return float((ours.predict(head_SE, z[val], mesh=mesh) == label[val]).mean())
+    def accuracy(head_SE, part):
+        return float((ours.predict(head_SE, z[part], mesh=mesh) == label[part]).mean())
 
-    penalty = ours.PENALTIES[ours.search(accuracy)]
-    head_SE = ours.fit(z[:3000], label[:3000], S, penalty, mesh=mesh)
-    found = float((ours.predict(head_SE, z[test], mesh=mesh) == label[test]).mean())
-    return found - float(theirs["lp_acc1"])
+    def accuracies(places):
+        decays = ours.DECAYS[list(places)]
+        heads_KSE = ours.fit(z[fit], label[fit], decays, classes=S, mesh=mesh)
+        return [accuracy(head_SE, val) for head_SE in heads_KSE]
+
+    decay, both = ours.DECAYS[ours.search(accuracies)], slice(0, 3000)
+    heads = [
+        ours.fit(z[both], label[both], [decay], classes=S, mesh=mesh, seed=draw)[0]
+        for draw in range(ours.DRAWS)
+    ]
+    return float(np.mean([accuracy(head_SE, test) for head_SE in heads])) - float(theirs["lp_acc1"])

@@ -66,35 +66,45 @@ def test_shots_are_so_many_of_each_class_and_others_with_another_seed(blobs):
     assert set(rows) == set(few_shot.draw(label_N, 3, 0)) != set(few_shot.draw(label_N, 3, 1))
 
 
-@pytest.mark.parametrize("penalty", [1e-3, 0.1])
-def test_logistic_regression_finds_the_minimum_on_any_number_of_devices(blobs, mesh, penalty):
+def test_a_probe_is_trained_by_adamw_on_any_number_of_devices(blobs, mesh, monkeypatch):
+    """Against the same steps written out, with two weight decays at once and a last batch that is not full."""
+    monkeypatch.setattr(linear_probe, "EPOCHS", 2)
     z_NE, label_N, _, _ = blobs
-    head_SE = linear_probe.fit(z_NE, label_N, 4, penalty, mesh=mesh)
-    x_NE = np.concatenate([z_NE, np.ones((203, 1))], axis=1)
-    logits_NS = x_NE @ head_SE.T
-    p_NS = np.exp(logits_NS - logits_NS.max(axis=1, keepdims=True))
-    p_NS /= p_NS.sum(axis=1, keepdims=True)
-    gradient_SE = (p_NS - np.eye(4)[label_N]).T @ x_NE / 203
-    gradient_SE[:, :-1] += penalty * head_SE[:, :-1]
-    assert np.abs(gradient_SE).max() < 5e-5
+    decays = (1e-6, 0.3)
+    heads_KSE = linear_probe.fit(z_NE, label_N, decays, classes=4, mesh=mesh)
     one = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    alone_SE = linear_probe.fit(z_NE, label_N, 4, penalty, mesh=one)
-    np.testing.assert_allclose(head_SE, alone_SE, atol=0.05)
-    scores = [
-        (linear_probe.predict(h, z_NE, mesh=mesh) == label_N).mean() for h in (head_SE, alone_SE)
-    ]
-    assert scores[0] == pytest.approx(scores[1], abs=0.005)
+    alone_KSE = linear_probe.fit(z_NE, label_N, decays, classes=4, mesh=one)
+    np.testing.assert_allclose(heads_KSE, alone_KSE, atol=1e-5)
+    for decay, head_SE in zip(decays, heads_KSE):
+        rng = np.random.default_rng(0)
+        expected_SE = rng.uniform(-1, 1, (4, 7)) / np.sqrt(6)
+        first_SE, second_SE, step = np.zeros((4, 7)), np.zeros((4, 7)), 0
+        x_NE = np.concatenate([z_NE, np.ones((203, 1))], axis=1)
+        for _ in range(2):
+            order = rng.permutation(203)
+            for rows in np.split(order, [64, 128, 192]):
+                p_BS = np.exp(x_NE[rows] @ expected_SE.T)
+                p_BS = p_BS / p_BS.sum(axis=1, keepdims=True) - np.eye(4)[label_N[rows]]
+                gradient_SE = p_BS.T @ x_NE[rows] / len(rows)
+                first_SE = 0.9 * first_SE + 0.1 * gradient_SE
+                second_SE = 0.999 * second_SE + 0.001 * gradient_SE**2
+                rate, step = 0.05 * (1 + np.cos(np.pi * step / 8)), step + 1
+                moved_SE = first_SE / (1 - 0.9**step)
+                moved_SE /= np.sqrt(second_SE / (1 - 0.999**step)) + 1e-8
+                expected_SE = expected_SE * (1 - rate * decay) - rate * moved_SE
+        np.testing.assert_allclose(head_SE, expected_SE, atol=1e-4)
 
 
-def test_the_search_narrows_around_the_best_penalty():
+def test_the_search_narrows_around_the_best_weight_decay():
     tried = []
 
-    def accuracy(place):
-        tried.append(place)
-        return -abs(place - 43)
+    def accuracies(places):
+        tried.extend(places)
+        return [-abs(place - 43) for place in places]
 
-    assert linear_probe.search(accuracy) == 43
+    assert linear_probe.search(accuracies) == 43
     assert len(tried) == len(set(tried)) <= 17  # of 97
+    assert linear_probe.search(lambda places: [0.5] * len(places)) == 0  # of equals the weakest
 
 
 def test_a_fifth_of_every_class_is_held_out():
@@ -106,7 +116,7 @@ def test_a_fifth_of_every_class_is_held_out():
 def test_probes_are_evaluators_that_may_choose_the_best_checkpoint(
     memory_source, model, variables, mesh, tokenizer, monkeypatch
 ):
-    monkeypatch.setattr(linear_probe, "STEPS", 10)
+    monkeypatch.setattr(linear_probe, "EPOCHS", 3)
     monkeypatch.setattr(registry, "open_source", lambda spec, split, cfg: memory_source(45))
     cfg = EvaluationConfig(
         batch_size=8,
