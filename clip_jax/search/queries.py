@@ -21,6 +21,7 @@ from clip_jax.weights.load import Loaded
 MOST = 32  # texts or pictures in a batch
 MAX_PIXELS = 50_000_000  # of a picture that is searched for
 REMEMBERED = 4096  # texts
+MOST_WEIGHT = 100.0  # of a part of a query
 
 
 class Part(NamedTuple):
@@ -171,7 +172,7 @@ def parse_parts(texts: Sequence[str]) -> list[Part]:
 
     Raises:
       ValueError: a file that is named as an image is, and is not there or cannot be read; a text
-        is empty.
+        is empty; a weight is too large, or not finite.
     """
     return [_parse(text) for text in texts]
 
@@ -185,6 +186,8 @@ def _parse(text: str) -> Part:
         value, number = (value, float(weight)) if equals else (text, 1.0)
     except ValueError:
         value, number = text, 1.0
+    if not abs(number) <= MOST_WEIGHT:  # nor if it is no number
+        raise ValueError(f"{text!r}: a weight is from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}")
     if value.startswith("row:") and value[4:].isdecimal():
         return Part("row", int(value[4:]), number)
     if os.path.isfile(value):

@@ -8,11 +8,10 @@ from typing import Any
 
 from clip_jax.search.batching import Query
 from clip_jax.search.filters import OPERATORS, Condition
-from clip_jax.search.queries import Part
+from clip_jax.search.queries import MOST_WEIGHT, Part
 
 MOST_BYTES = 12 * 2**20  # of a request's body: a picture of 9 MB in base64
 MOST_PARTS, MOST_CONDITIONS, MOST_TEXT, MOST_RESULTS = 16, 8, 2000, 200
-MOST_WEIGHT = 100.0
 DEFAULT_K = 40
 
 

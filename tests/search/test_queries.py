@@ -140,3 +140,6 @@ def test_a_command_line_gives_texts_pictures_rows_and_weights(tmp_path, png):
     for empty in ("", "  ", "=0.5"):
         with pytest.raises(ValueError, match="is no query"):
             parse_parts(["red", empty])
+    for weight in ("nan", "inf", "-101"):
+        with pytest.raises(ValueError, match="a weight is from -100 to 100"):
+            parse_parts([f"red={weight}"])
