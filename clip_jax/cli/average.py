@@ -17,7 +17,7 @@ from clip_jax.evaluation.bench.run import BenchConfig, run
 from clip_jax.evaluation.bench.tasks import read_suite
 from clip_jax.load import load_to_host
 from clip_jax.runs.directory import RunDirectory, can_hold_runs
-from clip_jax.weights.average import average, greedy_soup, write_run
+from clip_jax.weights.average import average, greedy_soup, refuse_run, write_run
 from clip_jax.weights.export import export
 from clip_jax.weights.load import Loaded
 
@@ -91,6 +91,8 @@ def sources(settings: AverageSettings) -> list[Callable[[], Loaded]]:
         raise ValueError(f"--weights has {len(settings.weights)} numbers for {len(loads)} models")
     if settings.curve is not None and (len(loads) != 2 or settings.curve < 2):
         raise ValueError("--curve is of two models, and has two points or more")
+    if settings.to == "run":
+        refuse_run(settings.out)  # now, and not when a greedy soup has been measured
     return loads
 
 

@@ -78,6 +78,16 @@ def greedy_soup(scores: Sequence[float], score_of: Callable[[list[int]], float])
     return kept
 
 
+def refuse_run(path: str | os.PathLike):
+    """Refuse a directory that holds a run.
+
+    Raises:
+      ValueError: it does.
+    """
+    if RunDirectory(path, main=False).holds_run:
+        raise ValueError(f"{path} holds a run: name a new directory")
+
+
 def write_run(
     path: str | os.PathLike,
     config: ModelConfig,
@@ -91,9 +101,8 @@ def write_run(
     Raises:
       ValueError: the directory holds a run.
     """
+    refuse_run(path)
     run = RunDirectory(path)
-    if run.holds_run:
-        raise ValueError(f"{path} holds a run: name a new directory")
     run.path.mkdir(parents=True, exist_ok=True)
     step = run.checkpoints / "0"
     step.mkdir(parents=True, exist_ok=True)

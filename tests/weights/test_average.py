@@ -87,6 +87,9 @@ def test_the_command_interpolates_two_runs(runs, variables, tmp_path, capsys):
     loaded = load_to_host(out)
     assert_equal(loaded.variables, average(variables, (0.5, 0.5)))
     assert loaded.tokenizer is not None
+    # Before a suite is read, and hours of measuring.
+    assert main(["average", *runs, "--greedy", "--suite", "nowhere", "--out", out]) == 2
+    assert "holds a run: name a new directory" in capsys.readouterr().err
     assert main(["average", *runs, "--to", "open_clip", "--out", str(tmp_path / "soup")]) == 0
     soup = load_to_host(str(tmp_path / "soup")).variables
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), soup, loaded.variables)
