@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -16,6 +16,8 @@ from clip_jax.redaction import redact
 
 Spec = Annotated[str, tyro.conf.Positional]
 DataSettings = Annotated[DataConfig, tyro.conf.arg(name="data")]  # --data.NAME, as in training
+# Each by itself, as an option that begins with "--" would else be one of ours.
+BeamOptions = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 DATA, RULES, MAP = DataConfig(), FilterConfig(), MapConfig()
 
 
@@ -26,7 +28,7 @@ def filter_source(
     model: str | None = None,
     rules: Annotated[FilterConfig, tyro.conf.OmitArgPrefixes] = RULES,
     beam: bool = False,
-    beam_options: tuple[str, ...] = (),
+    beam_options: BeamOptions = (),
     cfg: DataSettings = DATA,
 ) -> int:
     """Keep the samples that all rules keep: by score, evaluation sets, duplicates, concepts.
@@ -38,7 +40,7 @@ def filter_source(
         model: without embeddings, what to embed the source with: a run, or released weights.
         rules: which rules are applied.
         beam: on Apache Beam, where one machine is too small.
-        beam_options: Beam's own, such as --runner=FlinkRunner.
+        beam_options: Beam's own, each by itself, such as --beam-options=--runner=FlinkRunner.
         cfg: columns, cache folder and the like.
     """
     # pyarrow, of an extra, is loaded for the commands that need it alone.
@@ -49,6 +51,7 @@ def filter_source(
 
     check_rules(rules)
     refuse_full(out)
+    refuse_without_beam(beam, beam_options)
     collection = _open(source, f"{out}/embeddings", embeddings, model, cfg)
     sets = [
         EvaluationSet(_embedded(spec, f"{out}/evaluation_{number}", model, cfg), collection.model)
@@ -78,6 +81,16 @@ def filter_source(
     counts = write_outcome(collection, outcome, out, rules, **more)
     print(f"{out}: {counts['kept']:_} of {counts['samples']:_} samples are kept (report.html)")
     return 0
+
+
+def refuse_without_beam(beam: bool, options: tuple[str, ...]):
+    """Refuse options that nobody would read.
+
+    Raises:
+      ValueError: there are some, and Beam is not asked for.
+    """
+    if options and not beam:
+        raise ValueError(f"--beam-options {' '.join(options)} has no effect without --beam")
 
 
 def map_source(
@@ -118,7 +131,8 @@ def _open(source: str, folder: str, embeddings: str | None, model: str | None, c
                 "name the embeddings of the source with --embeddings (clip-jax embed MODEL SOURCE OUT "
                 "makes them), or a model with --model"
             )
-        embeddings = _embed(source, folder, model, cfg)
+        what = "images" if source.startswith("images:") else "both"  # those have no captions
+        embeddings = _embed(source, folder, model, cfg, what)
     return EmbeddedSource(open_embeddings(embeddings), registry.open_source(source, "train", cfg))
 
 
@@ -131,12 +145,20 @@ def _embedded(spec: str, folder: str, model: str | None, cfg: DataConfig) -> str
             f"against={spec!r} is no folder of embeddings: embed the evaluation set with clip-jax embed, "
             "or name a model with --model"
         )
-    return _embed(spec, folder, model, replace(cfg, subset=()), split="test")
+    return _embed(spec, folder, model, replace(cfg, subset=()), "images", split="test")
 
 
-def _embed(source: str, folder: str, model: str, cfg: DataConfig, split: str = "train") -> str:
+def _embed(
+    source: str,
+    folder: str,
+    model: str,
+    cfg: DataConfig,
+    what: Literal["images", "both"],
+    split: str = "train",
+) -> str:
     print(f"Embedding {redact(source)} into {folder}")
-    embed_into(EmbedSettings(model=model, source=source, out=folder, split=split, data=cfg))
+    names = {"model": model, "source": source, "out": folder, "what": what}
+    embed_into(EmbedSettings(**names, split=split, data=cfg))
     return folder
 
 

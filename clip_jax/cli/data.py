@@ -7,7 +7,14 @@ from typing import Annotated
 import tyro
 
 from clip_jax import storage
-from clip_jax.cli.curation import DataSettings, Spec, filter_source, map_source
+from clip_jax.cli.curation import (
+    BeamOptions,
+    DataSettings,
+    Spec,
+    filter_source,
+    map_source,
+    refuse_without_beam,
+)
 from clip_jax.config import DataConfig
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.registry import ClipTokenizer
@@ -109,7 +116,7 @@ def convert(
     source: Spec,
     out: Annotated[str, tyro.conf.Positional],
     beam: bool = False,
-    beam_options: tuple[str, ...] = (),
+    beam_options: BeamOptions = (),
     cfg: DataSettings = DEFAULT,
 ) -> int:
     """Write a source as ArrayRecord files with a manifest.
@@ -118,9 +125,10 @@ def convert(
         source: such as "tar:/data/{00000..00999}.tar".
         out: a new folder or the URL of one; train on it with "records:OUT". Again, it resumes.
         beam: on Apache Beam, where one machine is too small.
-        beam_options: Beam's own, such as --runner=FlinkRunner.
+        beam_options: Beam's own, each by itself, such as --beam-options=--runner=FlinkRunner.
         cfg: columns, cache folder and the share of bad samples that is let pass.
     """
+    refuse_without_beam(beam, beam_options)
     if beam:
         # Apache Beam is a heavy extra that only this needs.
         from clip_jax.data.tools.convert_beam import convert_on_beam

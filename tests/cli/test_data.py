@@ -1,7 +1,9 @@
 """The verbs under `clip-jax data`."""
 
 import os
+import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -105,3 +107,16 @@ def test_a_subset_file_is_made_of_keys_and_read_by_the_other_commands(pairs, cap
     (tmp_path / "keys.txt").write_text("no such key")
     assert main(["data", "stats", pairs, "--data.subset", "keys.txt"]) == 2
     assert "1 of 1 keys are not in" in capsys.readouterr().err
+
+
+def test_beams_own_options_reach_it_and_are_refused_without_it(pairs, capsys, monkeypatch):
+    seen = []
+    stand_in = types.SimpleNamespace(
+        convert_on_beam=lambda source, cfg, out, *, options: seen.extend(options)
+    )
+    monkeypatch.setitem(sys.modules, "clip_jax.data.tools.convert_beam", stand_in)
+    options = ["--beam-options=--runner=FlinkRunner", "--beam-options=--parallelism=4"]
+    run(capsys, "convert", pairs, "out", *options, "--beam")
+    assert seen == ["--runner=FlinkRunner", "--parallelism=4"]
+    assert main(["data", "convert", pairs, "out", *options]) == 2
+    assert "--beam-options --runner=FlinkRunner" in capsys.readouterr().err

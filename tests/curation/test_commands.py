@@ -68,15 +68,19 @@ def test_sources_are_embedded_where_a_model_is_named(embedded, tmp_path, monkeyp
     seen = []
 
     def embed_into(settings):
-        seen.append((settings.model, settings.source, settings.split, settings.data.subset))
+        seen.append((settings.source, settings.what, settings.split, settings.data.subset))
+        assert settings.model == "run"
         embedded(tmp_path / settings.out, settings.source)
 
     monkeypatch.setattr(curation, "embed_into", embed_into)
     out = tmp_path / "out"
     arguments = ["--model", "run", "--against", TEST, "--against-above", "0.95"]
     assert main(["data", "filter", SOURCE, str(out), *arguments]) == 0
-    assert seen == [("run", SOURCE, "train", ()), ("run", TEST, "test", ())]
+    assert seen == [(SOURCE, "both", "train", ()), (TEST, "images", "test", ())]
     assert counts(out) == {"evaluation": 10}
+    page = str(tmp_path / "map.html")
+    assert main(["data", "map", "images:nowhere", page, "--model", "run"]) == 2
+    assert seen[2] == ("images:nowhere", "images", "train", ())  # which have no captions
 
 
 @pytest.mark.parametrize(
