@@ -53,8 +53,8 @@ def first_state(step):
             array = np.ones(leaf.shape)
         elif kind == "params":
             rng = np.random.default_rng(zlib.crc32(name.encode()))
-            fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 400
-            array = rng.normal(size=leaf.shape) * fan_in**-0.5
+            # By the number of entries, as commits differ in how they shape a kernel.
+            array = rng.normal(size=leaf.shape) * leaf.size**-0.25
         else:
             array = np.zeros(leaf.shape)
         return jax.device_put(array.astype(leaf.dtype), leaf.sharding, may_alias=False)

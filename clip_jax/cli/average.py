@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import numpy as np
 import tyro
 
 from clip_jax import sharding
@@ -17,7 +16,7 @@ from clip_jax.evaluation.bench.run import BenchConfig, run
 from clip_jax.evaluation.bench.tasks import read_suite
 from clip_jax.load import load_to_host
 from clip_jax.runs.directory import RunDirectory, can_hold_runs
-from clip_jax.weights.average import average, greedy_soup, refuse_run, write_run
+from clip_jax.weights.average import average_models, greedy_soup, refuse_run, write_run
 from clip_jax.weights.export import export
 from clip_jax.weights.load import Loaded
 
@@ -29,10 +28,6 @@ clip-jax average runs/a runs/b runs/c --greedy --suite mine.toml --out runs/soup
 clip-jax average runs/a --steps 800 900 1000 --out runs/mean                     (saved steps)
 clip-jax average zero_shot.pt runs/tuned --curve 11 --suite robustness --out curve"""
 
-
-COMPUTING = ("activation", "norm_epsilon", "causal", "mean", "std", "interpolation", "resize_mode")
-# Tokenizers that split these alike are taken to be one, in whatever files they lie.
-TEXTS = ("a photo of a red circle.", "The quick brown fox jumps over the lazy dog; 1,234,567,890!")
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def average_command(args: list[str]) -> int:
         kept = greedy(settings, loads)
         print("kept:", ", ".join(settings.models[place] for place in kept))
     weights = settings.weights or (1 / len(kept),) * len(kept)
-    result = mix([loads[place] for place in kept], weights)
+    result = average_models([loads[place] for place in kept], weights)
     write(settings, result)
     print(settings.out)
     return 0
@@ -94,47 +89,6 @@ def sources(settings: AverageSettings) -> list[Callable[[], Loaded]]:
     if settings.to == "run":
         refuse_run(settings.out)  # now, and not when a greedy soup has been measured
     return loads
-
-
-def mix(loads: Sequence[Callable[[], Loaded]], weights: Sequence[float]) -> Loaded:
-    """The average, with the first model's tokenizer and preprocessing."""
-    first = loads[0]()
-
-    def variables():
-        for number, load in enumerate(loads, start=1):
-            loaded = first if number == 1 else load()
-            check_alike(first, loaded, number)
-            yield loaded.variables
-
-    return first._replace(variables=average(variables(), weights))
-
-
-def check_alike(first: Loaded, other: Loaded, number: int):
-    """Refuse to average models that compute or read their inputs in other ways; shapes do not tell.
-
-    Raises:
-      ValueError: they do; it names the setting.
-    """
-    ours, theirs = first.model.config, other.model.config
-    for side, one, another in (
-        ("vision", ours.vision, theirs.vision),
-        ("text", ours.text, theirs.text),
-        ("preprocess", ours.preprocess, theirs.preprocess),
-    ):
-        for name in COMPUTING:
-            values = getattr(one, name, None), getattr(another, name, None)
-            if values[0] != values[1]:
-                raise ValueError(
-                    f"model {number} has {side}.{name}={values[1]}, and the first {values[0]}: their "
-                    "average would be neither"
-                )
-    if first.tokenizer is not None and other.tokenizer is not None:
-        tokens = [np.asarray(loaded.tokenizer(TEXTS)) for loaded in (first, other)]
-        if not np.array_equal(*tokens):
-            raise ValueError(
-                f"model {number} has another tokenizer than the first: the same number is another "
-                "word to it"
-            )
 
 
 def measured(settings: AverageSettings, models: dict[str, Callable[[], Loaded]]) -> Report:
@@ -169,7 +123,7 @@ def greedy(settings: AverageSettings, loads: Sequence[Callable[[], Loaded]]) -> 
     def score_of(places: list[int]) -> float:
         name = "+".join(map(str, places))
         weights = (1 / len(places),) * len(places)
-        (score,) = scores({name: lambda: mix([loads[place] for place in places], weights)})
+        (score,) = scores({name: lambda: average_models([loads[place] for place in places], weights)})
         return score
 
     alone = scores({str(place): load for place, load in enumerate(loads)})
@@ -180,7 +134,7 @@ def curve(settings: AverageSettings, loads: Sequence[Callable[[], Loaded]]) -> i
     """Measure the models on the line between two: a column for each share of the second."""
     assert settings.curve is not None
     shares = [place / (settings.curve - 1) for place in range(settings.curve)]
-    models = {f"{share:.3g}": functools.partial(mix, loads, (1 - share, share)) for share in shares}
+    models = {f"{share:.3g}": functools.partial(average_models, loads, (1 - share, share)) for share in shares}
     report = measured(settings, models)
     print(
         f"\nThe share of {settings.models[1]}:\n{forms.text(report)}\n\n{settings.out}/bench.html"

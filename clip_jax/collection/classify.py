@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import os
-import re
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from clip_jax.data.samples import Source
 from clip_jax.evaluation.encode import Encoder
 from clip_jax.evaluation.prompts import Templates, class_embeddings
 from clip_jax.registry import Count, Settings, Share
+from clip_jax.storage.names import file_name
 from clip_jax.weights.load import Loaded
 
 UNSURE = "_unsure"  # the folder of pictures whose best class has too low a probability
@@ -235,8 +235,7 @@ class Links:
 
     def _name(self, key: str, target: str) -> str:
         """The key in one name, as files of two folders may be called the same; "a/b" is not "a_b"."""
-        # A name has 255 bytes at most.
-        name = os.fsencode(re.sub(r"[/\\\0]", "_", key))[-200:].decode(errors="ignore")
+        name = file_name(key)
         if self._targets.setdefault(name, target) != target:
             name = f"{xxhash.xxh3_64_hexdigest(os.fsencode(key))}_{name}"
         return name
@@ -244,6 +243,5 @@ class Links:
 
 def folder_name(name: str) -> str:
     """A class's name as that of a folder."""
-    plain = re.sub(r"[/\\\0\n\r\t:]", "_", name).strip()
-    plain = plain.encode()[:200].decode(errors="ignore").strip()  # a name has 255 bytes at most
+    plain = file_name(name, replaced=r"[/\\\0\n\r\t:]").strip()
     return plain.replace(".", "_", 1) if plain.startswith(".") else plain or "_"

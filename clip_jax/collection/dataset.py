@@ -67,6 +67,10 @@ class EmbedDataset:
         except BadSample as error:
             return found | {"about": error, "bad": [error]}
 
+    def samples(self, arrays: dict[str, np.ndarray]) -> int:
+        """Rows that say something of a sample, if only that it cannot be used."""
+        return sum(about is not None for about in arrays["about"])
+
     def release(self, step: int):
         """Nothing is kept of a step."""
 

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 
 from clip_jax.data.bad_samples import BadSamples
-from clip_jax.data.dataset import EvalDataset, Spec, TrainDataset, fill
+from clip_jax.data.dataset import Dataset, Spec, fill
 
 MOST_ROWS = 16  # of a batch that a thread takes at once
 AHEAD = 2  # batches that are read before they are asked for
@@ -25,7 +25,14 @@ class Batches(abc.ABC):
     `check` is called with the counts of bad samples after every batch.
     """
 
-    def __init__(self, step: int, bad_samples: BadSamples, check: Callable[[BadSamples], None]):
+    def __init__(
+        self,
+        dataset: Dataset,
+        step: int,
+        bad_samples: BadSamples,
+        check: Callable[[BadSamples], None],
+    ):
+        self._dataset = dataset
         self.step = step  # number of the batch that comes next
         self.bad_samples = bad_samples
         self._check = check
@@ -47,7 +54,7 @@ class Batches(abc.ABC):
             raise ValueError("these batches are closed")
         arrays, bad = self._read(self.step)
         self.step += 1
-        self.bad_samples.record(samples_in(arrays), bad)
+        self.bad_samples.record(self._dataset.samples(arrays), bad)
         self._check(self.bad_samples)
         return arrays
 
@@ -64,21 +71,12 @@ class Batches(abc.ABC):
         self.close()
 
 
-def samples_in(arrays: dict[str, np.ndarray]) -> int:
-    """The samples of a batch, without rows that only fill it up: they would thin out the bad ones."""
-    if "index" in arrays:  # as `EvalDataset` numbers them
-        return int((arrays["index"] >= 0).sum())
-    if "about" in arrays:  # of an `EmbedDataset`
-        return sum(about is not None for about in arrays["about"])
-    return len(next(iter(arrays.values())))
-
-
 class ThreadBatches(Batches):
     """Batches `step`, `step` + 1, ... below `end`, whose rows threads write into their arrays."""
 
     def __init__(
         self,
-        dataset: TrainDataset | EvalDataset,
+        dataset: Dataset,
         step: int,
         end: int,
         *,
@@ -86,8 +84,8 @@ class ThreadBatches(Batches):
         bad_samples: BadSamples,
         check: Callable[[BadSamples], None],
     ):
-        super().__init__(step, bad_samples, check)
-        self._dataset, self._end, self._threads = dataset, end, threads
+        super().__init__(dataset, step, bad_samples, check)
+        self._end, self._threads = end, threads
         # Handing over a row costs as much as a tenth of a picture's decoding: several at once.
         self._rows = max(1, min(MOST_ROWS, dataset.rows // threads))
         self._next, self._pool = step, None

@@ -37,6 +37,28 @@ class Tokenizer(Protocol):
     ): ...
 
 
+class Dataset(Protocol):
+    """Rows by number: row r of step s is number s x `rows` + r. Threads read several at once."""
+
+    rows: int  # of a batch, of this process
+
+    @property
+    def spec(self) -> Spec:
+        """Shapes and types of a batch's arrays."""
+
+    def __getitem__(self, number: int) -> dict:
+        """The entries of `spec` for one row, and "bad": the bad samples that were met for it."""
+
+    def samples(self, arrays: dict[str, np.ndarray]) -> int:
+        """How many samples a batch has, without rows that only fill it up."""
+
+    def release(self, step: int):
+        """All rows up to those of `step` have been made."""
+
+    def close(self):
+        """Stop what reads ahead."""
+
+
 class TrainDataset:
     """Row r of this process is row r % b of its part of global batch r // b, b being the part's size.
 
@@ -110,6 +132,10 @@ class TrainDataset:
             self._memory // count,
         )
         return part
+
+    def samples(self, arrays: dict[str, np.ndarray]) -> int:
+        """All rows: another sample stands in the place of a bad one."""
+        return len(arrays["image"])
 
     def release(self, step: int):
         """All rows up to those of `step` have been made: what they were read from is forgotten."""
@@ -263,6 +289,10 @@ class EvalDataset:
             "bad": [],
         }
 
+    def samples(self, arrays: dict[str, np.ndarray]) -> int:
+        """Rows with a sample's number. Those that fill up the last batch would thin out the bad ones."""
+        return int((arrays["index"] >= 0).sum())
+
     def release(self, step: int):
         """Nothing is kept of a step."""
 
@@ -282,7 +312,7 @@ class EvalDataset:
 
 def fill(
     arrays: dict[str, np.ndarray],
-    dataset: TrainDataset | EvalDataset,
+    dataset: Dataset,
     step: int,
     rows: Iterable[int],
 ) -> list[BadSample]:

@@ -57,8 +57,8 @@ class WorkerBatches(Batches):
         bad_samples: BadSamples,
         check: Callable[[BadSamples], None],
     ):
-        super().__init__(step, bad_samples, check)
-        self._dataset, self._first, self._threads = dataset, step, threads
+        super().__init__(dataset, step, bad_samples, check)
+        self._first, self._threads = step, threads
         self._by_rows = isinstance(dataset.order, BlockOrder)
         self._count = min(workers, dataset.rows) if self._by_rows else workers
         self._turns = 1 if self._by_rows else self._count  # batches until a worker's next one

@@ -95,6 +95,11 @@ class Tower(Settings, abc.ABC):
         """The settings by name."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def arithmetic(self) -> dict[str, Any]:
+        """What the meaning of its weights depends on, of which their shapes need not tell."""
+        fixed = {k: v for k, v in self.fields().items() if k not in self.free_fields}
+        return {"tower": name_of(self), **fixed}
+
     def with_known(self, **changes: Any) -> Self:
         """The config with those of the changes whose fields it has."""
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if k in self.fields()})

@@ -16,7 +16,7 @@ from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, sharding_rows
-from clip_jax.models.tower import Tower, name_of
+from clip_jax.models.tower import name_of
 from clip_jax.training.state import new_state
 from clip_jax.weights import position_embeddings
 from clip_jax.weights.load import Loaded
@@ -106,7 +106,7 @@ def check_arithmetic(cfg: TrainConfig, wanted: ModelConfig, stored: ModelConfig)
     differing = {
         f"{name} {field}": (theirs.get(field), ours[field])
         for name in TOWERS[cfg.model.init_towers]
-        for theirs, ours in [(_plain(stored.towers[name]), _plain(wanted.towers[name]))]
+        for theirs, ours in [(stored.towers[name].arithmetic(), wanted.towers[name].arithmetic())]
         for field in ours
         if theirs.get(field) != ours[field]
     }
@@ -136,14 +136,8 @@ def _names_of(stored: ModelConfig, towers: Iterable[str]) -> list[str]:
     return [
         name
         for name, config in ARCHITECTURES.items()
-        if all(_plain(config.towers[name]) == _plain(stored.towers[name]) for name in towers)
+        if all(config.towers[t].arithmetic() == stored.towers[t].arithmetic() for t in towers)
     ]
-
-
-def _plain(tower: Tower) -> dict:
-    """What the meaning of a tower's weights depends on."""
-    fields = {name: v for name, v in tower.fields().items() if name not in tower.free_fields}
-    return {"tower": name_of(tower), **fields}
 
 
 def _without(variables: dict, taken: dict) -> dict:

@@ -11,6 +11,59 @@ from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.data.tokenizers.base import Tokenizer
 from clip_jax.runs import manifest
 from clip_jax.runs.directory import RunDirectory
+from clip_jax.weights.load import Loaded
+
+
+# Tokenizers that split these alike are taken to be one, in whatever files they lie.
+TEXTS = ("a photo of a red circle.", "The quick brown fox jumps over the lazy dog; 1,234,567,890!")
+
+
+PIXELS = ("mean", "std", "interpolation", "resize_mode")
+
+
+def average_models(loads: Sequence[Callable[[], Loaded]], weights: Sequence[float]) -> Loaded:
+    """The average of models, of which one is loaded at a time, with the first one's tokenizer.
+
+    Raises:
+      ValueError: see `average` and `check_alike`.
+    """
+    first = loads[0]()
+
+    def variables():
+        for number, load in enumerate(loads, start=1):
+            loaded = first if number == 1 else load()
+            check_alike(first, loaded, number)
+            yield loaded.variables
+
+    return first._replace(variables=average(variables(), weights))
+
+
+def check_alike(first: Loaded, other: Loaded, number: int):
+    """Refuse to average models that compute or read their inputs in other ways; shapes do not tell.
+
+    Raises:
+      ValueError: they do; it names the setting.
+    """
+    ours, theirs = first.model.config, other.model.config
+    for side, one, another in (
+        ("vision", ours.vision.arithmetic(), theirs.vision.arithmetic()),
+        ("text", ours.text.arithmetic(), theirs.text.arithmetic()),
+        ("preprocess", *({name: getattr(c.preprocess, name) for name in PIXELS} for c in (ours, theirs))),
+    ):
+        for name in one | another:
+            values = another.get(name), one.get(name)
+            if values[0] != values[1]:
+                raise ValueError(
+                    f"model {number} has {side}.{name}={values[0]}, and the first {values[1]}: their "
+                    "average would be neither"
+                )
+    if first.tokenizer is not None and other.tokenizer is not None:
+        tokens = [np.asarray(loaded.tokenizer(TEXTS)) for loaded in (first, other)]
+        if not np.array_equal(*tokens):
+            raise ValueError(
+                f"model {number} has another tokenizer than the first: the same number is another "
+                "word to it"
+            )
 
 
 def average(models: Iterable[Mapping], weights: Sequence[float]) -> dict:

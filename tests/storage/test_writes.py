@@ -3,6 +3,7 @@
 import pytest
 
 from clip_jax.storage import atomic_write
+from clip_jax.storage.names import file_name
 
 
 @pytest.mark.parametrize("content", ["na\u00efve \u2603", "na\u00efve \u2603".encode()])
@@ -24,3 +25,12 @@ def test_nothing_else_is_left_in_the_folder(tmp_path):
     atomic_write(tmp_path / "file", "once")
     atomic_write(tmp_path / "file", "twice")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_text_makes_a_name_that_a_file_can_have_and_two_long_ones_make_two(tmp_path):
+    long = [f"task{k}_" + "\u732b" * 90 for k in (1, 2)]
+    names = [file_name(text) for text in ("a/b\\c\0", *long, "\udcff" * 300)]
+    assert names[0] == "a_b_c_"
+    assert names[1] != names[2] and names[1].endswith("\u732b" * 50)
+    for name in names:
+        (tmp_path / f"{name}.json").write_text("")

@@ -1,6 +1,7 @@
 """Batches on the devices ahead of their step: in order, with their own counts of bad samples, and no thread left."""
 
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ class Numbered(Batches):
     """Batch k is full of k and one of its samples was bad. After the last one comes the error."""
 
     def __init__(self, last: int, *, first: int = 0, error: Exception | None = None):
-        super().__init__(first, BadSamples(), lambda bad_samples: None)
+        dataset = types.SimpleNamespace(samples=lambda arrays: 8)
+        super().__init__(dataset, first, BadSamples(), lambda bad_samples: None)
         self._last, self._error = last, error
         self.fifth = threading.Event()  # set when batch 5 is asked for
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,9 @@ from clip_jax.evaluation.bench.report import Report
 from clip_jax.evaluation.bench.tasks import KINDS, Suite
 from clip_jax.evaluation.evaluators import EVALUATORS
 from clip_jax.storage import atomic_write
+from clip_jax.storage.names import file_name
+
+UNUSUAL = r"[^\w.-]+"  # in the name of a file
 
 # Our names and those of CLIP_benchmark (metrics/*.py) and of DataComp (eval_utils/*.py).
 NAMES = {
@@ -138,17 +140,11 @@ def file_names(models: Sequence[str]) -> dict[str, str]:
     """A name that files may have for each model; "a/b" and "a_b" get two."""
     found: dict[str, str] = {}
     for model in models:
-        plain = file_name(model)
+        plain = file_name(model, replaced=UNUSUAL).strip("_") or "model"
         while plain in found.values():
             plain += "_"
         found[model] = plain
     return found
-
-
-def file_name(name: str) -> str:
-    """A name that a file may have, which has 255 bytes at most."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("_")
-    return plain.encode()[-200:].decode(errors="ignore") or "model"
 
 
 def renamed(task: str, metrics: dict[str, float]) -> dict[str, float]:
@@ -167,7 +163,7 @@ def _clip_benchmark(folder: Path, model: str, plain: str, found: dict[str, Any])
         "language": "en",
     }
     folder.mkdir(parents=True, exist_ok=True)
-    file = file_name(f"{found['task']}_{plain}_en_{entry['task']}")
+    file = file_name(f"{found['task']}_{plain}_en_{entry['task']}", replaced=UNUSUAL)
     atomic_write(folder / f"{file}.json", json.dumps(entry))
 
 

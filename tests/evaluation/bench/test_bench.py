@@ -135,6 +135,14 @@ def test_other_weights_data_or_prompts_are_measured_again(
         bench("mnist", max_samples=5)
 
 
+def test_the_files_of_two_tasks_stay_two_whatever_the_model_is_called(tmp_path):
+    model, names = "m" * 300, ("mnist", "gtsrb")
+    results = {(model, name): {"task": name, "kind": "classification", "metrics": {}} for name in names}
+    for name in names:
+        forms._clip_benchmark(tmp_path, model, forms.file_names([model])[model], results[model, name])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_an_average_is_over_what_was_measured_and_says_of_how_much():
     suite = Suite(name="s", tasks=(), averages={"All": ("a", "b", "c"), "None": ("c",)})
     results = {("m", "a"): {"value": 0.4}, ("m", "b"): {"value": 0.8}, ("other", "c"): {"value": 1}}

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from clip_jax.cli.average import mix
+from clip_jax.weights.average import average_models
 from clip_jax.cli.bench import named_models
 from clip_jax.cli.main import main
 from clip_jax.evaluation.bench import cache
@@ -142,6 +142,6 @@ def test_models_that_read_or_compute_in_other_ways_are_not_averaged(loaded, chan
         tokenizer = lambda texts: loaded.tokenizer([text[::-1] for text in texts])  # noqa: E731
     other = loaded._replace(model=CLIP(config), tokenizer=tokenizer)
     half = (0.5, 0.5)
-    assert mix([lambda: loaded, lambda: loaded], half).model is loaded.model
+    assert average_models([lambda: loaded, lambda: loaded], half).model is loaded.model
     with pytest.raises(ValueError, match=message):
-        mix([lambda: loaded, lambda: other], half)
+        average_models([lambda: loaded, lambda: other], half)
