@@ -29,7 +29,6 @@ clip-jax average runs/a --steps 800 900 1000 --out runs/mean                    
 clip-jax average zero_shot.pt runs/tuned --curve 11 --suite robustness --out curve"""
 
 
-
 @dataclass(frozen=True)
 class AverageSettings:
     models: Annotated[tuple[str, ...], tyro.conf.Positional]  # runs or released weights
@@ -123,7 +122,9 @@ def greedy(settings: AverageSettings, loads: Sequence[Callable[[], Loaded]]) -> 
     def score_of(places: list[int]) -> float:
         name = "+".join(map(str, places))
         weights = (1 / len(places),) * len(places)
-        (score,) = scores({name: lambda: average_models([loads[place] for place in places], weights)})
+        (score,) = scores(
+            {name: lambda: average_models([loads[place] for place in places], weights)}
+        )
         return score
 
     alone = scores({str(place): load for place, load in enumerate(loads)})
@@ -134,7 +135,10 @@ def curve(settings: AverageSettings, loads: Sequence[Callable[[], Loaded]]) -> i
     """Measure the models on the line between two: a column for each share of the second."""
     assert settings.curve is not None
     shares = [place / (settings.curve - 1) for place in range(settings.curve)]
-    models = {f"{share:.3g}": functools.partial(average_models, loads, (1 - share, share)) for share in shares}
+    models = {
+        f"{share:.3g}": functools.partial(average_models, loads, (1 - share, share))
+        for share in shares
+    }
     report = measured(settings, models)
     print(
         f"\nThe share of {settings.models[1]}:\n{forms.text(report)}\n\n{settings.out}/bench.html"

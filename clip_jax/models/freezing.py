@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax.models.tower import Tower
+from clip_jax.models.tower import Tower, name_of
 
 
 def split(params: dict, towers: Mapping[str, Tower], *, unlocked: int = 0) -> tuple[dict, dict]:
@@ -27,7 +27,7 @@ def split(params: dict, towers: Mapping[str, Tower], *, unlocked: int = 0) -> tu
         if not unlocked:
             frozen[tower] = parts
             continue
-        blocks = parts["transformer"]["blocks"]
+        blocks = stacked_blocks(parts, config)
         locked = jax.tree.leaves(blocks)[0].shape[0] - unlocked
         top = {name: parts[name] for name in config.above_blocks if name in parts}
         rest = {name: parts[name] for name in parts if name not in (*top, "transformer")}
@@ -36,6 +36,23 @@ def split(params: dict, towers: Mapping[str, Tower], *, unlocked: int = 0) -> tu
             rest["transformer"] = {"locked_blocks": _rows(blocks, slice(locked))}
         frozen[tower] = rest
     return trained, frozen
+
+
+def stacked_blocks(params: dict, tower: Tower) -> dict:
+    """The parameters of a tower's blocks, one row of every array for each that is there.
+
+    Raises:
+      ValueError: its `depth` counts something else than such blocks.
+    """
+    blocks = params.get("transformer", {}).get("blocks", {})
+    rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(blocks)}
+    if len(rows) != 1 or not 0 < max(rows)[0] <= tower.depth:
+        raise ValueError(
+            f"layer decay and unlocked blocks go by the blocks of clip_jax.models.layers.transformer, "
+            f"and {name_of(tower)} with depth={tower.depth} has none: leave them out, or build its "
+            "blocks with it"
+        )
+    return blocks
 
 
 def merge(trained: dict, frozen: dict) -> dict:

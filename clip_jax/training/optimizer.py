@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from clip_jax.config import OptimizerConfig
+from clip_jax.models.freezing import stacked_blocks
 from clip_jax.models.tower import Tower
 from clip_jax.registry import resolve
 from clip_jax.sharding import path_name
@@ -227,9 +228,9 @@ def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
     decay serve both (arXiv:2502.16982, section 2.2).
     """
 
-    def label(path, _):
-        name = path_name(path)
-        return "muon" if re.search(r"blocks/.*kernel$", name) else "adam"
+    def label(path, leaf):
+        stacked = re.search(r"blocks/.*kernel$", path_name(path)) and leaf.ndim == 3
+        return "muon" if stacked else "adam"
 
     return optax.partition(
         {
@@ -301,9 +302,14 @@ def scale_by_layer(decay: float, towers: Mapping[str, Tower]) -> optax.GradientT
         above = rest.partition("/")[0] in towers[tower].above_blocks
         return 1.0 if above else decay ** (towers[tower].depth + 1)
 
-    def update(updates, params=None):
+    def init(params):
+        for name in params.keys() & towers.keys():
+            stacked_blocks(params[name], towers[name])
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
         del params
         factors = jax.tree_util.tree_map_with_path(factor, updates)
-        return jax.tree.map(jnp.multiply, updates, factors)
+        return jax.tree.map(jnp.multiply, updates, factors), state
 
-    return optax.stateless(update)
+    return optax.GradientTransformation(init, update)

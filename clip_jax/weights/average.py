@@ -13,7 +13,6 @@ from clip_jax.runs import manifest
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.weights.load import Loaded
 
-
 # Tokenizers that split these alike are taken to be one, in whatever files they lie.
 TEXTS = ("a photo of a red circle.", "The quick brown fox jumps over the lazy dog; 1,234,567,890!")
 
@@ -48,7 +47,10 @@ def check_alike(first: Loaded, other: Loaded, number: int):
     for side, one, another in (
         ("vision", ours.vision.arithmetic(), theirs.vision.arithmetic()),
         ("text", ours.text.arithmetic(), theirs.text.arithmetic()),
-        ("preprocess", *({name: getattr(c.preprocess, name) for name in PIXELS} for c in (ours, theirs))),
+        (
+            "preprocess",
+            *({name: getattr(c.preprocess, name) for name in PIXELS} for c in (ours, theirs)),
+        ),
     ):
         for name in one | another:
             values = another.get(name), one.get(name)

@@ -1,5 +1,7 @@
 """The parameters of a tower in two parts, and whole again."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -7,8 +9,12 @@ import pytest
 from clip_jax.models.architectures import model_config
 from clip_jax.models.freezing import join_blocks, merge, split
 from clip_jax.sharding import path_name
+from clip_jax.training.optimizer import scale_by_layer
 
-TOWERS = model_config("ViT-test").towers
+TOWERS = {
+    name: dataclasses.replace(tower, depth=3)
+    for name, tower in model_config("ViT-test").towers.items()
+}
 
 
 def names(tree) -> set[str]:
@@ -47,3 +53,15 @@ def test_a_tower_with_all_blocks_unlocked_has_none_that_is_locked():
     trained, frozen = split(params, {"image": TOWERS["image"]}, unlocked=2)
     assert frozen == {"image": {"class_embedding": params["image"]["class_embedding"]}}
     assert trained["image"]["transformer"]["blocks"]["kernel"].shape == (2, 3)
+
+
+def test_a_depth_that_counts_no_stacked_blocks_is_refused():
+    apart = {"block_0": {"kernel": np.ones((2, 3))}, "block_1": {"kernel": np.ones((2, 3))}}
+    stages = {"transformer": {"blocks": {"a": np.ones((2, 3)), "b": np.ones((4, 3))}}}
+    more = {"transformer": {"blocks": {"a": np.ones((4, 3))}}}
+    for params in (apart, stages, more):
+        with pytest.raises(ValueError, match="vision_transformer with depth=3 has none"):
+            split({"image": params}, {"image": TOWERS["image"]}, unlocked=1)
+        with pytest.raises(ValueError, match="layer decay and unlocked blocks go by the blocks"):
+            scale_by_layer(0.5, TOWERS).init({"image": params, "logit_scale": np.ones(())})
+    split({"image": apart}, {"image": TOWERS["image"]})  # all of it is frozen

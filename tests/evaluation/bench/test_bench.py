@@ -137,9 +137,13 @@ def test_other_weights_data_or_prompts_are_measured_again(
 
 def test_the_files_of_two_tasks_stay_two_whatever_the_model_is_called(tmp_path):
     model, names = "m" * 300, ("mnist", "gtsrb")
-    results = {(model, name): {"task": name, "kind": "classification", "metrics": {}} for name in names}
+    results = {
+        (model, name): {"task": name, "kind": "classification", "metrics": {}} for name in names
+    }
     for name in names:
-        forms._clip_benchmark(tmp_path, model, forms.file_names([model])[model], results[model, name])
+        forms._clip_benchmark(
+            tmp_path, model, forms.file_names([model])[model], results[model, name]
+        )
     assert len(list(tmp_path.iterdir())) == 2
 
 

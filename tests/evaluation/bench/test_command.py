@@ -5,13 +5,12 @@ import dataclasses
 
 import pytest
 
-from clip_jax.weights.average import average_models
 from clip_jax.cli.bench import named_models
 from clip_jax.cli.main import main
 from clip_jax.evaluation.bench import cache
 from clip_jax.load import load_to_host
 from clip_jax.models.clip import CLIP
-from clip_jax.weights.average import write_run
+from clip_jax.weights.average import average_models, write_run
 from clip_jax.weights.export import export
 
 
