@@ -19,7 +19,7 @@ import numpy as np
 
 from clip_jax.config import LoggingConfig
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.runs.logger import Progress
+from clip_jax.runs.progress import Progress
 
 
 def measure(folder: Path, steps: int) -> np.ndarray:

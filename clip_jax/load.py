@@ -14,6 +14,7 @@ from clip_jax.data.tokenizers.registry import load_tokenizer
 from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
+from clip_jax.models.tower import TOWERS, name_of
 from clip_jax.runs import retention
 from clip_jax.runs.directory import RunDirectory, can_hold_runs
 from clip_jax.runs.trained_variables import list_steps, read_variables
@@ -86,8 +87,15 @@ def load_run(
     # The form of attention that it trained with was the choice of another machine perhaps.
     config = dataclasses.replace(stored, attention="auto")
     chosen = best_of(run) if step == "best" else step
-    variables, found = read_variables(run.checkpoints, step=chosen)
+    ours = [name for name, tower in config.towers.items() if name_of(tower) in TOWERS]
+    variables, found = read_variables(run.checkpoints, step=chosen, flat=ours)
     log.info("%s: read step %d", run.path, found)
+    # What terms of the loss needed beside the towers is of use to training alone.
+    own = {*config.towers, "logit_scale", "logit_bias"}
+    variables = {
+        kind: {name: part for name, part in parts.items() if name in own}
+        for kind, parts in variables.items()
+    }
     if model is not None:
         config = model_config(model)
         variables = position_embeddings.resize(variables, stored, config)

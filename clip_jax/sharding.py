@@ -204,8 +204,9 @@ def replication_warning(mesh: Mesh, tree: Any) -> str | None:
     names = ", ".join(f"{name} ({whole[name] / 2**20:,.1f} MiB)" for name in largest)
     return (
         f"mesh.fsdp={fsdp} leaves {replicated / 2**20:,.1f} of {total / 2**20:,.1f} MiB of the "
-        f"state whole on each device, as it does not divide their axes: {names}, ...; choose an "
-        "fsdp that divides the towers' widths"
+        f"state whole on each device, as it divides none of their axes or they have fewer than "
+        f"{SMALLEST:_} entries: {names}, ...; choose an fsdp that divides the towers' widths, "
+        "or name them in the tower's sharding_rows"
     )
 
 

@@ -14,8 +14,10 @@ from clip_jax.losses.distributed import torus_view
 from clip_jax.losses.record import Loss
 from clip_jax.losses.sigmoid import SIGMOID
 from clip_jax.losses.softmax import SOFTMAX
+from clip_jax.models.tower import Head
 from clip_jax.registry import resolve
 
+OWN_NAMES = ("image", "text", "logit_scale", "logit_bias")  # parameters of every model
 LOSSES = {loss.name: loss for loss in (SOFTMAX, SIGMOID)}
 
 
@@ -76,6 +78,11 @@ class Objective:
         """The trained scalars that the terms read; each starts as the first of them says."""
         return {k: v for term in reversed(self.terms) for k, v in term.loss.scalars.items()}
 
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """What the terms need beside the towers; several may need the same."""
+        return tuple(dict.fromkeys(head for term in self.terms for head in term.loss.heads))
+
     def keep_read(self, outputs: Any) -> Any:
         """`Outputs` with those extra arrays alone that a term reads."""
         names = {name for term in self.terms for name in term.loss.extra}
@@ -120,7 +127,14 @@ def make_objective(cfg: LossConfig) -> Objective:
     names = [term.loss.name for term in terms]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"loss.kind and loss.terms name {', '.join(twice)} more than once")
-    return Objective(tuple(terms), cfg.distributed, cfg.tile)
+    objective = Objective(tuple(terms), cfg.distributed, cfg.tile)
+    heads = [head.name for head in objective.heads]
+    if twice := {name for name in heads if heads.count(name) > 1 or name in OWN_NAMES}:
+        raise ValueError(
+            f"the terms of the loss have several parts of the model named {', '.join(sorted(twice))}: "
+            f"each head needs a name of its own, and none of {', '.join(OWN_NAMES)}"
+        )
+    return objective
 
 
 def kind_for(scalars: Any) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from clip_jax.models.tower import Head
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
@@ -19,6 +21,8 @@ class Loss:
       scalars: the trained scalars that it reads of `Outputs`, with the values of the parameters
         that they start from: "logit_scale" (the natural logarithm of the multiplier), "logit_bias".
       extra: the entries of `Outputs.extra` that it reads.
+      heads: parts of the model beside the towers that make some of these entries; they are trained
+        and saved with the towers, unless they are frozen.
       batch: the entries of the batch that it reads, such as "tokens". A loss with none of these
         and none in `extra` needs embeddings alone, so that an evaluation can compute it.
       random_loss: its value for a batch of so many pairs whose similarities are all equal.
@@ -31,6 +35,7 @@ class Loss:
     sharded: bool = False
     scalars: Mapping[str, float] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
+    heads: tuple[Head, ...] = ()
     batch: tuple[str, ...] = ()
     random_loss: Callable[[int], float] | None = None
     ring_bytes_per_pair: float = 0.0

@@ -1,7 +1,7 @@
 """Two towers, one shared space, and the temperature: the CLIP model of arXiv:2103.00020."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from clip_jax.config import ModelConfig, PreprocessConfig
 from clip_jax.models.architectures import model_config
 from clip_jax.models.layers import identity
-from clip_jax.models.tower import Compute
+from clip_jax.models.tower import Compute, Head
 from clip_jax.numerics import explicit_mesh, first_dim_axes, on_auto_axes
 
 
@@ -40,16 +40,20 @@ class CLIP(nn.Module):
       config: the whole architecture.
       constrain: called on the activations (batch, ...) at every block's input; a train step over
         a mesh passes one that pins the batch to its devices. The model knows of no mesh.
+      heads: what else terms of the loss need; their arrays join `Outputs.extra`.
     """
 
     config: ModelConfig
     constrain: Callable[[jax.Array], jax.Array] = identity
+    heads: tuple[Head, ...] = ()
 
     def setup(self):
         cfg = self.config
         compute = compute_of(cfg, self.constrain)
         self.image = cfg.vision.module(cfg.embed_dim, compute)
         self.text = cfg.text.module(cfg.embed_dim, compute)
+        for head in self.heads:
+            setattr(self, head.name, head.module(cfg, compute))
         self.logit_scale = self.param(
             "logit_scale", nn.initializers.constant(cfg.init_logit_scale), ()
         )
@@ -73,13 +77,20 @@ class CLIP(nn.Module):
         """
         image_BE, image_tokens_BLD = self._image(images_BHWC, train and "image" not in frozen)
         text_BE, text_tokens_BLD = self._text(tokens_BL, train and "text" not in frozen)
-        return Outputs(
+        outputs = Outputs(
             image=image_BE,
             text=text_BE,
             logit_scale=jnp.exp(self.logit_scale),
             logit_bias=None if self.config.init_logit_bias is None else self.logit_bias,
             extra={"image_tokens": image_tokens_BLD, "text_tokens": text_tokens_BLD},
         )
+        extra = dict(outputs.extra)
+        for head in self.heads:
+            module = getattr(self, head.name)
+            found = module(outputs, images_BHWC, tokens_BL, train=train and not head.frozen)
+            check_rows(head.name, found, rows=len(image_BE), taken=extra)
+            extra |= found
+        return outputs._replace(extra=extra)
 
     @nn.nowrap
     def apply(self, variables, *args, method=None, mutable=False, **kwargs):
@@ -169,6 +180,17 @@ class CLIP(nn.Module):
         return unit_length(found[0]), found[1]
 
 
+def check_rows(head: str, found: dict[str, jax.Array], *, rows: int, taken: dict):
+    """Refuse what a head returns if it is not one row for each pair, under names of its own."""
+    fits = isinstance(found, dict) and all(np.shape(x)[:1] == (rows,) for x in found.values())
+    if not fits or found.keys() & taken.keys():
+        shapes = jax.tree.map(np.shape, found)
+        raise ValueError(
+            f"the head {head} must return a dictionary of arrays with {rows} rows, the batch, under "
+            f"other names than {', '.join(sorted(taken))}, and returns {shapes}"
+        )
+
+
 def create_model(
     name: str | ModelConfig,
     *,
@@ -224,12 +246,13 @@ def init_variables(model: CLIP, key: jax.Array) -> dict:
     return variables
 
 
-def sharding_rows(config: ModelConfig) -> tuple[tuple[str, int], ...]:
-    """The towers' rows for `sharding.shardings`, by paths within the model."""
+def sharding_rows(config: ModelConfig, heads: Sequence[Head] = ()) -> tuple[tuple[str, int], ...]:
+    """The towers' and the heads' rows for `sharding.shardings`, by paths within the model."""
+    parts = config.towers | {head.name: head for head in heads}
     return tuple(
         (rf"\b{name}/.*{pattern}$", axis)
-        for name, tower in config.towers.items()
-        for pattern, axis in tower.sharding_rows
+        for name, part in parts.items()
+        for pattern, axis in part.sharding_rows
     )
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 
 from clip_jax.config import ModelConfig
 from clip_jax.models.clip import abstract_inputs, compute_of
-from clip_jax.models.tower import Tower
+from clip_jax.models.tower import Head, Tower
 
 
 def parameter_count(config: ModelConfig) -> int:
@@ -40,7 +41,11 @@ def forward_flops(config: ModelConfig) -> float:
 
 
 def training_flops(
-    config: ModelConfig, *, frozen: tuple[str, ...] = (), unlocked_blocks: int = 0
+    config: ModelConfig,
+    *,
+    frozen: tuple[str, ...] = (),
+    unlocked_blocks: int = 0,
+    heads: Sequence[Head] = (),
 ) -> float:
     """Floating-point operations of a train step for one image and one text.
 
@@ -49,7 +54,7 @@ def training_flops(
     What rematerialisation and accumulation compute a second time does not count: the figure is of
     the model, so that spending less on the same step shows as a higher utilisation.
     """
-    total = 0.0
+    total = sum((1.0 if head.frozen else 3.0) * head.flops(config) for head in heads)
     for name, tower in config.towers.items():
         if name in frozen:
             total += tower.flops(config.embed_dim)

@@ -48,9 +48,9 @@ def stacked_blocks(params: dict, tower: Tower) -> dict:
     rows = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(blocks)}
     if len(rows) != 1 or not 0 < max(rows)[0] <= tower.depth:
         raise ValueError(
-            f"layer decay and unlocked blocks go by the blocks of clip_jax.models.layers.transformer, "
-            f"and {name_of(tower)} with depth={tower.depth} has none: leave them out, or build its "
-            "blocks with it"
+            "optimizer.layer_decay and model.unlocked_blocks go by the blocks of "
+            f"clip_jax.models.layers.transformer, and {name_of(tower)} with depth={tower.depth} has none: "
+            "set neither, or build its blocks with it"
         )
     return blocks
 

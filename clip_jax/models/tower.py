@@ -1,4 +1,4 @@
-"""All that the rest of the code asks of a tower: the base classes of the towers' configs."""
+"""All that the rest of the code asks of a tower, or of a head beside the towers: the base classes of their configs."""
 
 import abc
 import dataclasses
@@ -132,6 +132,37 @@ class TextTower(Tower):
         """The config for a tokenizer that closes every text with `end_id`."""
         del end_id
         return self.with_known(vocab_size=vocab_size)
+
+
+class Head(Settings, abc.ABC):
+    """The config of a part beside the towers that a term of the loss needs: a decoder, a teacher.
+
+    A frozen dataclass, which the term's `Loss` record names. Only training computes it: what
+    `clip_jax.load` gives has the towers alone.
+    """
+
+    name: str  # of its parameters, beside "image" and "text"
+    # Not trained. `weights` says what it is.
+    frozen: ClassVar[bool] = False
+    # As a tower's.
+    sharding_rows: ClassVar[tuple[tuple[str, int], ...]] = ()
+
+    @abc.abstractmethod
+    def module(self, model: Any, compute: Compute) -> "nn.Module":
+        """The Linen module, beside the towers of `model`, a `ModelConfig`.
+
+        `module(outputs, images, tokens, train=...)` gets the towers' `Outputs`, with "image_tokens"
+        and "text_tokens", and the batch as it is (uint8 images). It returns arrays of floating-point
+        numbers (B, ...) by name, which join `Outputs.extra`.
+        """
+
+    def weights(self) -> dict | None:
+        """Its variables, such as {"params": ...}, as NumPy's arrays; None: the module draws them."""
+
+    def flops(self, model: Any) -> float:
+        """Floating-point operations of the forward pass of one pair, as a tower's `flops`."""
+        del model
+        return 0.0
 
 
 def name_of(tower: Tower) -> str:

@@ -271,6 +271,7 @@ def _speed(
         trial.step.config,
         frozen=FROZEN[cfg.model.freeze],
         unlocked_blocks=cfg.model.unlocked_blocks,
+        heads=trial.step.model.heads,
     )
     model = flops * cfg.data.batch_size / topology.chips
     images = cfg.data.batch_size / time.seconds

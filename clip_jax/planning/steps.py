@@ -69,7 +69,7 @@ def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:
     config = setup.named_model(plannable)
     if config.attention == "cudnn":  # which "auto" takes too, and only on a device that has it
         config = dataclasses.replace(config, attention="auto")
-    model = CLIP(config, constrain=sharding.constrain_batch(mesh))
+    model = setup.make_model(cfg, config, mesh)
     step = Step(cfg, mesh, config, model, setup.make_run_optimizer(plannable, config))
     # Sharded over the mesh now, which refuses an fsdp that splits nothing.
     check_batch_statistics(plannable, step.state)

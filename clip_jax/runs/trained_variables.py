@@ -1,6 +1,7 @@
 """Read a run's model out of its checkpoints, without touching a run that may still be training."""
 
 import os
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ def read_variables(
     *,
     step: int | None = None,
     average: bool = True,
+    flat: Collection[str] = ("image", "text"),
 ) -> tuple[dict, int]:
     """What `model.apply` takes, from a folder of checkpoints, and the step that it is of.
 
@@ -25,6 +27,7 @@ def read_variables(
       directory: `checkpoints` in a run directory.
       step: which one; None: the newest intact one.
       average: the running average of the parameters, where the run kept one.
+      flat: parts whose attention kernels have no axis for heads, as earlier versions saved them.
 
     Returns:
       The variables as NumPy's arrays, and the step.
@@ -37,7 +40,7 @@ def read_variables(
     for attempt in range(ATTEMPTS):
         found = _newest_intact(directory, step)
         try:
-            return _read(directory / str(found), average), found
+            return _read(directory / str(found), average, flat), found
         except FileNotFoundError:
             if attempt == ATTEMPTS - 1 or (directory / str(found)).exists():
                 raise
@@ -66,7 +69,7 @@ def _newest_intact(directory: epath.Path, step: int | None) -> int:
     raise ValueError(f"No checkpoint in {directory} is intact ({listed})")
 
 
-def _read(path: epath.Path, average: bool) -> dict:
+def _read(path: epath.Path, average: bool, flat: Collection[str]) -> dict:
     import orbax.checkpoint as ocp  # here, as it is a fifth of the time of `import clip_jax`
 
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -90,5 +93,6 @@ def _read(path: epath.Path, average: bool) -> dict:
         )
     params = read.get("ema") or read["params"]
     batch_stats = read.get("ema_batch_stats") or read.get("batch_stats", {})
-    params = old_layouts.flatten(join_blocks(merge(params, read.get("frozen", {}))))
+    params = join_blocks(merge(params, read.get("frozen", {})))
+    params |= {name: old_layouts.flatten(params[name]) for name in flat if name in params}
     return variables_of(params, batch_stats)

@@ -20,7 +20,7 @@ from clip_jax.evaluation.suite import headlines
 from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
-from clip_jax.runs.logger import Progress
+from clip_jax.runs.progress import Progress
 from clip_jax.runs.results import save_evaluation, save_snapshot
 from clip_jax.training.setup import Setup
 from clip_jax.training.state import TrainState

@@ -16,8 +16,8 @@ from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.models.clip import CLIP, sharding_rows
-from clip_jax.models.tower import name_of
-from clip_jax.training.state import new_state
+from clip_jax.models.tower import Head, name_of
+from clip_jax.training.state import TrainState, new_state
 from clip_jax.weights import position_embeddings
 from clip_jax.weights.load import Loaded
 
@@ -38,7 +38,7 @@ def initial_variables(cfg: TrainConfig, model: CLIP, initial: Loaded, mesh: Mesh
 
     key = jax.random.key(cfg.seed)
     shapes = jax.eval_shape(make, key)
-    shardings = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
+    shardings = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config, model.heads))
     taken = _taken(cfg, model, initial, shapes)
     others = jax.jit(
         lambda key: _without(make(key), taken), out_shardings=_without(shardings, taken)
@@ -69,7 +69,8 @@ def _taken(cfg: TrainConfig, model: CLIP, initial: Loaded, shapes: dict) -> dict
     if differing:
         raise ValueError(_misfit(cfg, model.config, stored, differing[:3]))
     check_arithmetic(cfg, model.config, stored)
-    if towers == TOWERS["both"] and loaded["params"].keys() == shapes["params"].keys():
+    wanted = shapes["params"].keys() - {head.name for head in model.heads}
+    if towers == TOWERS["both"] and loaded["params"].keys() == wanted:
         check_scale(cfg, float(np.exp(loaded["params"]["logit_scale"])))
         return loaded
     # A scale without its bias, or of another pair of towers, says nothing: it starts again.
@@ -77,6 +78,35 @@ def _taken(cfg: TrainConfig, model: CLIP, initial: Loaded, shapes: dict) -> dict
     if "image" in towers and "batch_stats" in loaded:
         taken["batch_stats"] = loaded["batch_stats"]
     return taken
+
+
+def with_given_heads(state: TrainState, heads: Iterable[Head]) -> TrainState:
+    """A new state with the weights of those heads that come with some, such as a teacher's.
+
+    Raises:
+      ValueError: they are not those of its module.
+    """
+    for head in heads:
+        given = head.weights()
+        if given is None:
+            continue
+        params = ("frozen",) if head.frozen else ("params", "ema")
+        for kind, fields in (
+            ("params", params),
+            ("batch_stats", ("batch_stats", "ema_batch_stats")),
+        ):
+            for field in fields:
+                now = getattr(state, field) or {}
+                if head.name in now:
+                    placed = _placed(head.name, given.get(kind, {}), now[head.name])
+                    state = state.replace(**{field: now | {head.name: placed}})
+    return state
+
+
+def _placed(head: str, given: dict, now: dict) -> dict:
+    if jax.tree.map(np.shape, given) != jax.tree.map(np.shape, now):
+        raise ValueError(f"the weights of the head {head} are not those of its module, by shape")
+    return jax.tree.map(lambda x, to: _put(np.asarray(x, to.dtype), to.sharding), given, now)
 
 
 def with_preprocess(config: ModelConfig, stored: ModelConfig) -> ModelConfig:

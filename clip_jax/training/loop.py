@@ -29,7 +29,7 @@ from clip_jax.runs.checkpoints import Checkpoints
 from clip_jax.runs.console import duration, tolerant_streams
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.goodput import Goodput
-from clip_jax.runs.logger import Progress
+from clip_jax.runs.progress import Progress
 from clip_jax.runs.report.page import write_report
 from clip_jax.training import run_record
 from clip_jax.training.evaluations import Evaluations, is_due
@@ -267,6 +267,7 @@ def make_progress(setup: Setup, run: RunDirectory, position: Position) -> Progre
         setup.model.config,
         frozen=FROZEN[cfg.model.freeze],
         unlocked_blocks=cfg.model.unlocked_blocks,
+        heads=setup.model.heads,
     )
     return Progress(
         run,

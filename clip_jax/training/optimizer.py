@@ -229,7 +229,7 @@ def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
     """
 
     def label(path, leaf):
-        stacked = re.search(r"blocks/.*kernel$", path_name(path)) and leaf.ndim == 3
+        stacked = re.search(r"blocks/.*kernel$", path_name(path)) and leaf.ndim >= 3
         return "muon" if stacked else "adam"
 
     return optax.partition(

@@ -33,7 +33,12 @@ from clip_jax.models.clip import CLIP
 from clip_jax.models.tower import name_of
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.loggers import check_loggers
-from clip_jax.training.initial_weights import TOWERS, initial_variables, with_preprocess
+from clip_jax.training.initial_weights import (
+    TOWERS,
+    initial_variables,
+    with_given_heads,
+    with_preprocess,
+)
 from clip_jax.training.optimizer import make_optimizer, make_schedule, named_optimizer
 from clip_jax.training.state import (
     TrainState,
@@ -73,13 +78,14 @@ class Setup:
 
     def new_state(self) -> TrainState:
         """The state at step 0."""
-        if self.initial is None:
-            return sharded_new_state(self.mesh, self.cfg.seed, **self._state_arguments)
-        variables = initial_variables(self.cfg, self.model, self.initial, self.mesh)
-        self.initial = None  # else the host would hold it as long as the run lives
-        return sharded_new_state(
+        variables = None
+        if self.initial is not None:
+            variables = initial_variables(self.cfg, self.model, self.initial, self.mesh)
+            self.initial = None  # else the host would hold it as long as the run lives
+        state = sharded_new_state(
             self.mesh, self.cfg.seed, variables=variables, **self._state_arguments
         )
+        return with_given_heads(state, self.model.heads)
 
     @property
     def schedule(self) -> optax.Schedule:
@@ -122,7 +128,7 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     if cfg.data.exif_rotation:  # whoever loads the model is to do the same
         preprocess = dataclasses.replace(config.preprocess, exif_rotation=True)
         config = dataclasses.replace(config, preprocess=preprocess)
-    model = CLIP(config, constrain=sharding.constrain_batch(mesh))
+    model = make_model(cfg, config, mesh)
     setup = Setup(
         cfg=cfg,
         mesh=mesh,
@@ -255,6 +261,12 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
     if has_bias:
         log.warning("No term of the loss reads the logit bias of %s: it has none here", config.name)
     return dataclasses.replace(config, init_logit_scale=start_scale, init_logit_bias=start_bias)
+
+
+def make_model(cfg: TrainConfig, config: ModelConfig, mesh: Mesh) -> CLIP:
+    """The model on the mesh, with what the terms of the loss need beside its towers."""
+    heads = make_objective(cfg.loss).heads
+    return CLIP(config, constrain=sharding.constrain_batch(mesh), heads=heads)
 
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

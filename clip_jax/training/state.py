@@ -32,7 +32,7 @@ class TrainState:
 
     step: jax.Array  # () int32: steps done
     params: dict  # trained
-    frozen: dict  # what is not trained of a tower; no optimizer state is kept for it
+    frozen: dict  # what is not trained of a tower or head; no optimizer state is kept for it
     batch_stats: dict  # of ResNets; else empty
     opt_state: optax.OptState
     ema: dict | None  # running average of `params`
@@ -67,6 +67,7 @@ def new_state(
         variables = init_variables(model, key)
     locked = {name: model.config.towers[name] for name in FROZEN[freeze]}
     params, frozen = split(variables["params"], locked, unlocked=unlocked_blocks)
+    frozen |= {head.name: params.pop(head.name) for head in model.heads if head.frozen}
     batch_stats = variables.get("batch_stats", {})
     zero, no_norm = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
     return TrainState(
@@ -93,7 +94,7 @@ def abstract_state(
       **others: of `new_state`.
     """
     shapes = jax.eval_shape(lambda: new_state(jax.random.key(0), model=model, **others))
-    shardings = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config))
+    shardings = sharding.shardings(mesh, shapes, rows=sharding_rows(model.config, model.heads))
     if shard_over_data:
         shardings = shardings.replace(
             opt_state=sharding.over_data(shapes.opt_state, shardings.opt_state)
@@ -139,7 +140,7 @@ def check_batch_statistics(cfg: TrainConfig, state: TrainState):
       ValueError: a tower that trains has batch statistics, and the run did not choose those of
         micro-batches; or it did, and that has no effect.
     """
-    trained = state.batch_stats.keys() - set(FROZEN[cfg.model.freeze])
+    trained = state.batch_stats.keys() - state.frozen.keys()
     parts, ghost = cfg.data.accumulation, cfg.model.ghost_batch_norm
     if parts > 1 and trained and not ghost:
         raise ValueError(

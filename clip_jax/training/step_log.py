@@ -10,7 +10,7 @@ import optax
 
 from clip_jax.config import HealthConfig
 from clip_jax.registry import resolve
-from clip_jax.runs.logger import Progress
+from clip_jax.runs.progress import Progress
 from clip_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,8 @@ class StepLog:
                 own = hook(step, state, metrics) or {}
                 found |= {name: _scalar(name, value) for name, value in own.items()}
             except Exception:
-                log.exception("The hook %s failed at step %d and is not called again", hook, step)
+                name = f"{hook.__module__}:{getattr(hook, '__qualname__', hook)}"
+                log.exception("The hook %s failed at step %d and is not called again", name, step)
                 self._hooks.remove(hook)
         return found
 

@@ -1,9 +1,10 @@
-"""The README's examples are run as they stand."""
+"""The README's examples are run as they stand, and files that pages name are there."""
 
 import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from clip_jax.cli.main import COMMANDS
@@ -27,7 +28,14 @@ def test_every_verb_and_source_that_it_names_is_there():
         assert f"`{kind}" in README
 
 
-def test_the_files_that_it_links_to_are_there():
-    root = Path(__file__).parents[2]
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (root / target).exists(), target
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_the_files_that_a_page_names_are_there(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / target).exists(), target
+    for name in re.findall(r"`((?:\w+/)+\w+\.(?:py|md|sh))`", text):
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "clip_jax")), name

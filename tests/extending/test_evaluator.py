@@ -1,7 +1,6 @@
 """An evaluator from outside the tree is measured in training and after it, and keeps the best step."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -11,11 +10,6 @@ from clip_jax.runs.directory import RunDirectory
 from clip_jax.runs.trained_variables import list_steps
 
 NAME = "outside.evaluator:GAP"
-
-
-@pytest.fixture(autouse=True)
-def on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parent)
 
 
 @pytest.fixture

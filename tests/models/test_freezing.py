@@ -62,6 +62,6 @@ def test_a_depth_that_counts_no_stacked_blocks_is_refused():
     for params in (apart, stages, more):
         with pytest.raises(ValueError, match="vision_transformer with depth=3 has none"):
             split({"image": params}, {"image": TOWERS["image"]}, unlocked=1)
-        with pytest.raises(ValueError, match="layer decay and unlocked blocks go by the blocks"):
+        with pytest.raises(ValueError, match="unlocked_blocks go by the blocks of"):
             scale_by_layer(0.5, TOWERS).init({"image": params, "logit_scale": np.ones(())})
     split({"image": apart}, {"image": TOWERS["image"]})  # all of it is frozen

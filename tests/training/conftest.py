@@ -33,7 +33,7 @@ class Projection(nn.Module):
 class Fragile(nn.Module):
     """A CLIP of two matrices with batch statistics, which a batch can break on purpose."""
 
-    config = create_model("ViT-test").config
+    config, heads = create_model("ViT-test").config, ()
 
     @nn.compact
     def __call__(self, images_BHWC, tokens_BL, *, train=False, frozen=()):

@@ -45,7 +45,7 @@ class Projection(nn.Module):
 class Linear(nn.Module):
     """The least that is a CLIP model: it compiles quickly enough for every combination."""
 
-    config = CONFIG
+    config, heads = CONFIG, ()
 
     @nn.compact
     def __call__(self, images_BHWC, tokens_BL, *, train=False, frozen=()):
@@ -174,7 +174,7 @@ SPREAD = Loss(name="spread", function=_spread, extra=("hidden",))
 class Captioner(nn.Module):
     """`Linear` that also gives logits of tokens, and two arrays more, of which one is not read."""
 
-    config = CONFIG
+    config, heads = CONFIG, ()
 
     @nn.compact
     def __call__(self, images_BHWC, tokens_BL, *, train=False, frozen=()):

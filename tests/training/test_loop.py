@@ -18,7 +18,7 @@ from clip_jax.config import (
 )
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.runs.logger import Progress
+from clip_jax.runs.progress import Progress
 from clip_jax.training import evaluations, loop
 from clip_jax.training.evaluations import EvaluationFailed, Evaluations, is_time
 from clip_jax.training.loop import Parts
@@ -340,7 +340,7 @@ def test_a_hook_that_fails_is_not_called_again_and_ends_nothing(made, caplog):
 
     assert made(Story(), hooks=[hook]).fit() == 0
     assert calls == [1]
-    assert "failed at step 1 and is not called again" in caplog.text
+    assert "<locals>.hook failed at step 1 and is not called again" in caplog.text
 
 
 @pytest.mark.parametrize("value", [jnp.zeros(3), "high", None, [1.0]])

@@ -122,12 +122,17 @@ def measure(
       ValueError: samples do not fit the task, or too many cannot be read.
     """
     prompts = [prompts_of(name, source.templates or ()) for name in source.classes or ()]
-    told = (VERSION, subject.fingerprint, facts_of(subject.tokenizer), source.fingerprint)
-    told += (len(source), dataclasses.replace(task, title="", size=None), prompts, cfg.max_samples)
+    facts = (VERSION, subject.fingerprint, facts_of(subject.tokenizer), source.fingerprint)
+    facts += (
+        len(source),
+        dataclasses.replace(task, title="", size=None),
+        prompts,
+        cfg.max_samples,
+    )
     probes = tuple(probes) if train is not None else ()
-    told += (probes, train and (train.fingerprint, len(train)))
-    told += (data.max_image_pixels, data.exif_rotation, data.max_bad_share)
-    key = f"result-{fingerprint(*told)}"
+    facts += (probes, train and (train.fingerprint, len(train)))
+    facts += (data.max_image_pixels, data.exif_rotation, data.max_bad_share)
+    key = f"result-{fingerprint(*facts)}"
     kept = subject.cache.result(key)
     if kept is not None:
         return kept | {"model": subject.name}
@@ -174,9 +179,9 @@ def embed_images(
     count = min(len(source), cfg.max_samples or len(source))
     rows = [place * len(source) // count for place in range(count)]
     size = max(1, save_every // cfg.batch_size) * cfg.batch_size
-    told = (source.fingerprint, len(source), count, size, task.kind, task.group, task.derive)
-    told += (task.captions, len(source.classes or ()), data.max_image_pixels, data.exif_rotation)
-    name = f"images-{fingerprint(*told)}"
+    facts = (source.fingerprint, len(source), count, size, task.kind, task.group, task.derive)
+    facts += (task.captions, len(source.classes or ()), data.max_image_pixels, data.exif_rotation)
+    name = f"images-{fingerprint(*facts)}"
     parts = []
     for number, first in enumerate(range(0, count, size)):
         make = functools.partial(_part, subject, source, rows[first : first + size], cfg, data)

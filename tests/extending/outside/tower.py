@@ -54,8 +54,20 @@ class ConvTower(nn.Module):
             )
             x_BHWC = nn.gelu(nn.LayerNorm(dtype=self.dtype, name=f"norm_{stage}")(x_BHWC))
         x_BLD = x_BHWC.reshape(x_BHWC.shape[0], -1, x_BHWC.shape[-1])
-        x_BE = nn.Dense(self.embed_dim, dtype=self.dtype, name="head")(x_BLD.mean(axis=1))
-        return x_BE, x_BLD
+        x_BD = Pool(self.dtype, name="pool")(x_BLD)
+        return nn.Dense(self.embed_dim, dtype=self.dtype, name="head")(x_BD), x_BLD
+
+
+class Pool(nn.Module):
+    """The mean of the tokens, in two heads, whose kernel has an axis for them."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        heads = (2, x_BLD.shape[-1] // 2)
+        value_BNK = nn.DenseGeneral(heads, dtype=self.dtype, name="value")(x_BLD.mean(axis=1))
+        return value_BNK.reshape(len(x_BLD), -1)
 
 
 CONFIG = ModelConfig(

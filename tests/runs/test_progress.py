@@ -8,9 +8,9 @@ import pytest
 
 from clip_jax.config import LoggingConfig
 from clip_jax.hardware import CHIPS
-from clip_jax.runs import logger
+from clip_jax.runs import progress as lib
 from clip_jax.runs.directory import RunDirectory
-from clip_jax.runs.logger import Progress, memory, utilisation
+from clip_jax.runs.progress import Progress, memory, utilisation
 
 
 class Device:
@@ -38,7 +38,7 @@ def devices(monkeypatch):
 def clock(monkeypatch):
     """`clock[0]` is the time in seconds."""
     now = [100.0]
-    monkeypatch.setattr(logger.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(lib.time, "monotonic", lambda: now[0])
     return now
 
 
