@@ -201,6 +201,13 @@ def _made(cfg: OptimizerConfig, function: Callable, given: dict) -> optax.Gradie
             f"optimizer.name={cfg.name} cannot be used with gradients and parameters alone, or "
             f"needs more in optimizer.options: {reason}"
         ) from error
+    state = jax.eval_shape(rule.init, small)
+    free = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.contrib.ScheduleFreeState))
+    if any(isinstance(each, optax.contrib.ScheduleFreeState) for each in free):
+        raise ValueError(
+            f"optimizer.name={cfg.name} evaluates at an average of its own, and a run saves and evaluates "
+            "the parameters that are trained: use its base with optimizer.ema_decay"
+        )
     return rule
 
 

@@ -35,13 +35,15 @@ OPTIMIZER = (
 SHORT = (
     *("--data.batch-size", "16", "--evaluation.batch-size", "16", "--optimizer.warmup-steps", "0"),
     *("--optimizer.schedule", "constant", "--logging.every-steps", "1", "--logging.no-report"),
-    *("--logging.no-progress", "--checkpoint.every-steps", "2"),
+    "--logging.no-progress",
 )
 # On eight devices.
 EVERYTHING = (
     *(*MODEL, *DATA, *OPTIMIZER, *SHORT, "--steps", "4", "--loss.terms", *TERMS),
     *("--mesh.fsdp", "2", "--data.accumulation", "2"),
-    *("--evaluation.metrics", "loss", "outside.evaluator:GAP"),
+    *("--evaluation.metrics", "loss", "outside.evaluator:GAP", "--evaluation.every-steps", "1"),
+    *("--checkpoint.every-steps", "1", "--checkpoint.keep-last", "4"),
+    *("--checkpoint.keep-best-by", "eval/modality_gap"),
     *("--logging.loggers", "jsonl", "outside.logger:Csv"),
     *("--logging.hooks", "outside.logger:mean_size"),
 )

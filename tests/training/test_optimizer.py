@@ -98,7 +98,7 @@ MATRIX = {"blocks": {"kernel": jnp.full((2, 4, 4), 3.0), "bias": jnp.full((2, 4)
 # They need more than gradients and a schedule: a loss's value, another optimizer, a fixed rate.
 NEED_MORE = {
     *("dpsgd", "lbfgs", "momo", "momo_adam", "optimistic_adam", "rprop", "schedule_free", "sm3"),
-    "sophia",
+    *("sophia", "schedule_free_adamw", "schedule_free_sgd"),
 }
 
 
@@ -165,6 +165,10 @@ def test_options_reach_the_optimizer():
         ({"name": "sgd", "options": ("momentum=a b",)}, r"which is no Python value"),
         ({"name": "adamw", "options": ("b1=0.9",)}, r"options has 'b1=0.9'.*is one of none"),
         ({"name": "lbfgs"}, r"optimizer.name=lbfgs cannot be used with gradients"),
+        (
+            {"name": "schedule_free_sgd"},
+            r"name=schedule_free_sgd evaluates at an average of its own",
+        ),
         ({"ema_warmup": False}, r"optimizer.ema_warmup=False has no effect.*ema_decay is None"),
     ],
 )
