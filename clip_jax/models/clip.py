@@ -88,7 +88,7 @@ class CLIP(nn.Module):
         for head in self.heads:
             module = getattr(self, head.name)
             found = module(outputs, images_BHWC, tokens_BL, train=train and not head.frozen)
-            check_rows(head.name, found, rows=len(image_BE), taken=extra)
+            check_rows(head.name, found, rows=image_BE.shape[0], taken=extra)
             extra |= found
         return outputs._replace(extra=extra)
 

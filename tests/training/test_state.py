@@ -1,5 +1,7 @@
 """The state of a run: what is in it, what is not, and that every mesh begins alike."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,14 +98,17 @@ def test_moments_lie_where_their_parameters_do(mesh, model):
 def test_micro_batches_of_a_resnet_are_refused_unless_their_own_statistics_are_accepted():
     """Their gradient would not be that of the whole batch, without a word."""
 
-    def check(name: str, parts: int, ghost: bool, freeze: str = "none"):
+    @functools.cache
+    def state_of(name: str, freeze: str):
         model = create_model(name)
-        state = jax.eval_shape(
+        return jax.eval_shape(
             lambda: new_state(jax.random.key(0), model=model, optimizer=optimizer(), freeze=freeze)
         )
+
+    def check(name: str, parts: int, ghost: bool, freeze: str = "none"):
         settings = ModelSettings(name=name, freeze=freeze, ghost_batch_norm=ghost)
         cfg = TrainConfig(model=settings, data=DataConfig(accumulation=parts))
-        check_batch_statistics(cfg, state)
+        check_batch_statistics(cfg, state_of(name, freeze))
 
     for taken in (
         *(("RN-test", 1, False), ("RN-test", 2, True), ("ViT-test", 2, False)),

@@ -67,7 +67,7 @@ class Pool(nn.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         heads = (2, x_BLD.shape[-1] // 2)
         value_BNK = nn.DenseGeneral(heads, dtype=self.dtype, name="value")(x_BLD.mean(axis=1))
-        return value_BNK.reshape(len(x_BLD), -1)
+        return value_BNK.reshape(x_BLD.shape[0], -1)
 
 
 CONFIG = ModelConfig(
