@@ -40,14 +40,8 @@ def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConf
             f'{source} is of model_type "{kind}"{what}; supported are {", ".join(DEFAULTS)}, each '
             "with both of its towers"
         )
-    # Old files keep what differs from the defaults in *_config_dict.
     vision, text = (
-        Section(
-            defaults
-            | whole.section(f"{part}_config").content
-            | whole.section(f"{part}_config_dict").content,
-            f"{source}: {part}_config",
-        )
+        _part(whole, kind, part, defaults)
         for part, defaults in zip(("vision", "text"), DEFAULTS[kind])
     )
     try:
@@ -58,6 +52,17 @@ def read_config(content: dict[str, Any], *, source: str, name: str) -> ModelConf
         raise (
             error if str(error).startswith(source) else ValueError(f"{source}: {error}")
         ) from error
+
+
+def _part(whole: Section, kind: str, part: str, defaults: dict) -> Section:
+    """A tower's settings.
+
+    Old files have a *_config_dict besides. In transformers it replaces *_config, also with the default
+    values of what it leaves out; SigLIP has no such key there.
+    """
+    old, new = f"{part}_config_dict", f"{part}_config"
+    key = old if kind != "siglip" and old in whole else new
+    return Section(defaults | whole.section(key).content, f"{whole.where}: {key}")
 
 
 def _pool(kind: str, text: Section) -> dict:

@@ -39,8 +39,12 @@ def test_what_a_config_leaves_out_is_the_librarys_default():
 
 
 def test_old_files_keep_their_differences_elsewhere():
-    content = {"model_type": "clip", "vision_config_dict": {"patch_size": 16}}
-    assert read_config(content, source="a file", name="x").vision.patch_size == 16
+    old, new = {"patch_size": 16}, {"patch_size": 14, "hidden_act": "gelu"}
+    content = {"vision_config_dict": old, "vision_config": new, "text_config_dict": None}
+    found = read_config(content | {"model_type": "clip"}, source="a file", name="x").vision
+    assert (found.patch_size, found.activation) == (16, "quick_gelu")  # which is the default
+    found = read_config(content | {"model_type": "siglip"}, source="a file", name="x").vision
+    assert (found.patch_size, found.activation) == (14, "gelu")
 
 
 @pytest.mark.parametrize(

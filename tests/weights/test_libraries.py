@@ -219,13 +219,16 @@ def test_old_config_files_still_override(configs, variables, tmp_path):
     export(tmp_path / "a", configs["plain"], variables["plain"])
     config = tmp_path / "a" / "config.json"
     content = json.loads(config.read_text())
-    content["vision_config_dict"] = {"patch_size": [8, 8], "image_size": [16, 16]}
+    sizes = {"patch_size": [8, 8], "image_size": [16, 16]}
+    content["vision_config_dict"] = content["vision_config"] | sizes
     content["vision_config"] |= {"patch_size": 4}
     config.write_text(json.dumps(content))
     chex.assert_trees_all_equal(load_released(tmp_path / "a").variables, variables["plain"])
     content["vision_config_dict"]["image_size"] = [16, 24]
     config.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"config\.json: vision_config: image_size is \[16, 24\]"):
+    with pytest.raises(
+        ValueError, match=r"config\.json: vision_config_dict: image_size is \[16, 24\]"
+    ):
         load_released(tmp_path / "a")
 
 
