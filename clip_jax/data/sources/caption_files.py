@@ -148,5 +148,14 @@ class CaptionFilesSource:
 
 
 def open_list_inside(root: str) -> str | None:
-    """The list of an image folder as Hugging Face has it: metadata.csv or metadata.jsonl."""
-    return next((f"{root}/{name}" for name in LISTS if storage.is_file(f"{root}/{name}")), None)
+    """The list of an image folder as Hugging Face has it: metadata.csv or metadata.jsonl.
+
+    Raises:
+      ValueError: there are both, which may say different things.
+    """
+    found = [f"{root}/{name}" for name in LISTS if storage.is_file(f"{root}/{name}")]
+    if len(found) > 1:
+        raise ValueError(
+            f"{root} has {' and '.join(LISTS)}: read one of them, as pairs:{found[0]}, or remove it"
+        )
+    return found[0] if found else None

@@ -170,6 +170,9 @@ def test_one_folder_called_train_among_others_is_a_class_of_vehicles(write, sett
 def test_images_that_the_list_in_the_folder_does_not_name_are_counted(write, settings):
     root = write({"a.png": 0, "b.png": 1, "metadata.csv": "file_name,text\na.png,one\n"})
     assert "2 images lie in" in open_source(f"folder:{root}", "train", settings()).notes[-1]
+    write({"metadata.jsonl": '{"file_name": "b.png", "text": "two"}\n'})
+    with pytest.raises(ValueError, match=r"has metadata\.csv and metadata\.jsonl: read one"):
+        open_source(f"folder:{root}", "train", settings())
 
 
 def test_a_table_in_the_folder_is_named(write, settings):
