@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,16 +24,25 @@ def parse(kind: type[T], args: list[str], *, default: Any, prog: str, descriptio
     """
     refuse_renamed(args)
     known = {"args": args, "default": default, "prog": prog, "description": description}
+    return raise_refusals(lambda: tyro.cli(kind, **known))
+
+
+def raise_refusals(cli: Callable[[], T]) -> T:
+    """What `cli` makes of arguments. A setting that is refused is raised; else tyro shows what is wrong.
+
+    Raises:
+      InvalidSetting: of the setting, which tyro would show in a frame with names of its own.
+    """
     unseen = io.StringIO()
     try:
         with contextlib.redirect_stdout(unseen), contextlib.redirect_stderr(unseen):
-            return tyro.cli(kind, **known)
+            return cli()
     except SystemExit as left:
         error: BaseException | None = left
         while (error := error.__context__) is not None:
             if isinstance(error, InvalidSetting):
                 raise error from None
-    return tyro.cli(kind, **known)  # again, for its help or its message
+    return cli()  # again, for its help or its message
 
 
 def refuse_renamed(args: list[str]):

@@ -1,12 +1,15 @@
 """The commands under `clip-jax data`: index, stats, preview, bench, convert, subset, filter, map."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from clip_jax import storage
+from clip_jax.cli.arguments import raise_refusals
 from clip_jax.cli.curation import (
     BeamOptions,
     DataSettings,
@@ -39,7 +42,20 @@ def data(args: list[str]) -> int:
         "filter": filter_source,
         "map": map_source,
     }
-    return tyro.extras.subcommand_cli_from_dict(commands, args=args, prog="clip-jax data")
+    later = {name: _later(command) for name, command in commands.items()}
+    known = {"args": args, "prog": "clip-jax data"}
+    command = raise_refusals(lambda: tyro.extras.subcommand_cli_from_dict(later, **known))
+    return command()
+
+
+def _later(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
+    """A command that is only named with its arguments, and not run while they are parsed."""
+
+    @functools.wraps(command)
+    def named(*args, **kwargs) -> Callable[[], int]:
+        return functools.partial(command, *args, **kwargs)
+
+    return named
 
 
 def index(source: Spec, cfg: DataSettings = DEFAULT) -> int:

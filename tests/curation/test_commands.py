@@ -90,6 +90,10 @@ def test_sources_are_embedded_where_a_model_is_named(embedded, tmp_path, monkeyp
         ([], "no rule is set"),
         (["--against", TEST, "--embeddings", "e"], "is no folder of embeddings"),
         (["--score-above", "0.1", "--embeddings", "nowhere"], "no folder of embeddings nowhere"),
+        (
+            ["--duplicates-above", "0", "--embeddings", "e"],
+            "clip-jax: duplicates_above=0.0 must be",
+        ),
     ],
 )
 def test_what_is_missing_is_named(embedded, arguments, said, tmp_path, capsys, monkeypatch):
