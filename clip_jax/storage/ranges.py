@@ -124,10 +124,13 @@ async def _web_range(filesystem, url: str, start: int, end: int, info: FileInfo 
         if info is not None:
             now = FileInfo(int(span["total"] or info.size), _web_version(answer.headers, info))
             refuse_changed(url, info, now)
-        last = min(int(span["last"]), int(span["total"]) - 1 if span["total"] else end)
+        total = int(span["total"] or max(end, int(span["last"]) + 1))
+        last = min(int(span["last"]), total - 1)
         data = await answer.read()
-    if len(data) != last + 1 - start:
-        raise OSError(f"{len(data)} bytes came of {last + 1 - start}")
+    # A server may send less than it was asked for, and say so.
+    expected = max(last + 1, min(end, total)) - start
+    if len(data) != expected:
+        raise OSError(f"{len(data)} bytes came of {expected}")
     return data[: end - start]
 
 
