@@ -10,6 +10,7 @@ import jax
 from clip_jax.config import TrainConfig
 from clip_jax.planning import gpu_compiler, memory
 from clip_jax.planning.compiler import GIB, Refused, compile_step, require_libtpu
+from clip_jax.planning.gpu_targets import AbsentGpu
 from clip_jax.planning.hlo.module import Program
 from clip_jax.planning.hlo.partitioned import compile_for_text, read_partitioned, update_work
 from clip_jax.planning.steps import Step, make_step
@@ -123,7 +124,8 @@ def available_bytes(topology: Topology, *, gpu_share: float = JAX_SHARE) -> floa
 
 def estimated_bytes(step: Step, topology: Topology, *, batch_size: int | None = None) -> float:
     """What a step would need, from shapes alone, with its own batch or another."""
-    return memory.estimate(step, batch_size=batch_size, attention=attention_of(step, topology)).peak
+    device = _target(step, topology)
+    return memory.estimate(step, batch_size=batch_size, device=device).peak
 
 
 def _estimated(step: Step, topology: Topology, gpu_share: float, read: bool) -> Trial:
@@ -131,16 +133,22 @@ def _estimated(step: Step, topology: Topology, gpu_share: float, read: bool) -> 
     available = available_bytes(topology, gpu_share=gpu_share)
     program = None
     if read and needed <= available:
-        fused = attention_of(step, topology) == "fused"
-        program = read_partitioned(compile_for_text(step.lower()), fused_attention=fused)
+        text = compile_for_text(step.lower())
+        program = read_partitioned(text, fused_attention=_is_fused(step, topology))
         state = memory.parameter_bytes(step), memory.optimizer_bytes(step)
         program.work.append(update_work(*state))
     return Trial(step, needed, available, needed, program, ESTIMATE)
 
 
-def attention_of(step: Step, topology: Topology) -> memory.Attention:
-    """As `models.attention` chooses: a kernel for bfloat16, unless a setting names another."""
-    settings = step.cfg.model
-    if settings.attention != "plain" and settings.dtype != "float32":
-        return "fused"
-    return "padded" if topology.chip.kind == "tpu" else "plain"
+def _is_fused(step: Step, topology: Topology) -> bool:
+    """Whether all towers' attention is a GPU's kernel, which takes any length."""
+    device, any_length = _target(step, topology), 64
+    towers = (tower for tower in step.config.towers.values() if tower.depth)
+    return all(memory.logits_of(step, each, device)(any_length) == "fused" for each in towers)
+
+
+def _target(step: Step, topology: Topology) -> Any:
+    """The device that a step is for, also where CPU devices stand for it."""
+    if topology.chip.kind == "gpu" and not is_compiled(topology):
+        return AbsentGpu.of(topology.chip)
+    return step.mesh.devices.flat[0]

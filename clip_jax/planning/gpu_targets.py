@@ -1,5 +1,6 @@
 """GPUs as XLA's compiler describes them, so that it compiles for one that is not there."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from clip_jax.hardware import Chip
@@ -18,6 +19,20 @@ _TARGETS: dict[str, dict[str, Any]] = {
     "b200": {"capability": 10, "cores": 148, "fpus": 128, "shared_kib": 228, "l2_mib": 126,
              "ghz": 1.965, "described": "NVIDIA B200"},
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AbsentGpu:
+    """What the choice of an attention asks of a GPU, where CPU devices stand for it."""
+
+    device_kind: str
+    compute_capability: str
+    platform: str = "gpu"
+
+    @classmethod
+    def of(cls, chip: Chip) -> "AbsentGpu":
+        target = _TARGETS[chip.name]
+        return cls(target["described"], f"{target['capability']}.0")
 
 
 def target_config(chip: Chip) -> str:

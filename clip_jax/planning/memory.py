@@ -4,15 +4,19 @@ import dataclasses
 import functools
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
 from clip_jax import sharding
 from clip_jax.config import ModelConfig
+from clip_jax.hardware import traced_for
 from clip_jax.losses.objective import make_objective
+from clip_jax.models.attention import kind_for_blocks
 from clip_jax.models.clip import CLIP, abstract_inputs, init_variables
+from clip_jax.models.tower import Tower
 from clip_jax.planning.steps import Step
 
 # Fitted to libtpu's peaks; docs/plan.md has the comparison. What a block computes and does not keep
@@ -20,7 +24,7 @@ from clip_jax.planning.steps import Step
 SHARE_AT_WORK = {"none": 0.6, "dots": 0.35, "attention": 0.75, "full": 0.75}
 # Gradients in float32, and some of the kernels' copies in bfloat16.
 GRADIENTS = 1.15
-Attention = Literal["fused", "plain", "padded"]
+Attention = Literal["fused", "plain", "padded"]  # how logits are kept: not, as they are, in tiles
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,13 @@ class Memory:
         return self.parameters + self.optimizer + self.batch + self.activations + self.working
 
 
-def estimate(
-    step: Step, *, batch_size: int | None = None, attention: Attention = "padded"
-) -> Memory:
+def estimate(step: Step, *, batch_size: int | None = None, device: Any | None = None) -> Memory:
     """What a step needs.
 
     Args:
       step: as it will be compiled.
       batch_size: another one than the step's, over all devices.
-      attention: how the backend keeps the attention's logits.
+      device: that the attention is chosen for; None: the first of the step's mesh.
     """
     cfg, config = step.cfg, step.config
     batch = batch_size or cfg.data.batch_size
@@ -59,7 +61,8 @@ def estimate(
             trained = cfg.model.unlocked_blocks / depth
         if not trained:
             continue
-        bytes_of = functools.partial(saved_bytes, tower=tower, attention=attention)
+        logits = logits_of(step, tower_config, device)
+        bytes_of = functools.partial(saved_bytes, tower=tower, logits=logits)
         saved = bytes_of(config) * rows
         everything = bytes_of(dataclasses.replace(config, remat="none")) * rows
         kept += trained * tower_config.kept_share * saved
@@ -122,14 +125,37 @@ def optimizer_bytes(step: Step) -> int:
     return sharding.bytes_per_device(step.state.opt_state)
 
 
-@functools.lru_cache(maxsize=64)
-def saved_bytes(config: ModelConfig, *, tower: str, attention: Attention = "padded") -> int:
+def logits_of(step: Step, tower: Tower, device: Any | None = None) -> Callable[[int], Attention]:
+    """How logits (..., L, L) of a tower's blocks are kept, by L: as `models.attention` chooses.
+
+    It raises ValueError for an attention that was asked for and that the device does not have.
+    """
+    asked, dtype = step.cfg.model.attention, step.config.dtype
+    device = device or step.mesh.devices.flat[0]
+
+    def kept(length: int) -> Attention:
+        shape = (step.mesh.size, length, tower.width)
+        with traced_for(device):
+            kind = kind_for_blocks(asked, dtype, shape, heads=tower.heads, mesh=step.mesh)
+        if kind != "plain":
+            return "fused"
+        return "padded" if device.platform == "tpu" else "plain"
+
+    return kept if tower.depth else lambda length: "plain"
+
+
+def saved_bytes(config: ModelConfig, *, tower: str, logits: Callable[[int], Attention]) -> int:
     """Bytes that one sample of a tower leaves for the backward pass, as JAX differentiates it."""
-    one, two = (_saved(config, tower, batch, attention) for batch in (1, 2))
+    one, two = (
+        sum(_bytes(shape, itemsize, logits) for shape, itemsize in _saved(config, tower, batch))
+        for batch in (1, 2)
+    )
     return two - one  # what does not grow with the batch are parameters
 
 
-def _saved(config: ModelConfig, tower: str, batch: int, attention: Attention) -> int:
+@functools.lru_cache(maxsize=64)
+def _saved(config: ModelConfig, tower: str, batch: int) -> list[tuple[tuple[int, ...], int]]:
+    """Shapes of the arrays, and bytes of a number of each."""
     model = CLIP(config)
     images, tokens = abstract_inputs(config, batch)
 
@@ -151,15 +177,15 @@ def _saved(config: ModelConfig, tower: str, batch: int, attention: Attention) ->
 
     variables = jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))
     residuals = jax.eval_shape(similarity_vjp, variables, images if tower == "image" else tokens)
-    return sum(_bytes(leaf, attention) for leaf in jax.tree.leaves(residuals))
+    return [(leaf.shape, leaf.dtype.itemsize) for leaf in jax.tree.leaves(residuals)]
 
 
-def _bytes(leaf: jax.ShapeDtypeStruct, attention: Attention) -> int:
-    size = math.prod(leaf.shape) * leaf.dtype.itemsize
-    if leaf.ndim < 4 or leaf.shape[-1] != leaf.shape[-2]:
+def _bytes(shape: tuple[int, ...], itemsize: int, logits: Callable[[int], Attention]) -> int:
+    size = math.prod(shape) * itemsize
+    if len(shape) < 4 or shape[-1] != shape[-2]:
         return size
     # Weights of the attention (..., L, L), which a fused kernel never stores. A TPU lays them out
     # in tiles of 8 x 128; of other arrays it puts an axis last that is a multiple of that.
-    L = leaf.shape[-1]
+    L = shape[-1]
     padded = (-(-L // 8) * 8) * (-(-L // 128) * 128)
-    return {"fused": 0, "plain": size, "padded": size // L**2 * padded}[attention]
+    return {"fused": 0, "plain": size, "padded": size // L**2 * padded}[logits(L)]

@@ -87,7 +87,8 @@ def _plannable(cfg: TrainConfig) -> TrainConfig:
 
 def _on_stand_ins(cfg: TrainConfig, mesh: Mesh) -> TrainConfig:
     """The run without its wish for cuDNN's attention, where CPU devices stand for GPUs."""
-    if mesh.devices.flat[0].platform != "cpu" or cfg.model.dtype == "float32":
+    is_absent = mesh.devices.flat[0].platform == "cpu" and cfg.model.attention == "cudnn"
+    if not is_absent or cfg.model.dtype == "float32":
         return cfg
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, attention="auto"))
 

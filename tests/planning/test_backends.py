@@ -8,12 +8,15 @@ import pytest
 
 from clip_jax.config import DataConfig, ModelSettings, TrainConfig
 from clip_jax.config_io import read_config
-from clip_jax.planning import backends
-from clip_jax.planning.backends import attention_of, devices_of, start, try_step
-from clip_jax.planning.steps import make_step, refusals
+from clip_jax.models.architectures import model_config
+from clip_jax.planning import backends, memory
+from clip_jax.planning.backends import devices_of, start, try_step
+from clip_jax.planning.steps import Step, refusals
 from clip_jax.planning.topologies import parse_topology
+from clip_jax.sharding import make_mesh
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+H100 = parse_topology("h100:8")
 # Small enough to compile in seconds.
 pytestmark = pytest.mark.usefixtures("no_cuda_plugin")
 CFG = TrainConfig(
@@ -64,32 +67,57 @@ def test_one_gpu_needs_no_partitioning():
 
 
 @pytest.mark.parametrize(
-    ("topology", "attention", "dtype", "form"),
+    ("topology", "name", "settings", "forms"),
     [
-        ("h100:8", "auto", "bfloat16", "fused"),
-        ("h100:8", "auto", "float32", "plain"),
-        ("h100:8", "plain", "bfloat16", "plain"),
-        ("v5e:2x2", "auto", "bfloat16", "fused"),
-        ("v5e:2x2", "plain", "bfloat16", "padded"),
+        ("h100:8", "ViT-B-32", {}, ["fused", "fused"]),
+        ("h100:8", "ViT-B-32", {"attention": "cudnn"}, ["fused", "fused"]),
+        ("h100:8", "ViT-B-32", {"dtype": "float32"}, ["plain", "plain"]),
+        ("h100:8", "ViT-B-32", {"attention": "plain"}, ["plain", "plain"]),
+        ("v5e:2x2", "ViT-test", {}, ["padded", "padded"]),  # narrower than a register
+        ("v5e:2x2", "ViT-B-32", {}, ["fused", "fused"]),
+        ("v5e:2x2", "ViT-B-32", {"attention": "plain"}, ["padded", "padded"]),
+        ("v5e:2x2", "ViT-bigG-14-CLIPA-336", {}, ["padded", "fused"]),  # 577 x 1664
+        ("v5e:2x2", "RN50", {}, ["plain", "fused"]),  # no blocks
     ],
+    ids=str,
 )
-def test_attention_is_as_the_backend_has_it(topology, attention, dtype, form):
+def test_attention_is_as_the_backend_has_it(topology, name, settings, forms):
+    """A step without a model: nothing is traced."""
     place = parse_topology(topology)
-    model = dataclasses.replace(CFG.model, attention=attention, dtype=dtype)
-    step = make_step(dataclasses.replace(CFG, model=model), devices_of(place))
-    assert attention_of(step, place) == form
+    cfg = dataclasses.replace(CFG, model=ModelSettings(name=name, **settings))
+    config = model_config(name, dtype=cfg.model.dtype)
+    step = Step(cfg, make_mesh(cfg.mesh, list(devices_of(place))), config, None, None)
+    lengths = {"image": 577 if "336" in name else 50, "text": 77}
+    assert forms == [
+        memory.logits_of(step, tower, backends._target(step, place))(lengths[side])
+        for side, tower in config.towers.items()
+    ]
+    if name == "RN50":  # at 256 pixels it has arrays of 64 x 64 x 64, which are no logits
+        of_convolutions = memory.logits_of(step, config.vision)
+        assert memory._bytes((1, 64, 64, 64), 2, of_convolutions) == 2 * 64**3
 
 
 def test_a_plan_may_ask_for_the_kernel_that_only_gpus_have():
-    model = dataclasses.replace(CFG.model, attention="cudnn")
-    cfg = dataclasses.replace(CFG, model=model)
-    place = parse_topology("h100:8")
-    trial = try_step(cfg, place, read=False)
-    assert attention_of(trial.step, place) == "fused"
+    cfg = dataclasses.replace(CFG, model=dataclasses.replace(CFG.model, attention="cudnn"))
+    trial = try_step(cfg, H100, read=False)
     assert not [text for text in refusals(cfg, trial.step.mesh) if "attention" in text]
-    with pytest.raises(ValueError, match=r"model\.attention=cudnn needs dtype=bfloat16"):
-        exact = dataclasses.replace(model, dtype="float32")
-        try_step(dataclasses.replace(CFG, model=exact), place)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (
+            {"attention": "cudnn", "dtype": "float32"},
+            r"model\.attention=cudnn needs dtype=bfloat16",
+        ),
+        ({"attention": "pallas"}, r"model\.attention=pallas needs a TPU"),
+    ],
+    ids=str,
+)
+def test_a_plan_refuses_an_attention_that_gpus_would_not_have(settings, says):
+    model = dataclasses.replace(CFG.model, **settings)
+    with pytest.raises(ValueError, match=says):
+        try_step(dataclasses.replace(CFG, model=model), H100, read=False)
 
 
 def test_too_few_devices_to_stand_for_gpus_are_refused_with_the_mend():
