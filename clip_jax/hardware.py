@@ -25,6 +25,7 @@ class Chip:
     kind: Literal["tpu", "gpu"]
     devices_named: str  # a regular expression that the whole of `device_kind` matches
     tflops: float  # 10^12 floating-point operations a second, dense, of bfloat16 factors
+    float32_tflops: float  # of exact products of float32
     memory_bytes: int
     memory_gbps: float  # 10^9 bytes a second
     link_gbps: float  # 10^9 bytes a second of one link, one way; of a GPU's links together
@@ -51,7 +52,8 @@ class Chip:
 def _tpu(name: str, devices_named: str, page: str, **figures) -> Chip:
     label = "TPU " + name if name.startswith("v") else name.upper().replace("X", "x")
     source = TPU_DOCS + page
-    figures = {"matrix_unit": 128} | figures
+    # A factor in float32 is the sum of three in bfloat16, so an exact product takes six passes.
+    figures = {"matrix_unit": 128, "float32_tflops": figures["tflops"] / 6} | figures
     return Chip(name=name, label=label, kind="tpu", devices_named=devices_named, source=source,
                 host_chips=4, **figures)  # fmt: skip
 
@@ -88,16 +90,16 @@ _ALL = (
     _tpu("tpu7x", "TPU7x?", "tpu7x", tflops=2307, memory_bytes=192 * GIB, memory_gbps=7380,
          link_gbps=100, links=6, network_gbps=12.5, usable_gib=94.74, devices=2,
          matrix_unit=256),
-    _gpu("a100-40gb", "NVIDIA A100.*40GB.*", "a100", tflops=312, memory_bytes=40 * GB,
-         memory_gbps=1555, link_gbps=300, network_gbps=25),
-    _gpu("a100", "NVIDIA A100.*", "a100", tflops=312, memory_bytes=80 * GB, memory_gbps=2039,
-         link_gbps=300, network_gbps=25),
-    _gpu("h100", "NVIDIA H100.*(HBM3|SXM).*", "h100", tflops=989, memory_bytes=80 * GB,
-         memory_gbps=3350, link_gbps=450, network_gbps=50),
-    _gpu("h200", "NVIDIA H200(?! NVL).*", "h200", tflops=989, memory_bytes=141 * GB,
-         memory_gbps=4800, link_gbps=450, network_gbps=50),
-    _gpu("b200", "NVIDIA B200.*", "hgx", tflops=2250, memory_bytes=180 * GB, memory_gbps=8000,
-         link_gbps=900, network_gbps=50),
+    _gpu("a100-40gb", "NVIDIA A100.*40GB.*", "a100", tflops=312, float32_tflops=19.5,
+         memory_bytes=40 * GB, memory_gbps=1555, link_gbps=300, network_gbps=25),
+    _gpu("a100", "NVIDIA A100.*", "a100", tflops=312, float32_tflops=19.5,
+         memory_bytes=80 * GB, memory_gbps=2039, link_gbps=300, network_gbps=25),
+    _gpu("h100", "NVIDIA H100.*(HBM3|SXM).*", "h100", tflops=989, float32_tflops=67,
+         memory_bytes=80 * GB, memory_gbps=3350, link_gbps=450, network_gbps=50),
+    _gpu("h200", "NVIDIA H200(?! NVL).*", "h200", tflops=989, float32_tflops=67,
+         memory_bytes=141 * GB, memory_gbps=4800, link_gbps=450, network_gbps=50),
+    _gpu("b200", "NVIDIA B200.*", "hgx", tflops=2250, float32_tflops=75,
+         memory_bytes=180 * GB, memory_gbps=8000, link_gbps=900, network_gbps=50),
 )  # fmt: skip
 CHIPS: dict[str, Chip] = {chip.name: chip for chip in _ALL}
 

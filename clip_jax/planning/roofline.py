@@ -10,10 +10,6 @@ from clip_jax.planning.hlo.collectives import Collective
 from clip_jax.planning.hlo.module import Program, Work
 from clip_jax.planning.topologies import Topology
 
-# A factor in float32 is the sum of three in bfloat16, so an exact product takes six passes on a
-# TPU; a GPU has slower units for them (67 of 989 TFLOP/s on an H100).
-EXACT_PASSES = {"tpu": 6.0, "gpu": 15.0}
-
 
 @dataclass(frozen=True)
 class StepTime:
@@ -91,7 +87,7 @@ def compiler_seconds(program: Program, topology: Topology, least: StepTime) -> f
 def _seconds(work: Work, topology: Topology, tiled: bool) -> tuple[float, float]:
     """Of one operation's arithmetic and of its traffic."""
     chip = topology.chip
-    flops = work.flops + EXACT_PASSES[chip.kind] * work.float32_flops
+    flops = work.flops + chip.tflops / chip.float32_tflops * work.float32_flops
     moved = work.bytes
     if tiled:
         flops *= work.padding(chip.matrix_unit)

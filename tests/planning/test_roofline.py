@@ -80,9 +80,13 @@ def test_the_longest_part_bounds_the_step(work, bytes_sent, bound):
     assert time.seconds == pytest.approx(max(time.compute + time.memory, time.interconnect))
 
 
-def test_operations_that_must_be_exact_take_six_passes():
-    time = step_time(Program([Work(0, 197e12, 0, 2)], []), POD, DEVICES)
-    assert time.compute == pytest.approx(12)
+@pytest.mark.parametrize(
+    ("name", "passes"), [("v5e:1x1", 6), ("a100:1", 312 / 19.5), ("b200:1", 2250 / 75)]
+)
+def test_operations_that_must_be_exact_take_several_passes(name, passes):
+    place = parse_topology(name)
+    program = Program([Work(0, place.chip.device_flops, 0, 2)], [])
+    assert step_time(program, place, DEVICES[:1]).compute == pytest.approx(2 * passes)
 
 
 def sent(bytes_sent: int, *, synchronous: bool) -> Collective:
