@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from clip_jax.planning.hlo.text import Computation, Instruction, arrays_of
+from clip_jax.planning.hlo.text import Array, Computation, Instruction, arrays_of
 
 
 class Product(NamedTuple):
@@ -53,19 +53,24 @@ def dot_product(instruction: Instruction, computation: Computation) -> Product:
 
 
 def convolution_product(instruction: Instruction, computation: Computation) -> Product:
-    """Of a convolution, as the matrix product that it is.
+    """Of a convolution, as the matrix product that it is."""
+    left, right = (arrays_of(computation.type_of(name))[0] for name in instruction.operands[:2])
+    out = arrays_of(instruction.type)[0]
+    return product_of_arrays(left, right, out, instruction)
+
+
+def product_of_arrays(left: Array, right: Array, out: Array, convolution: Instruction) -> Product:
+    """Of a convolution of `left` with the kernel `right`, which gives `out`.
 
     A batched product becomes a convolution over a dilated input, most of whose multiplications are
     with holes or padding; the compiler skips them, so they are not counted. An axis of the window
     that only one factor has, or that is summed over, is part of the rows, columns or depth.
     """
-    out = arrays_of(instruction.type)[0]
-    left, right = (arrays_of(computation.type_of(name))[0] for name in instruction.operands[:2])
-    labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", instruction.attribute("dim_labels"))
-    assert labels, instruction.attributes
+    labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", convolution.attribute("dim_labels"))
+    assert labels, convolution.attributes
     lhs, rhs, result = labels.groups()
     spatial = sorted(label for label in lhs if label.isdigit())
-    window = _window(instruction.attributes, len(spatial))
+    window = _window(convolution.attributes, len(spatial))
     rows, columns = out.dims[result.index("b")], out.dims[result.index("f")]
     depth = right.dims[rhs.index("i")]  # those of one group already
     flops = 2.0 * rows * columns * depth

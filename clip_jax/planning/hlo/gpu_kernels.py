@@ -3,6 +3,7 @@
 import math
 import re
 
+from clip_jax.planning.hlo.convolutions import product_of_arrays
 from clip_jax.planning.hlo.text import Computation, Instruction, arrays_of
 from clip_jax.planning.hlo.traffic import target_of
 
@@ -44,6 +45,18 @@ def kernel_flops(instruction: Instruction, computation: Computation) -> tuple[fl
         sums = math.prod(left.dims[int(n)] for n in re.findall(r"\d+", contracted.group(1)))
         flops = 2.0 * math.prod(arrays_of(instruction.type)[0].dims) * sums
         return (0.0, flops) if left.dtype in ("f32", "f64") else (flops, 0.0)
+    if target.startswith("__cudnn$conv"):
+        first, second = (
+            arrays_of(computation.type_of(name))[0] for name in instruction.operands[:2]
+        )
+        third = arrays_of(instruction.type)[0]
+        # Input, kernel and output of the forward pass, whose window and axes all three calls name.
+        image, kernel, out = {
+            "__cudnn$convBackwardInput": (third, second, first),
+            "__cudnn$convBackwardFilter": (first, third, second),
+        }.get(target, (first, second, third))
+        flops = product_of_arrays(image, kernel, out, instruction).flops
+        return (0.0, flops) if first.dtype in ("f32", "f64") else (flops, 0.0)
     return 0.0, 0.0
 
 

@@ -6,6 +6,7 @@ from clip_jax.planning.hlo.text import (
     Computation,
     Instruction,
     Module,
+    arrays_of,
     bytes_of,
     elements_of,
 )
@@ -28,6 +29,7 @@ FREE = frozenset(
 )
 # Custom calls that reserve memory, or tell the compiler something.
 FREE_CALLS = ("AllocateBuffer", "AssumeGatherIndicesInBound", "Sharding")
+LIBRARIES = ("__cublas$", "__cudnn$")
 # Their type names what they read as well as what they write.
 NAMES_BOTH_ENDS = ("copy-start", "all-gather-start", "collective-permute-start")
 # Of "output_to_operand_aliasing={{1}: (0, {}), {2}: (3, {})}" the operands.
@@ -49,7 +51,7 @@ def moved_bytes(
         return 0.0
     if instruction.opcode == "fusion":
         return _of_fusion(module, instruction, computation, tiled)
-    written = bytes_of(instruction.type, tiled=tiled)
+    written = bytes_of(instruction.type, tiled=tiled) - _workspace_bytes(instruction)
     if instruction.opcode in NAMES_BOTH_ENDS:
         return written
     types = [computation.type_of(name) for name in instruction.operands]
@@ -59,6 +61,14 @@ def moved_bytes(
     if instruction.opcode == "dynamic-update-slice":
         return bytes_of(types[1], tiled=tiled) + _part(instruction.type, types[1], tiled)
     return sum(bytes_of(each, tiled=tiled) for each in types) + written
+
+
+def _workspace_bytes(instruction: Instruction) -> int:
+    """Room that a GPU's library is given beside its result: (bf16[64,32]{1,0}, s8[4194304]{0})."""
+    if instruction.opcode != "custom-call" or not target_of(instruction).startswith(LIBRARIES):
+        return 0
+    room = (array for array in arrays_of(instruction.type)[1:] if array.dtype in ("s8", "u8"))
+    return sum(array.bytes for array in room if len(array.dims) == 1)
 
 
 def target_of(instruction: Instruction) -> str:

@@ -54,9 +54,40 @@ def test_a_kernel_is_named_and_its_operations_are_counted(line, kernel, flops):
     assert program.float32_flops == 0
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize(
+    ("kind", "result", "operands"),
+    [
+        ("Forward", "2,4,4,6", "%image, %kernel"),
+        ("BackwardInput", "2,4,4,3", "%out, %kernel"),
+        ("BackwardFilter", "6,3,3,3", "%image, %out"),
+    ],
+)
+def test_a_library_s_convolution_counts_in_all_three_directions(kind, result, operands, dtype):
+    program = read_program(f"""HloModule m
+ENTRY %main (image: {dtype}[2,4,4,3], kernel: {dtype}[6,3,3,3], out: {dtype}[2,4,4,6]) -> f32[] {{
+  %image = {dtype}[2,4,4,3]{{3,2,1,0}} parameter(0)
+  %kernel = {dtype}[6,3,3,3]{{3,2,1,0}} parameter(1)
+  %out = {dtype}[2,4,4,6]{{3,2,1,0}} parameter(2)
+  %c = ({dtype}[{result}]{{3,2,1,0}}, u8[0]{{0}}) custom-call({operands}), window={{size=3x3 pad=1_1x1_1}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{kind}"
+}}
+""")
+    assert program.kernels == {"cuDNN convolution": 1}
+    # Of 4 x 3 places along an axis the kernel meets a number in 10.
+    assert program.flops == 2 * 2 * 3 * 6 * 10 * 10
+    assert program.float32_flops == (program.flops if dtype == "f32" else 0)
+
+
 def test_a_library_s_product_of_float32_is_an_exact_one():
     program = read_program(module(CUBLAS, dtype="f32"))
     assert program.float32_flops == 2 * 64 * 32 * 48
+
+
+def test_room_to_work_in_is_no_traffic():
+    with_room, without = (
+        read_program(module(CUBLAS.replace("s8[100]", f"s8[{size}]"))) for size in (33_554_432, 0)
+    )
+    assert with_room.bytes == without.bytes == 2 * (64 * 48 + 48 * 32) + 4 * 64 * 32
 
 
 def test_other_calls_are_no_kernels():
