@@ -79,9 +79,18 @@ def compile_lowered(lowered: jax.stages.Lowered) -> Compiled | Refused:
     except jax.errors.JaxRuntimeError as error:
         refused = read_refusal(str(error))
         if refused is None:
-            raise
+            raise compiler_error(error, "libtpu") from error
         return refused
     return Compiled.of(compiled, program)
+
+
+def compiler_error(error: Exception, compiler: str) -> ValueError:
+    """A failure of the compiler itself, in one line with what may avoid it."""
+    said = str(error).strip().splitlines()[0][:300]
+    return ValueError(
+        f"{compiler} cannot compile this step ({said}): another model.attention, model.remat or "
+        "data.batch_size may pass"
+    )
 
 
 def read_refusal(message: str) -> Refused | None:

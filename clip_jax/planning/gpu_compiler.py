@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+import jax
 from jax._src.cudnn import fused_attention_stablehlo
 
 from clip_jax.hardware import traced_for
-from clip_jax.planning.compiler import Compiled
+from clip_jax.planning.compiler import Compiled, compiler_error
 from clip_jax.planning.gpu_targets import target_config
 from clip_jax.planning.hlo.module import read_program
 from clip_jax.planning.steps import Step
@@ -18,6 +19,7 @@ from clip_jax.planning.topologies import Topology
 
 PLUGINS = ("xla_cuda12", "xla_cuda13")  # of JAX
 CUDNN_VERSION = 91_000  # as `gpu_targets` has it
+NO_TILES = "Couldn't find output tile sizes"
 _tracing = threading.Lock()  # steps are compiled in several threads, and `absent_gpu` is for all
 
 
@@ -78,5 +80,19 @@ def compile_for_gpus(step: Step) -> Compiled:
     """Compile a step for the devices of its mesh, which are GPUs that need not be there."""
     with absent_gpu(step.mesh.devices.flat[0]):
         lowered = step.lower()
-    compiled = lowered.compile()
+    compiled = _compile(lowered)
     return Compiled.of(compiled, read_program(compiled.as_text()))
+
+
+def _compile(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """With cuBLAS for all products where Triton has no tiles for one of them.
+
+    On a real GPU XLA times both and drops what does not compile; without one it takes Triton, and
+    fails, mostly of float32 (jax 0.10.2).
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if NO_TILES not in str(error):
+            raise compiler_error(error, "XLA") from error
+        return lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})

@@ -67,9 +67,18 @@ class Topology:
         if self.slices > 1:
             options["num_slices"] = self.slices
         shape = "x".join(map(str, self.shape))
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=f"{self.chip.name}:{shape}", **options
-        ).devices
+        try:
+            devices = topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{self.chip.name}:{shape}", **options
+            ).devices
+        except RuntimeError as error:
+            said = str(error).strip().splitlines()[0][:300]
+            raise ValueError(
+                f"--topology {self.name}: libtpu knows no such slice ({said}): give a shape that "
+                "Google offers"
+            ) from error
+        assert len(devices) == self.devices, (self.name, len(devices))
+        return devices
 
     @property
     def _host_bounds(self) -> tuple[int, int, int]:
@@ -153,7 +162,7 @@ def _check_shape(name: str, chip: Chip, shape: tuple[int, ...]):
     if axes == 2 and shape not in PLANES.values():
         known = ", ".join("x".join(map(str, plane)) for plane in PLANES.values())
         raise ValueError(f"--topology {name}: {chip.name} comes as {known}")
-    if axes == 3 and any(n not in (1, 2) and n % 4 for n in shape):
+    if axes == 3 and any(n not in (1, 2) and (n < 1 or n % 4) for n in shape):
         raise ValueError(f"--topology {name}: axes of {chip.name} are 1, 2 or multiples of 4")
     if math.prod(shape) > LARGEST[chip.name]:
         raise ValueError(f"--topology {name}: a {chip.name} pod has {LARGEST[chip.name]} chips")

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.planning import gpu_compiler
 from clip_jax.planning.compiler import (
     Compiled,
     Refused,
@@ -46,6 +47,31 @@ def test_a_program_that_is_too_large_is_refused_with_what_it_needs():
 def test_other_errors_are_no_refusals():
     assert read_refusal("INTERNAL: something else") is None
     assert read_refusal("RESOURCE_EXHAUSTED: threads") is None
+
+
+def test_a_compiler_s_own_failure_is_one_line():
+    class Failing:
+        def compile(self, **_):
+            raise jax.errors.JaxRuntimeError("INTERNAL: no tiles\n  in %dot.7\n")
+
+    with pytest.raises(
+        ValueError, match=r"^libtpu cannot compile this step \(INTERNAL: no tiles\)"
+    ):
+        compile_lowered(Failing())
+
+
+def test_products_without_tiles_for_triton_are_compiled_with_cublas():
+    options = []
+
+    class Triton:
+        def compile(self, compiler_options=None):
+            options.append(compiler_options)
+            if compiler_options is None:
+                raise jax.errors.JaxRuntimeError(f"INTERNAL: {gpu_compiler.NO_TILES} that satisfy")
+            return "compiled"
+
+    assert gpu_compiler._compile(Triton()) == "compiled"
+    assert options == [None, {"xla_gpu_enable_triton_gemm": False}]
 
 
 def test_a_missing_libtpu_is_one_line_that_says_what_to_install(monkeypatch):

@@ -44,6 +44,7 @@ def test_hosts_and_slices_are_counted():
         ("v5e:16x32", "a v5e pod has 256 chips"),
         ("v4-7", "v4 counts cores, two a chip"),
         ("v5p:5x4x4", "axes of v5p are 1, 2 or multiples of 4"),
+        ("v5p:0x4x4", "axes of v5p are 1, 2 or multiples of 4"),
         ("v5e:16x16*0", "at least one slice"),
         ("h100:12", "machines of 8"),
         ("h100:2x2", "write the number of GPUs"),
