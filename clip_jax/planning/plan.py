@@ -175,7 +175,7 @@ def make_plan(
             trial,
             lambda changed: trial_of(changed, True),
             lambda each: _time(each, topology).seconds,
-            unroll=trial.needed_bytes != trial.estimated_bytes,  # compiled, no estimate
+            unroll=is_compiled(topology),
         )
         tried = tuple(_attempt(settings_of(each.step.cfg), each, s) for s, each in found)
     fitting = trial.fits and trial.program is not None

@@ -14,8 +14,9 @@ def to_text(plan: Plan) -> str:
     mesh = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     per_device = plan.batch_size / plan.devices
     lines = [
-        f"{plan.model} ({plan.parameters / 1e6:.1f} M parameters, {plan.dtype}, remat {plan.remat})"
-        f" on {plan.topology}: {plan.chips} {plan.chip}"
+        f"{plan.model} ({plan.parameters / 1e6:.1f} M parameters, {plan.dtype}, remat {plan.remat}"
+        + (f", unroll {plan.unroll}" if plan.unroll > 1 else "")
+        + f") on {plan.topology}: {plan.chips} {plan.chip}"
         + (f", {plan.devices} JAX devices" if plan.devices != plan.chips else ""),
         f"  batch {plan.batch_size:,} ({per_device:g} a device), mesh {mesh}"
         + (f", accumulation {plan.accumulation}" if plan.accumulation > 1 else "")

@@ -49,6 +49,11 @@ def test_the_text_says_what_was_found(plan):
     assert row.split() == ["all-reduce", "data", "f32", "12", "5.00", "alone"]
 
 
+def test_an_unrolled_loop_is_part_of_the_title(plan):
+    text = to_text(dataclasses.replace(plan, unroll=12))
+    assert "bfloat16, remat full, unroll 12) on v5e:16x16" in text
+
+
 def test_an_unknown_clock_leaves_cycles(plan):
     speed = dataclasses.replace(plan.speed, compiler_s=None)
     assert "375,000,000 cycles (the clock of TPU v5e is unknown)" in to_text(
