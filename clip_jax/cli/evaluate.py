@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from clip_jax import sharding
+from clip_jax import sharding, storage
 from clip_jax.cli.arguments import parse
 from clip_jax.config import DataConfig, EvaluationConfig, MeshConfig, TrainConfig
 from clip_jax.data.sources import registry
@@ -77,7 +77,7 @@ def evaluate(args: list[str]) -> int:
     for name, value in result.metrics.items():
         print(f"{name.removeprefix('eval/'):40} {value:.6g}")
     if settings.json_out is not None:
-        settings.json_out.write_text(json.dumps(result.metrics, indent=2) + "\n")
+        storage.atomic_write(settings.json_out, json.dumps(result.metrics, indent=2) + "\n")
     return 0
 
 

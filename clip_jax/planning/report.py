@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from clip_jax import storage
 from clip_jax.planning.plan import Plan
 
 
@@ -161,4 +162,5 @@ def _row(plan: Plan) -> tuple[str, ...]:
 
 
 def write_json(plans: Sequence[Plan], path: Path):
-    path.write_text(json.dumps([dataclasses.asdict(plan) for plan in plans], indent=2) + "\n")
+    found = [dataclasses.asdict(plan) for plan in plans]
+    storage.atomic_write(path, json.dumps(found, indent=2) + "\n")

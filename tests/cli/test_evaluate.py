@@ -58,12 +58,12 @@ def test_arguments_go_before_the_settings_of_the_run(place, asked, tmp_path):
     args = ["--source", "pairs:other.csv"]
     args.insert(place, "run")
     args += ["--evaluation.metrics", "zero_shot", "--data.label-column", "kind", "--step", "best"]
-    assert evaluate.evaluate([*args, "--json-out", "figures.json"]) == 0
+    assert evaluate.evaluate([*args, "--json-out", "new/figures.json"]) == 0
     assert asked.first == "pairs:other.csv"
     assert asked.cfg == dataclasses.replace(CFG.evaluation, metrics=("zero_shot",))
     assert (asked.data.threads, asked.data.label_column) == (3, "kind")
     assert asked.step == "best"
-    assert json.loads((tmp_path / "figures.json").read_text()) == {"eval/loss": 0.5}
+    assert json.loads((tmp_path / "new/figures.json").read_text()) == {"eval/loss": 0.5}
 
 
 def test_released_weights_need_a_source(asked):

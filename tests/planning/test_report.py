@@ -113,6 +113,7 @@ def test_a_table_has_a_row_for_each_plan(plan):
 
 
 def test_json_holds_all_of_it(plan, tmp_path):
-    write_json([plan], tmp_path / "plan.json")
-    (read,) = json.loads((tmp_path / "plan.json").read_text())
+    path = tmp_path / "a folder of its own" / "plan.json"
+    write_json([plan], path)
+    (read,) = json.loads(path.read_text())
     assert read == json.loads(json.dumps(dataclasses.asdict(plan)))
