@@ -10,8 +10,14 @@ from clip_jax.config import DataConfig, ModelSettings, TrainConfig
 from clip_jax.config_io import read_config
 from clip_jax.models.architectures import model_config
 from clip_jax.planning import backends, memory
-from clip_jax.planning.backends import devices_of, start, try_step
-from clip_jax.planning.steps import Step, refusals
+from clip_jax.planning.backends import (
+    available_bytes,
+    devices_of,
+    estimated_bytes,
+    start,
+    try_step,
+)
+from clip_jax.planning.steps import Step, make_step, refusals
 from clip_jax.planning.topologies import parse_topology
 from clip_jax.sharding import make_mesh
 
@@ -48,17 +54,28 @@ def test_a_gpu_s_memory_is_known_without_its_program():
     ("config", "topology"),
     [
         ("datacomp_small", "h100:1"),
+        ("datacomp_medium", "v5e-16"),
         ("datacomp_large", "h100:8"),
+        ("datacomp_large", "v5e-64"),
         ("laion400m_vit_b_32", "h100:8"),
+        ("laion400m_vit_b_32", "v5e-64"),
+        ("laion400m_vit_b_16", "v5e-256"),
+        ("laion400m_vit_l_14", "v5p-512"),
+        ("siglip_b_16", "v5e-256"),
         ("clipa_b_16_pretrain", "h100:8"),
+        ("clipa_b_16_pretrain", "v5e-64"),
         ("clipa_b_16_tune", "h100:8"),
+        ("clipa_b_16_tune", "v5e-64"),
         ("lit_l_14", "h100:8"),
+        ("lit_l_14", "v5e-64"),
         ("finetune_pairs", "h100:1"),
     ],
 )
-def test_a_config_fits_the_gpus_that_it_names(config, topology):
-    cfg = read_config(CONFIGS / f"{config}.py")
-    assert try_step(cfg, parse_topology(topology), read=False).fits
+def test_a_config_fits_the_hardware_that_it_names(config, topology):
+    """From shapes alone, which is within a tenth of what compilers say (`test_memory`)."""
+    place = parse_topology(topology)
+    step = make_step(read_config(CONFIGS / f"{config}.py"), devices_of(place))
+    assert estimated_bytes(step, place) <= available_bytes(place)
 
 
 def test_one_gpu_needs_no_partitioning():
