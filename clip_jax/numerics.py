@@ -1,5 +1,6 @@
 """Matrix products with float32 sums, their precision and types, and the mesh axes that arrays vary over."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -100,7 +101,9 @@ def matmul(a: jax.Array, b: jax.Array, *, contract: tuple[int, int]) -> jax.Arra
     )
 
 
-def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+def project(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None, *, rounds_once: bool = False
+) -> jax.Array:
     """The product of `Dense`: x (..., inputs) times a kernel (inputs, outputs), in x's type.
 
     Sums, the bias and the kernel's gradient are float32, also where devices add up their shares of
@@ -111,28 +114,68 @@ def project(x: jax.Array, kernel: jax.Array, bias: jax.Array | None = None) -> j
 
     On a GPU the sums are rounded before the bias is added, as its libraries write them to memory:
     in float32 they would be twice the traffic there. A TPU adds the bias to sums that it still has.
+    `rounds_once` keeps them in float32 until then, for results that are written in 16 bits at once;
+    `project_apart` leaves the bias, and the second rounding, to the caller.
     """
     if bias is None:
         x, kernel = pvary_like(x, kernel)
     else:
         x, kernel, bias = pvary_like(x, kernel, bias)
     # The name lets a policy of rematerialisation keep the result in its 16 bits.
-    return checkpoint_name(_project(x, kernel, bias), "dot")
+    return checkpoint_name(_project(x, kernel, bias, rounds_once), "dot")
+
+
+def project_apart(
+    x: jax.Array, kernel: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """As `project`, for a caller that adds the bias by `add_bias` in the kernel that comes next.
+
+    Returns:
+      The product, and the bias where it is still to be added: None where it was.
+    """
+    if _rounds_sums(x.dtype):
+        return project(x, kernel), bias
+    return project(x, kernel, bias), None
+
+
+def add_bias(y: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """The sum of what `project_apart` returned: in float32 and not rounded where there is a bias."""
+    return y if bias is None else _add_bias(*pvary_like(y, bias))
 
 
 @jax.custom_vjp
-def _project(x, kernel, bias):
-    stored = x.dtype if target_device().platform == "gpu" else None
+def _add_bias(y, bias):
+    return y.astype(bias.dtype) + like_rows(bias, y)
+
+
+def _add_bias_backward(like_y, dy):
+    # Both gradients are made of the same 16 bits: the sum over rows is a kernel of its own.
+    dy = dy.astype(like_y.dtype)
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
+    return dy, dy.astype(wide).sum(axis=tuple(range(dy.ndim - 1)))
+
+
+_add_bias.defvjp(lambda y, bias: (_add_bias(y, bias), jnp.zeros((), y.dtype)), _add_bias_backward)
+
+
+def _rounds_sums(dtype: jnp.dtype) -> bool:
+    """Whether a product's sums, which are float32, are written in fewer bits."""
+    return target_device().platform == "gpu" and dtype.itemsize < 4
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _project(x, kernel, bias, rounds_once: bool):
+    stored = x.dtype if _rounds_sums(x.dtype) and not rounds_once else None
     y = _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), stored=stored)
     return (y if bias is None else y + like_rows(bias, y)).astype(x.dtype)
 
 
-def _forward(x, kernel, bias):
+def _forward(x, kernel, bias, rounds_once: bool):
     # The kernel is cast again in the backward pass, so that no copy of it is kept.
-    return _project(x, kernel, bias), (x, kernel, bias)
+    return _project(x, kernel, bias, rounds_once), (x, kernel, bias)
 
 
-def _backward(saved, dy):
+def _backward(rounds_once: bool, saved, dy):
     x, kernel, bias = saved
     rows = tuple(range(x.ndim - 1))
     dx = _dot(dy, kernel.astype(x.dtype), (dy.ndim - 1,), (1,))

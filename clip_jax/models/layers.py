@@ -16,10 +16,10 @@ from jax.sharding import Mesh
 from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.hardware import target_device
 from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
-from clip_jax.models.linear import Dense
+from clip_jax.models.linear import Dense, SeparateQkv
 from clip_jax.models.stack import Blocks
 from clip_jax.models.tower import Compute
-from clip_jax.numerics import like_rows, pvary_like
+from clip_jax.numerics import add_bias, like_rows, pvary_like
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -147,9 +147,11 @@ class Attention(nn.Module):
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
         B, L, D = x_BLD.shape
         out = Dense(D, self.out_std, self.dtype, name="out")
-        fused = self.kind == "cudnn"
-        # cuDNN takes queries, keys and values as arrays of their own.
-        qkv = Dense(3 * D, self.in_std, self.dtype, parts=3 if fused else 1, name="qkv")(x_BLD)
+        fused, shift_D = self.kind == "cudnn", None
+        if fused:
+            qkv, shift_D = SeparateQkv(self.in_std, self.dtype, name="qkv")(x_BLD)
+        else:
+            qkv = Dense(3 * D, self.in_std, self.dtype, name="qkv")(x_BLD)
         qkv = checkpoint_name(qkv, "qkv")
         if self.kind == "pallas":
             x_BLD = kernel_attention(qkv, heads=self.heads, causal=self.causal, mesh=self.mesh)
@@ -162,7 +164,7 @@ class Attention(nn.Module):
         x_BLD = x_BLNK.reshape(B, L, D)
         if not fused:  # else `keep_attention_and` finds it
             x_BLD = checkpoint_name(x_BLD, "attended")
-        return out(x_BLD)
+        return out(x_BLD, shift_D)
 
 
 class Mlp(nn.Module):
@@ -175,10 +177,13 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        h_BLF = Dense(self.width, self.in_std, self.dtype, name="up")(x_BLD)
+        h_BLF, bias_F = Dense(self.width, self.in_std, self.dtype, apart=True, name="up")(x_BLD)
+
+        def activation(h_BLF, bias_F):
+            return ACTIVATIONS[self.activation](add_bias(h_BLF, bias_F)).astype(self.dtype)
+
         # Its derivative is computed again from h; kept, it would be several arrays of that size.
-        activation = ACTIVATIONS[self.activation]
-        h_BLF = jax.checkpoint(activation, prevent_cse=self.prevent_cse)(h_BLF)
+        h_BLF = jax.checkpoint(activation, prevent_cse=self.prevent_cse)(h_BLF, bias_F)
         return Dense(x_BLD.shape[-1], self.out_std, self.dtype, name="down")(h_BLF)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from clip_jax.numerics import project
+from clip_jax.numerics import project, project_apart
 
 
 def drawn_as_matrix(initializer: nn.initializers.Initializer) -> nn.initializers.Initializer:
@@ -33,25 +33,51 @@ class Dense(nn.Module):
       features: numbers of the result.
       std: of the kernel's normal initialisation.
       dtype: of the factors and of the result; parameters are float32.
-      parts: so many equal parts of the result come as arrays of their own, each from a product.
+      apart: the result is that of `numerics.project_apart`, for `numerics.add_bias`.
     """
 
     features: int
     std: float
     dtype: jnp.dtype
     use_bias: bool = True
-    parts: int = 1
+    apart: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
+    def __call__(
+        self, x: jax.Array, shift: jax.Array | None = None
+    ) -> jax.Array | tuple[jax.Array, jax.Array | None]:
+        """The layer of x + shift, whose product is part of the bias: no pass over x adds it."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(self.std), shape)
         bias = None
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x = x.astype(self.dtype)
-        if self.parts == 1:
-            return project(x, kernel, bias)
-        kernels = jnp.split(kernel, self.parts, axis=1)
-        biases = jnp.split(bias, self.parts) if self.use_bias else [None] * self.parts
-        return tuple(project(x, *part) for part in zip(kernels, biases, strict=True))
+        if shift is not None:
+            bias = bias + jnp.dot(shift, kernel, precision=jax.lax.Precision.HIGHEST)
+        return (project_apart if self.apart else project)(x.astype(self.dtype), kernel, bias)
+
+
+class SeparateQkv(nn.Module):
+    """The parameters of a `Dense` of 3 D features, for a kernel of attention that takes q, k and v.
+
+    Two biases need no pass over memory and no rounding. That of the keys adds the same to all
+    logits of a query, so the softmax loses it: it is left out, and its gradient is 0, as it is exactly.
+    That of the values comes out of the attention as it went in, as weights have a sum of 1: it is
+    returned, as a shift of the result.
+    """
+
+    std: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x_BLD: jax.Array
+    ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], jax.Array]:
+        D = x_BLD.shape[-1]
+        kernel = self.param("kernel", nn.initializers.normal(self.std), (D, 3 * D))
+        bias = self.param("bias", nn.initializers.zeros, (3 * D,))
+        x_BLD = x_BLD.astype(self.dtype)
+        of_q, of_k, of_v = jnp.split(kernel, 3, axis=1)
+        q_bias_D, _, v_bias_D = jnp.split(bias, 3)
+        q_BLD = project(x_BLD, of_q, q_bias_D, rounds_once=True)
+        return (q_BLD, project(x_BLD, of_k), project(x_BLD, of_v)), v_bias_D
