@@ -4,6 +4,8 @@
     PYTHONPATH=NEW python benchmarks/same_numbers.py > new.txt
     diff old.txt new.txt
 
+Where bits differ, `--save FOLDER` on both and `--compare OLD NEW` say by how much.
+
 A tiny ViT and a tiny ResNet, one device and meshes of eight, both losses, 1 and 4 micro-batches.
 """
 
@@ -12,6 +14,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import pathlib
 import zlib
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -79,7 +82,27 @@ def digest(tree) -> str:
     return found.hexdigest()[:16]
 
 
-def trained(model: str, mesh: str, loss: str, parts: int, options: dict | None) -> str:
+def compare(old: pathlib.Path, new: pathlib.Path):
+    """The largest relative differences of the cases that both folders have."""
+    for path in sorted(old.glob("*.npz")):
+        if not (new / path.name).exists():
+            continue
+        ours, theirs = np.load(new / path.name), np.load(path)
+        losses = abs(ours["losses"] - theirs["losses"]) / abs(theirs["losses"])
+        first = np.flatnonzero(losses)[0] + 1 if losses.any() else "none"
+        furthest = max(
+            np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])
+            for name in theirs.files
+            if np.any(theirs[name])
+        )
+        print(
+            f"{path.stem}: losses {losses.max():.1e} (from step {first} on), arrays {furthest:.1e}"
+        )
+
+
+def trained(
+    model: str, mesh: str, loss: str, parts: int, options: dict | None, save: pathlib.Path | None
+) -> str:
     devices, fsdp = MESHES[mesh]
     known = {field.name for field in dataclasses.fields(ModelSettings)}
     ghost = parts > 1 and model.startswith("RN") and "ghost_batch_norm" in known
@@ -100,6 +123,12 @@ def trained(model: str, mesh: str, loss: str, parts: int, options: dict | None) 
         state, metrics = program(state, batch_of(step, index))
         losses.append(jax.device_get(metrics["loss"]))
     params = {"params": state.params, "batch_stats": state.batch_stats}
+    if save is not None:
+        save.mkdir(parents=True, exist_ok=True)
+        leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(params))
+        arrays = {sharding.path_name(path): np.ravel(leaf) for path, leaf in leaves}
+        file = save / f"{model}_{mesh}_{loss}_{parts}.npz"
+        np.savez(file, losses=np.array(losses, np.float64), **arrays)
     return f"losses {digest(losses)} parameters {digest(params)} last loss {losses[-1]:.6f}"
 
 
@@ -108,9 +137,13 @@ def main():
     parser.add_argument("--quick", action="store_true", help="compile without optimization")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--meshes", nargs="+", default=tuple(MESHES))
+    parser.add_argument("--save", type=pathlib.Path, help="folder for losses and parameters")
+    parser.add_argument("--compare", type=pathlib.Path, nargs=2, metavar=("OLD", "NEW"))
     args = parser.parse_args()
+    if args.compare:
+        return compare(*args.compare)
     for case in itertools.product(args.models, args.meshes, LOSSES, PARTS):
-        found = trained(*case, QUICKLY if args.quick else None)
+        found = trained(*case, QUICKLY if args.quick else None, args.save)
         print("{} {} {} x{}:".format(*case), found, flush=True)
 
 

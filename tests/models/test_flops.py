@@ -1,6 +1,7 @@
 """Tests of parameter and FLOP counts."""
 
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +72,10 @@ def test_a_train_step_costs_three_forward_passes_and_a_frozen_tower_one():
     assert training_flops(config) == 3 * forward_flops(config)
     assert training_flops(config, frozen=("image",)) == image + 3 * text
     assert training_flops(config, frozen=("text",)) == 3 * image + text
+    decoder = types.SimpleNamespace(frozen=False, flops=lambda config: 1e9)
+    teacher = types.SimpleNamespace(frozen=True, flops=lambda config: 1e8)
+    beside = training_flops(config, heads=(decoder, teacher)) - training_flops(config)
+    assert beside == pytest.approx(3e9 + 1e8)
 
 
 def test_unlocked_blocks_of_a_frozen_tower_cost_three_forward_passes():

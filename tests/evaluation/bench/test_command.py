@@ -126,6 +126,7 @@ def test_average_draws_its_curve_and_keeps_a_greedy_soup(
 
 @pytest.mark.parametrize("change, message", [
     ("activation", r"model 2 has text\.activation=quick_gelu, and the first gelu"),
+    ("pixels", r"model 2 has vision\.activation=quick_gelu, and the first gelu"),
     ("mean", r"model 2 has preprocess\.mean="),
     ("tokenizer", "model 2 has another tokenizer"),
 ])  # fmt: skip
@@ -134,6 +135,9 @@ def test_models_that_read_or_compute_in_other_ways_are_not_averaged(loaded, chan
     if change == "activation":
         text = dataclasses.replace(config.text, activation="quick_gelu")
         config = dataclasses.replace(config, text=text)
+    elif change == "pixels":
+        vision = dataclasses.replace(config.vision, activation="quick_gelu")
+        config = dataclasses.replace(config, vision=vision)
     elif change == "mean":
         preprocess = dataclasses.replace(config.preprocess, mean=(0.5, 0.5, 0.5))
         config = dataclasses.replace(config, preprocess=preprocess)
