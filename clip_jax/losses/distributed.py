@@ -21,7 +21,8 @@ def torus_view(mesh: Mesh) -> Mesh:
     torus, keep their mesh.
     """
     devices = list(mesh.devices.flat)
-    if not all(hasattr(device, "coords") for device in devices):
+    # GPUs of several machines have coordinates too, and their programs one mesh.
+    if not all(each.platform == "tpu" and hasattr(each, "coords") for each in devices):
         return mesh
     sizes = torus_sizes([(getattr(device, "slice_index", 0), *device.coords) for device in devices])
     if not sizes:

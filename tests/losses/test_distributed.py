@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -129,3 +130,6 @@ def test_an_order_that_does_not_follow_a_torus_has_no_axes(mesh):
     assert torus_sizes([(0, 0), (1, 1)]) == ()
     assert torus_sizes([(0, 0), (0, 1), (0, 2), (1, 0)]) == ()
     assert torus_view(mesh(4, 2)) is mesh(4, 2)  # CPUs lie in none
+    gpus = [SimpleNamespace(platform="gpu", coords=(m, g)) for m in range(2) for g in range(8)]
+    machines = SimpleNamespace(devices=np.array(gpus), axis_types=(None,))
+    assert torus_view(machines) is machines
