@@ -1,20 +1,28 @@
 """Reads for a long time with 1 % bad samples: memory stays flat, no sample is lost or repeated.
 
     python benchmarks/data_soak.py --minutes 30 --workers 2
+    python benchmarks/data_soak.py --minutes 30 --workers 2 --bucket --pause 0.1
 
 Each picture is of one color, which is its number, so that what arrives can be told. Of every epoch
 it is checked that each good sample came once, and that substitutes came where the bad ones stood.
-A worker process is killed now and then.
+A worker process is killed now and then. With `--bucket` the shards lie behind slow_server.py and are
+read ahead in blocks, in a window smaller than the data.
 """
 
 import argparse
+import contextlib
+import dataclasses
 import io
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
 
@@ -24,12 +32,13 @@ from PIL import Image
 from clip_jax.config import DataConfig, PreprocessConfig
 from clip_jax.data.bad_samples import BadSamples
 from clip_jax.data.loader import Batches, train_batches
-from clip_jax.data.shuffle import Mixture
+from clip_jax.data.orders import make_order
 from clip_jax.data.sources.registry import open_source
 from clip_jax.data.tokenizers.registry import ClipTokenizer
 
-SHARDS, SAMPLES, BATCH = 4, 2_500, 125  # an epoch is 80 batches
+SHARDS, SAMPLES, BATCH = 40, 250, 125  # an epoch is 80 batches
 WARM_UP = 0.2  # share of the time before memory must be flat
+IN_BUCKET = {"index": "never", "read_ahead_mb": 24, "shuffle_window_mb": 8}  # of 20 MB of data
 
 
 def bad(number: int) -> str | None:
@@ -57,6 +66,8 @@ def make(folder: Path):
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
         path.with_suffix(".partial").rename(path)
+    sizes = {f"{shard:05d}.tar": SAMPLES for shard in range(SHARDS)}
+    (folder / "sizes.json").write_text(json.dumps(sizes))
 
 
 def resident() -> float:
@@ -67,28 +78,43 @@ def resident() -> float:
             status = Path(f"/proc/{pid}/status").read_text()
         except FileNotFoundError:  # a worker that was just killed
             continue
-        total += int(status.split("RssAnon:")[1].split()[0])
+        total += int(status.partition("RssAnon:")[2].split()[0]) if "RssAnon:" in status else 0
     return total / 1024
 
 
-def check_epoch(seen: list[int], epoch: int):
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The address of the folder behind a slow server."""
+    command = [sys.executable, Path(__file__).with_name("slow_server.py"), folder]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield f"http://127.0.0.1:{server.stdout.readline().strip()}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def check_epoch(seen: list[int], epoch: int, order: Callable):
     """Each good sample once, in its place; something good where a bad one stands."""
     total = SHARDS * SAMPLES
-    _, order, _ = Mixture([total]).rows(np.arange(epoch * total, (epoch + 1) * total), 0)
-    for place, (expected, found) in enumerate(zip(order.tolist(), seen, strict=True)):
+    rows = order(np.arange(epoch * total, (epoch + 1) * total))
+    if sorted(rows.index.tolist()) != list(range(total)):
+        raise SystemExit(f"epoch {epoch} does not hold each sample once")
+    for place, (expected, found) in enumerate(zip(rows.index.tolist(), seen, strict=True)):
         if (bad(expected) is None and found != expected) or bad(found) is not None:
             raise SystemExit(f"epoch {epoch}, place {place}: {found} instead of {expected}")
 
 
-def soak(batches: Batches, seconds: float, workers: int):
+def soak(batches: Batches, seconds: float, workers: int, pause: float, order: Callable):
     """Read and check until the time is over."""
     memory, seen, epochs, killed = [], [], 0, 0
     start = shown = time.monotonic()
     while time.monotonic() - start < seconds:
+        time.sleep(pause)
         image_BHWC = next(batches)["image"]
         seen += (image_BHWC[:, 0, 0, 0].astype(int) * 256 + image_BHWC[:, 0, 0, 1]).tolist()
         if len(seen) == SHARDS * SAMPLES:
-            check_epoch(seen, epochs)
+            check_epoch(seen, epochs, order)
             seen, epochs = [], epochs + 1
             if workers and random.random() < 0.2:
                 os.kill(random.choice(active_children()).pid, signal.SIGKILL)
@@ -114,19 +140,30 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--pause", type=float, default=0, help="seconds before each batch")
+    parser.add_argument("--bucket", action="store_true", help="behind a slow server, in blocks")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/clip_jax_soak"))
     args = parser.parse_args()
     make(args.folder)
-    cfg = DataConfig(batch_size=BATCH, workers=args.workers, max_bad_share=0.02)
-    source = open_source(f"tar:{args.folder}/*.tar", "train", cfg)
+    indexes = {"data_dir": str(args.folder / "indexes")}
+    cfg = DataConfig(batch_size=BATCH, workers=args.workers, max_bad_share=0.02, **indexes)
     reading = {
         "image_size": 32,
         "preprocess": PreprocessConfig(),
         "seed": 0,
         "bad_samples": BadSamples(),
     }
-    with train_batches(source, ClipTokenizer(), cfg, **reading) as batches:
-        soak(batches, args.minutes * 60, args.workers)
+    with contextlib.ExitStack() as stack:
+        names = f"{args.folder}/*.tar"
+        if args.bucket:
+            url = stack.enter_context(served(args.folder))
+            names = f"{url}/{{00000..{SHARDS - 1:05d}}}.tar"
+            cfg = dataclasses.replace(cfg, **IN_BUCKET)
+        source = open_source(f"tar:{names}", "train", cfg)
+        order = make_order([source], cfg, seed=0)
+        print(f"order: {order}", flush=True)
+        batches = stack.enter_context(train_batches(source, ClipTokenizer(), cfg, **reading))
+        soak(batches, args.minutes * 60, args.workers, args.pause, order.rows)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ ARGUMENTS = {
 }
 MASKS = ("mask", "weight_decay_mask")
 DECAYED = r"(kernel|token_embedding)$"
+ORTHOGONALISED = r"(blocks|pool|conv)/.*kernel$"
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -229,15 +230,17 @@ def _adafactor(*, b1, moment_dtype) -> optax.GradientTransformation:
 
 
 def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
-    """Orthogonalised momentum for the blocks' matrices, Adam for all else.
+    """Orthogonalised momentum for the matrices of blocks, pooling and convolutions, Adam for all else.
+
+    A convolution's kernel is taken as the matrix from all of its inputs to its channels.
 
     Updates are scaled to the size that Adam's have, so that one learning rate and one weight
     decay serve both (arXiv:2502.16982, section 2.2).
     """
 
     def label(path, leaf):
-        stacked = re.search(r"blocks/.*kernel$", path_name(path)) and leaf.ndim >= 3
-        return "muon" if stacked else "adam"
+        matrix = re.search(ORTHOGONALISED, path_name(path)) and leaf.ndim >= 2
+        return "muon" if matrix else "adam"
 
     return optax.partition(
         {
@@ -254,8 +257,15 @@ def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
 
 
 def _matrix_axes(params: Any) -> Any:
-    """Stacked kernels are (depth, inputs, outputs); depth is a batch axis."""
-    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers((1,), (2,)), params)
+    """Kernels are (inputs, outputs) or (height, width, inputs, outputs), stacked ones have the depth
+    before these, which is a batch axis."""
+
+    def axes(kernel):
+        first = 1 if kernel.ndim in (3, 5) else 0
+        last = kernel.ndim - 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), (last,))
+
+    return jax.tree.map(axes, params)
 
 
 def _scale_like_adam(updates: Any, params: Any = None) -> Any:

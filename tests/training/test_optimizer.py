@@ -296,13 +296,16 @@ def test_muon_moves_matrices_as_far_as_adam_would():
         "blocks": {
             "mlp": {"up": {"kernel": rng.normal(size=(2, 16, 48))}},
             "attention": {"out": {"kernel": rng.normal(size=(2, 16, 16))}},
-        }
+        },
+        "pool": {"query": {"kernel": rng.normal(size=(16, 24))}},
+        "stem": {"conv": {"kernel": rng.normal(size=(3, 3, 4, 16))}},
     }
     grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads)
     optimizer = make_optimizer(cfg, 10)
     updates, _ = optimizer.update(grads, optimizer.init(grads), grads)
     for name, update in named(updates).items():
-        matrix = np.asarray(update).reshape(2, 16, -1)
+        stacked = update.shape[:1] if update.ndim == 3 else ()
+        matrix = np.asarray(update).reshape(*stacked, -1, update.shape[-1])
         size = np.sqrt(np.square(matrix).mean())
         assert 0.05 < size < 0.3, name
         singular = np.linalg.svd(matrix, compute_uv=False)
