@@ -20,13 +20,15 @@ from clip_jax.config import (
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/shapes_tiny",
-        steps=750,
+        steps=350,
         model=ModelSettings(name="RN-tiny-64", dtype="float32"),
         data=DataConfig(
             source=("shapes",), batch_size=128, augment=AugmentConfig(crop_scale=(0.8, 1.0))
         ),
         tokenizer=TokenizerConfig(vocab_size=512, train_captions=20_000),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, clip_norm=1.0),
+        optimizer=OptimizerConfig(
+            name="muon", learning_rate=6e-3, weight_decay=0.1, warmup_steps=50, clip_norm=1.0
+        ),
         checkpoint=CheckpointConfig(every_minutes=1.0),
-        evaluation=EvaluationConfig(every_steps=250),
+        evaluation=EvaluationConfig(every_steps=175),
     )

@@ -29,7 +29,7 @@ ARGUMENTS = {
 }
 MASKS = ("mask", "weight_decay_mask")
 DECAYED = r"(kernel|token_embedding)$"
-ORTHOGONALISED = r"(blocks|pool|conv)/.*kernel$"
+ORTHOGONALISED = r"(blocks|conv)/.*kernel$"
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -230,7 +230,7 @@ def _adafactor(*, b1, moment_dtype) -> optax.GradientTransformation:
 
 
 def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
-    """Orthogonalised momentum for the matrices of blocks, pooling and convolutions, Adam for all else.
+    """Orthogonalised momentum for the matrices of blocks and convolutions, Adam for all else.
 
     A convolution's kernel is taken as the matrix from all of its inputs to its channels.
 
