@@ -29,7 +29,7 @@ ARGUMENTS = {
 }
 MASKS = ("mask", "weight_decay_mask")
 DECAYED = r"(kernel|token_embedding)$"
-ORTHOGONALISED = r"(blocks|conv)/.*kernel$"
+ORTHOGONALISED = r"(blocks|pool|conv)/.*kernel$"
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -230,7 +230,7 @@ def _adafactor(*, b1, moment_dtype) -> optax.GradientTransformation:
 
 
 def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
-    """Orthogonalised momentum for the matrices of blocks and convolutions, Adam for all else.
+    """Orthogonalised momentum for the matrices of blocks, pooling and convolutions, Adam for all else.
 
     A convolution's kernel is taken as the matrix from all of its inputs to its channels.
 
@@ -246,7 +246,11 @@ def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
         {
             "muon": optax.chain(
                 optax.contrib.scale_by_muon(
-                    beta=b1, mu_dtype=moment_dtype, weight_dimension_numbers=_matrix_axes
+                    beta=b1,
+                    mu_dtype=moment_dtype,
+                    weight_dimension_numbers=_matrix_axes,
+                    ns_steps=4,  # with this start as good as five (arXiv:2512.04632)
+                    preconditioning="aol",
                 ),
                 optax.stateless(_scale_like_adam),
             ),

@@ -296,8 +296,8 @@ def test_muon_moves_matrices_as_far_as_adam_would():
         "blocks": {
             "mlp": {"up": {"kernel": rng.normal(size=(2, 16, 48))}},
             "attention": {"out": {"kernel": rng.normal(size=(2, 16, 16))}},
-            "not_stacked": {"kernel": rng.normal(size=(16, 24))},
         },
+        "pool": {"query": {"kernel": rng.normal(size=(16, 24))}},
         "stem": {"conv": {"kernel": rng.normal(size=(3, 3, 4, 16))}},
     }
     grads = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), grads)
