@@ -16,6 +16,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -78,7 +79,8 @@ def resident() -> float:
             status = Path(f"/proc/{pid}/status").read_text()
         except FileNotFoundError:  # a worker that was just killed
             continue
-        total += int(status.partition("RssAnon:")[2].split()[0]) if "RssAnon:" in status else 0
+        anonymous = re.search(r"RssAnon:\s+(\d+)", status)  # a zombie has none
+        total += int(anonymous[1]) if anonymous else 0
     return total / 1024
 
 

@@ -11,6 +11,7 @@ from clip_jax.hardware import silence_absent_tpus
 from clip_jax.planning.hlo.dump import compile_with_dump
 from clip_jax.planning.hlo.module import Program, read_program
 from clip_jax.planning.steps import Step
+from clip_jax.planning.topologies import first_line
 
 GIB = 2**30
 # It says "the total memory required for HLO temporaries (27.69G) exceeds available HBM (15.75G)".
@@ -86,10 +87,9 @@ def compile_lowered(lowered: jax.stages.Lowered) -> Compiled | Refused:
 
 def compiler_error(error: Exception, compiler: str) -> ValueError:
     """A failure of the compiler itself, in one line with what may avoid it."""
-    said = str(error).strip().splitlines()[0][:300]
     return ValueError(
-        f"{compiler} cannot compile this step ({said}): another model.attention, model.remat or "
-        "data.batch_size may pass"
+        f"{compiler} cannot compile this step ({first_line(error)}): another model.attention, "
+        "model.remat or data.batch_size may pass"
     )
 
 

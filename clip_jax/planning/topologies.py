@@ -72,10 +72,9 @@ class Topology:
                 platform="tpu", topology_name=f"{self.chip.name}:{shape}", **options
             ).devices
         except RuntimeError as error:
-            said = str(error).strip().splitlines()[0][:300]
             raise ValueError(
-                f"--topology {self.name}: libtpu knows no such slice ({said}): give a shape that "
-                "Google offers"
+                f"--topology {self.name}: libtpu knows no such slice ({first_line(error)}): give a shape "
+                "that Google offers"
             ) from error
         assert len(devices) == self.devices, (self.name, len(devices))
         return devices
@@ -83,6 +82,11 @@ class Topology:
     @property
     def _host_bounds(self) -> tuple[int, int, int]:
         return (2, 2, 1) if math.prod(self.shape) >= 4 else (1, 1, 1)
+
+
+def first_line(error: Exception) -> str:
+    """What a compiler says first, which goes on with a page of its insides; it may say nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def parse_topology(name: str) -> Topology:

@@ -15,8 +15,6 @@ from clip_jax.weights.load import Loaded
 
 # Tokenizers that split these alike are taken to be one, in whatever files they lie.
 TEXTS = ("a photo of a red circle.", "The quick brown fox jumps over the lazy dog; 1,234,567,890!")
-
-
 PIXELS = ("mean", "std", "interpolation", "resize_mode")
 
 

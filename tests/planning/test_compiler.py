@@ -13,6 +13,7 @@ from clip_jax.planning.compiler import (
     Compiled,
     Refused,
     compile_lowered,
+    compiler_error,
     read_refusal,
     require_libtpu,
 )
@@ -47,6 +48,12 @@ def test_a_program_that_is_too_large_is_refused_with_what_it_needs():
 def test_other_errors_are_no_refusals():
     assert read_refusal("INTERNAL: something else") is None
     assert read_refusal("RESOURCE_EXHAUSTED: threads") is None
+
+
+def test_a_compiler_that_says_nothing_is_named_by_its_error():
+    assert "XLA cannot compile this step (RuntimeError)" in str(
+        compiler_error(RuntimeError(), "XLA")
+    )
 
 
 def test_a_compiler_s_own_failure_is_one_line():
