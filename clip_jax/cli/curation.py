@@ -131,7 +131,7 @@ def _open(source: str, folder: str, embeddings: str | None, model: str | None, c
                 "name the embeddings of the source with --embeddings (clip-jax embed MODEL SOURCE OUT "
                 "makes them), or a model with --model"
             )
-        what = "images" if source.startswith("images:") else "both"  # those have no captions
+        what = "both" if registry.has_captions(source) else "images"
         embeddings = _embed(source, folder, model, cfg, what)
     return EmbeddedSource(open_embeddings(embeddings), registry.open_source(source, "train", cfg))
 

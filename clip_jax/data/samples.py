@@ -138,3 +138,4 @@ class SourceFormat(NamedTuple):
     open: Callable[[str, Split, DataConfig], Source]
     has_test_split: Callable[[str, DataConfig], bool] = lambda location, cfg: False
     index: Callable[..., object] | None = None  # None: the format needs no index
+    has_captions: bool = True

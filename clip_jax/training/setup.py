@@ -112,6 +112,7 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     check(cfg)
     mesh = sharding.make_mesh(cfg.mesh)
     check_devices(cfg, mesh)
+    architecture = named_model(cfg)
     opened = registry.open_sources(cfg.data, "train")
     eval_source = _open_eval_source(cfg)
     # A run that resumes has its own weights by now; one that was killed in its first save has not.
@@ -119,7 +120,6 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     started = run.holds_run and saved
     settings = cfg.model
     initial = load_to_host(settings.init_from) if settings.init_from and not started else None
-    architecture = named_model(cfg)
     tokenizer = _tokenizer(cfg, architecture, run, opened, initial)
     config = resolve_model(cfg, architecture, tokenizer)
     stored = initial.model.config if initial is not None else started and run.load_model_config()

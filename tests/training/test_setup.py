@@ -94,6 +94,16 @@ def test_settings_that_the_devices_do_not_allow_are_refused(mesh, changes, named
         check_devices(changed(**changes), mesh(8))
 
 
+def test_an_unknown_model_is_refused_before_the_data_are_opened(tmp_path, monkeypatch):
+    def opened(*args):
+        raise AssertionError("the data were opened")
+
+    monkeypatch.setattr(setup.registry, "open_sources", opened)
+    cfg = changed(model=ModelSettings(name="ViT-tset"))
+    with pytest.raises(ValueError, match=r"ViT-tset.*ViT-test"):
+        prepare(cfg, RunDirectory(tmp_path))
+
+
 def test_the_defaults_make_a_run(mesh):
     check(TrainConfig())
     check_devices(TrainConfig(), mesh(8))

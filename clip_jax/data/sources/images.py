@@ -59,4 +59,4 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> ImagesSource:
     return ImagesSource(path, files_below(path, without=cfg.data_dir), cfg)
 
 
-FORMAT = SourceFormat(open_source)
+FORMAT = SourceFormat(open_source, has_captions=False)

@@ -122,6 +122,11 @@ def index_source(spec: str, cfg: DataConfig, *, workers: int | None = None) -> s
     return f"{source.name}: {len(source):_} samples; this format needs no index"
 
 
+def has_captions(spec: str) -> bool:
+    """Whether the format that `spec` names has texts, and not images alone."""
+    return _parse(spec)[0].has_captions
+
+
 def fingerprint(sources: Sequence[Source], weights: Sequence[float] | None = None) -> str:
     """Of all that is trained on; a run that resumes compares it."""
     parts = [int(source.fingerprint, 16) % 2**64 for source in sources]

@@ -7,6 +7,7 @@ import pytest
 from clip_jax.data.sources.registry import (
     check_weights,
     fingerprint,
+    has_captions,
     index_source,
     open_eval_source,
     open_source,
@@ -19,6 +20,13 @@ def test_an_unknown_format_is_refused_with_the_known_ones(settings):
         ValueError, match=r"'lmdb:x': there is no format 'lmdb'.*pairs:FILE\.csv.*tfds"
     ):
         open_source("lmdb:x", "train", settings())
+
+
+def test_a_format_says_whether_it_has_captions():
+    assert has_captions("pairs:captions.csv")
+    assert not has_captions("images:pictures")
+    with pytest.raises(ValueError, match="there is no format 'lmdb'"):
+        has_captions("lmdb:x")
 
 
 @pytest.mark.parametrize("spec", ["pairs:", "pairs", "tfds:"])
