@@ -11,7 +11,6 @@ import jax
 from clip_jax import storage
 from clip_jax.config import ModelConfig
 from clip_jax.data.tokenizers.registry import load_tokenizer
-from clip_jax.evaluation.suite import best_direction
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.models.tower import TOWERS, name_of
@@ -105,6 +104,10 @@ def load_run(
 
 def best_of(run: RunDirectory) -> int:
     """The checkpoint with the best value of the metric that the run keeps the best by."""
+    from clip_jax.evaluation.suite import (
+        best_direction,
+    )  # a third of what `import clip_jax` would take
+
     config = run.load_config()
     name = config and config.checkpoint.keep_best_by
     if name is None:
