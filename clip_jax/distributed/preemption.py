@@ -27,6 +27,7 @@ class Preemption:
     def __init__(self):
         self._asked = False
         self._interrupted = False
+        self._first: int = signal.SIGTERM  # also where JAX's service received it, or another process
         self._meetings = 0
         self._agreed = False
         self._before = {}
@@ -68,11 +69,18 @@ class Preemption:
         """The exit code after a signal."""
         return INTERRUPT_EXIT_CODE if self._interrupted else RETRY_EXIT_CODE
 
+    @property
+    def signal_name(self) -> str:
+        """What asked to leave, such as "SIGTERM"."""
+        return signal.Signals(signal.SIGINT if self._interrupted else self._first).name
+
     def _install(self, number: int, handler):
         self._before[number] = signal.signal(number, handler)
 
     def _on_leave(self, number, frame):
-        del number, frame
+        del frame
+        if not self._asked:
+            self._first = number
         self._asked = True
         if jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)  # JAX's service tells the other processes

@@ -199,8 +199,9 @@ def save_and_exit(parts: Parts, step: int, state: TrainState, bad_samples: dict 
     """Save because the machine is taken away or a person said so, and say how to exit."""
     code = parts.preemption.exit_code
     preempted = code == RETRY_EXIT_CODE
-    why = "Preempted (SIGTERM)" if preempted else "Interrupted (SIGINT)"
-    log.warning("%s: saving a checkpoint at step %d", why, step)
+    why = "Preempted" if preempted else "Interrupted"
+    name = parts.preemption.signal_name
+    log.warning("%s (%s): saving a checkpoint at step %d", why, name, step)
     metadata = functools.partial(describe, parts, step, bad_samples)
     if step:  # there is nothing to lose at the start
         parts.checkpoints.save(step, state, metadata=metadata, force=True)

@@ -125,6 +125,9 @@ def test_the_signal_handlers_of_before_come_back(number):
         assert preemption.requested() and preemption.requested()
         assert preemption.requested_alone()
         assert preemption.exit_code == RETRY_EXIT_CODE
+        assert preemption.signal_name == number.name
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert preemption.signal_name == number.name  # the first one is the reason
     assert (signal.getsignal(number), signal.getsignal(signal.SIGINT)) == before
 
 

@@ -39,7 +39,7 @@ class Story:
 
     def __init__(self, leave_after: int | None = None):
         self.events, self.leave_after, self.steps = [], leave_after, 0
-        self.exit_code, self.end = 75, "done"
+        self.exit_code, self.signal_name, self.end = 75, "SIGTERM", "done"
         self.evaluated = set()
         self.waits_in_vain = False  # asked to leave while no batch comes
 
@@ -262,7 +262,7 @@ def test_a_request_to_leave_is_answered_after_the_step_by_a_save(made, caplog):
     assert story.end == "preempted"
     assert "Preempted (SIGTERM): saving a checkpoint at step 2" in caplog.text
     story = Story(leave_after=2)
-    story.exit_code = 130
+    story.exit_code, story.signal_name = 130, "SIGINT"
     assert made(story).fit() == 130
     assert story.end == "interrupted"
     assert "Interrupted (SIGINT): saving a checkpoint at step 2" in caplog.text
