@@ -27,7 +27,9 @@ class Preemption:
     def __init__(self):
         self._asked = False
         self._interrupted = False
-        self._first: int = signal.SIGTERM  # also where JAX's service received it, or another process
+        self._first: int = (
+            signal.SIGTERM
+        )  # also where JAX's service received it, or another process
         self._meetings = 0
         self._agreed = False
         self._before = {}

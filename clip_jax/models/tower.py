@@ -78,6 +78,14 @@ class Tower(Settings, abc.ABC):
         """How many parameters there are; None: they are counted from the module's shapes."""
         del embed_dim
 
+    def matrices_of(self, name: str) -> int:
+        """How many matrices the kernel at a path within the tower holds side by side in its outputs.
+
+        For optimizers of whole matrices, such as Muon: those of attention are one for each head.
+        """
+        del name
+        return 1
+
     def resize(self, params: dict, old: Self) -> dict:
         """Parameters of this config from those of `old`, which differs in `free_fields` alone."""
         del old

@@ -3,7 +3,6 @@
 import ast
 import functools
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from clip_jax.models.freezing import stacked_blocks
 from clip_jax.models.tower import Tower
 from clip_jax.registry import resolve
 from clip_jax.sharding import path_name
+from clip_jax.training.muon import muon
 
 # The arguments, in the spellings of optax, that settings of the same meaning fill.
 ARGUMENTS = {
@@ -29,7 +29,8 @@ ARGUMENTS = {
 }
 MASKS = ("mask", "weight_decay_mask")
 DECAYED = r"(kernel|token_embedding)$"
-ORTHOGONALISED = r"(blocks|pool|conv)/.*kernel$"
+# Arguments that the run fills.
+RUNS = ("learning_rate", "towers")
 
 
 def make_schedule(cfg: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -108,7 +109,7 @@ def make_optimizer(
     Args:
       cfg: the settings.
       steps: the length of the run, on which the schedule depends.
-      towers: which `layer_decay` needs, by the names of their parameters.
+      towers: which `layer_decay` and Muon need, by the names of their parameters.
 
     Raises:
       ValueError: there is no such optimizer, it does not use a setting that was changed, or needs
@@ -116,8 +117,10 @@ def make_optimizer(
     """
     function, given = named_optimizer(cfg)
     schedule = make_schedule(cfg, steps)
-    complete = "learning_rate" in inspect.signature(function).parameters
-    rule = _made(cfg, function, given | {"learning_rate": schedule} if complete else given)
+    run = {"learning_rate": schedule, "towers": towers or {}}
+    names = inspect.signature(function).parameters
+    complete = "learning_rate" in names
+    rule = _made(cfg, function, given | {name: run[name] for name in RUNS if name in names})
     chain = [] if cfg.clip_norm is None else [optax.clip_by_global_norm(cfg.clip_norm)]
     chain.append(rule)
     if cfg.weight_decay and not complete:
@@ -168,8 +171,8 @@ def _arguments(cfg: OptimizerConfig, function: Callable) -> dict[str, Any]:
             )
     for entry in cfg.options:
         name, equals, text = entry.partition("=")
-        if not equals or name not in names or name in (*given, "learning_rate"):
-            free = [other for other in names if other not in (*given, "learning_rate")]
+        if not equals or name not in names or name in (*given, *RUNS):
+            free = [other for other in names if other not in (*given, *RUNS)]
             raise ValueError(
                 f"optimizer.options has {entry!r}: write NAME=VALUE, and for optimizer.name="
                 f"{cfg.name} the name is one of {', '.join(free) or 'none'}"
@@ -229,62 +232,8 @@ def _adafactor(*, b1, moment_dtype) -> optax.GradientTransformation:
     )
 
 
-def _muon(*, b1, b2, eps, moment_dtype) -> optax.GradientTransformation:
-    """Orthogonalised momentum for the matrices of blocks, pooling and convolutions, Adam for all else.
-
-    A convolution's kernel is taken as the matrix from all of its inputs to its channels.
-
-    Updates are scaled to the size that Adam's have, so that one learning rate and one weight
-    decay serve both (arXiv:2502.16982, section 2.2).
-    """
-
-    def label(path, leaf):
-        matrix = re.search(ORTHOGONALISED, path_name(path)) and leaf.ndim >= 2
-        return "muon" if matrix else "adam"
-
-    return optax.partition(
-        {
-            "muon": optax.chain(
-                optax.contrib.scale_by_muon(
-                    beta=b1,
-                    mu_dtype=moment_dtype,
-                    weight_dimension_numbers=_matrix_axes,
-                    ns_steps=4,  # with this start as good as five (arXiv:2512.04632)
-                    preconditioning="aol",
-                ),
-                optax.stateless(_scale_like_adam),
-            ),
-            "adam": _adamw(b1=b1, b2=b2, eps=eps, moment_dtype=moment_dtype),
-        },
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
-    )
-
-
-def _matrix_axes(params: Any) -> Any:
-    """Kernels are (inputs, outputs) or (height, width, inputs, outputs), stacked ones have the depth
-    before these, which is a batch axis."""
-
-    def axes(kernel):
-        first = 1 if kernel.ndim in (3, 5) else 0
-        last = kernel.ndim - 1
-        return optax.contrib.MuonDimensionNumbers(tuple(range(first, last)), (last,))
-
-    return jax.tree.map(axes, params)
-
-
-def _scale_like_adam(updates: Any, params: Any = None) -> Any:
-    """Orthogonal matrices (I, O) have entries of size max(I, O)^-0.5; Adam's updates are near 0.2."""
-    del params
-
-    def scale(update, axes):
-        sides = (math.prod(update.shape[i] for i in side) for side in axes)
-        return 0.2 * max(sides) ** 0.5 * update
-
-    return jax.tree.map(scale, updates, _matrix_axes(updates))
-
-
 # Those that are not optax's own recipe. Each takes the settings that it uses.
-DIRECTIONS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": _muon}
+DIRECTIONS = {"adamw": _adamw, "lion": _lion, "adafactor": _adafactor, "muon": muon}
 OPTAX = {
     name: function
     for library in (optax.contrib, optax)

@@ -1,6 +1,7 @@
 """The image tower as CLIP's modified ResNet (arXiv:2103.00020, section 2.4)."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,6 +65,9 @@ class ResNetConfig(ImageTower, group="vision."):
         D, L = 32 * self.width, self.grid**2 + 1
         pool = L * D + 3 * (D + 1) * D + (D + 1) * embed_dim
         return pool + sum(k * k * i * o + 2 * o for k, i, o, _ in self._convolutions())
+
+    def matrices_of(self, name: str) -> int:
+        return self.heads if re.fullmatch("pool/(query|key|value)/kernel", name) else 1
 
     def resize(self, params: dict, old: "ResNetConfig") -> dict:
         if self.grid == old.grid:

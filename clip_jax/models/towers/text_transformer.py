@@ -89,6 +89,9 @@ class TextConfig(TextTower, group="text."):
         projection = (self.width + self.projection_bias) * embed_dim
         return count + (projection if self.projection else 0)
 
+    def matrices_of(self, name: str) -> int:
+        return 3 * self.heads if name.endswith("attention/qkv/kernel") else 1
+
     def resize(self, params: dict, old: "TextConfig") -> dict:
         if self.context_length == old.context_length:
             return params

@@ -1,6 +1,7 @@
 """The image tower as a vision transformer, with the heads of CLIP, CLIPA and SigLIP."""
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +97,11 @@ class VisionTransformerConfig(ImageTower, group="vision."):
         if self.pool == "map":
             count += D + 4 * (D + 1) * D + 2 * D + (D + 1) * F + (F + 1) * D
         return count + (D * embed_dim if self.projection else 0)
+
+    def matrices_of(self, name: str) -> int:
+        kinds = {"qkv": 3, "query": 1, "key_value": 2}  # side by side in one kernel
+        found = re.fullmatch(".*/(qkv|query|key_value)/kernel", name)
+        return kinds[found[1]] * self.heads if found else 1
 
     def resize(self, params: dict, old: "VisionTransformerConfig") -> dict:
         if self.grid == old.grid or self.position != "learned":
