@@ -20,7 +20,7 @@ from clip_jax.config import (
 def get_config() -> TrainConfig:
     return TrainConfig(
         workdir="runs/shapes_tiny",
-        steps=350,
+        steps=320,
         model=ModelSettings(name="RN-tiny-64", dtype="float32"),
         data=DataConfig(
             source=("shapes",), batch_size=128, augment=AugmentConfig(crop_scale=(0.8, 1.0))
@@ -30,5 +30,5 @@ def get_config() -> TrainConfig:
             name="muon", learning_rate=6e-3, weight_decay=0.1, warmup_steps=50, clip_norm=1.0
         ),
         checkpoint=CheckpointConfig(every_minutes=1.0),
-        evaluation=EvaluationConfig(every_steps=175),
+        evaluation=EvaluationConfig(every_steps=160),
     )
