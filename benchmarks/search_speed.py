@@ -55,7 +55,7 @@ def prepare(folder: Path, rows: int):
         pq.write_table(table, folder / f"metadata/metadata_{number:04d}.parquet")
 
 
-def run_server(index: str, pipe):
+def run_server(index: str, dtype: str | None, pipe):
     """The app with a model of random weights; tells its port, then its memory when asked."""
     import socket
 
@@ -73,9 +73,10 @@ def run_server(index: str, pipe):
     opened, model = open_index(index), create_model("ViT-B-32")
     images, tokens = np.zeros((1, 224, 224, 3), np.uint8), np.ones((1, 77), np.int32)
     variables = jax.jit(model.init)(jax.random.key(0), images, tokens)
-    encode = QueryEncoder(
-        Loaded(model, variables, ClipTokenizer(), preprocess_of(model.config)), opened
-    )
+    loaded = Loaded(model, jax.device_get(variables), ClipTokenizer(), preprocess_of(model.config))
+    del variables
+    encode = QueryEncoder(loaded, opened, dtype)
+    del loaded
     encode.compile()
     bound = socket.create_server(("127.0.0.1", 0))
     app = create_app(Service(opened, encode, Pictures(opened)), token=None, hosts=None)
@@ -87,6 +88,12 @@ def memory(pid: int) -> dict[str, float]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     found = dict(line.split(":") for line in lines if line.startswith("Rss"))
     return {name: int(value.split()[0]) / 1024 for name, value in found.items()}
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def client(port: int, seconds: float, number: int, times: list[float]):
@@ -110,6 +117,7 @@ def main():
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--dtype", help="of the model in the server, such as bfloat16")
     parser.add_argument("--only", choices=["prepare", "build", "serve"])
     args = parser.parse_args()
     if args.only in (None, "prepare") and not (args.folder / "img_emb").exists():
@@ -128,12 +136,15 @@ def main():
     if args.only in (None, "serve"):
         ours, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")
-        process = context.Process(target=run_server, args=(str(index), theirs), daemon=True)
+        process = context.Process(
+            target=run_server, args=(str(index), args.dtype, theirs), daemon=True
+        )
         process.start()
         theirs.close()  # so that a server that fails is not waited for
         port = ours.recv()
         client(port, 3, 99, [])  # the first pages of the graph
         times: list[float] = []
+        spent = cpu_seconds(process.pid)
         threads = [
             threading.Thread(target=client, args=(port, args.seconds, number, times))
             for number in range(args.clients)
@@ -142,9 +153,11 @@ def main():
             thread.start()
         for thread in threads:
             thread.join()
+        spent = cpu_seconds(process.pid) - spent
         p50, p99 = 1000 * np.percentile(times, [50, 99])
         print(
-            f"{args.clients} clients: {len(times) / args.seconds:.0f} queries/s, p50 {p50:.0f} ms, p99 {p99:.0f} ms"
+            f"{args.clients} clients: {len(times) / args.seconds:.0f} queries/s, p50 {p50:.0f} ms, p99 {p99:.0f} ms, "
+            f"{1000 * spent / len(times):.1f} ms of processor time in the server for each"
         )
         found = memory(process.pid)
         size = sum(file.stat().st_size for file in (args.folder / "img_emb").iterdir()) / 2**20

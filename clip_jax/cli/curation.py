@@ -60,23 +60,33 @@ def filter_source(
     entries = read_entries(rules.concepts) if rules.concepts is not None else None
     mesh, facts = sharding.make_mesh(MeshConfig()), {"model fingerprint": collection.model}
     clusters_NC = _clusters(collection.image, rules, facts)
+    names = [f"{number} {one.name}" for number, one in enumerate(sets)]
+    own, others = None, {}
+    if rules.compares_pixels:
+        own = collection.pixels(cfg)
+        others = dict(zip(names, [one.pixels(cfg) for one in sets]))
     if beam:
         # Apache Beam is a heavy extra that only this needs.
         from clip_jax.curation.on_beam import decide_on_beam
 
         outcome = decide_on_beam(
-            collection, rules, sets, entries, f"{out}/beam", options=beam_options
+            collection, rules, sets, entries, f"{out}/beam", data=cfg, options=beam_options
         )
     else:
         outcome = decide(
             collection,
             rules,
             mesh,
-            evaluation={f"{number} {one.name}": one.rows for number, one in enumerate(sets)},
+            evaluation=dict(zip(names, [one.rows for one in sets])),
             entries=entries,
             clusters_NC=clusters_NC,
+            pixels=own,
+            evaluation_pixels=others,
             say=print,
         )
+        if bad := sum(one.unreadable for one in (own, *others.values()) if one is not None):
+            facts["pictures that could not be compared"] = f"{bad:_}, which are kept"
+            print(f"{bad:_} pictures could not be read to be compared, and are kept")
     more = {"data": cfg, "sets": sets, "entries": entries, "facts": facts}
     counts = write_outcome(collection, outcome, out, rules, **more)
     print(f"{out}: {counts['kept']:_} of {counts['samples']:_} samples are kept (report.html)")

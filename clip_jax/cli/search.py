@@ -107,6 +107,8 @@ class ServeSettings:
     port: int = 8765  # 0: any that is free
     token: str | None = None  # that requests must carry; left out: a random one, none on 127.0.0.1
     model: str | None = None  # where the embeddings do not tell it, or it lies elsewhere now
+    # Of the model's matrix products and their parameters; left out: as the model has it.
+    dtype: Literal["float32", "bfloat16"] | None = None
 
 
 def serve(args: list[str]) -> int:
@@ -126,7 +128,7 @@ def serve(args: list[str]) -> int:
     local = settings.host in LOCAL
     token = settings.token or (None if local else secrets.token_urlsafe(24))
     opened = open_index(settings.index)
-    encode = load_encoder(opened, settings.model)
+    encode = load_encoder(opened, settings.model, dtype=settings.dtype)
     bound = socket.create_server(
         (settings.host, settings.port),
         family=socket.AF_INET6 if ":" in settings.host else socket.AF_INET,

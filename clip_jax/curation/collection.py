@@ -7,7 +7,9 @@ import pyarrow as pa
 
 from clip_jax.collection.embeddings import Embeddings, open_embeddings
 from clip_jax.collection.origin import reopen
+from clip_jax.config import DataConfig
 from clip_jax.curation.concepts import hash_keys
+from clip_jax.curation.pixels import Pixels
 from clip_jax.curation.vectors import Rows
 from clip_jax.data.samples import Sample, Source
 from clip_jax.data.sources.subset import base
@@ -42,6 +44,10 @@ class EmbeddedSource:
 
     def __len__(self) -> int:
         return self.embeddings.rows
+
+    def pixels(self, data: DataConfig) -> Pixels:
+        """The pictures, to be compared."""
+        return Pixels(self.source, self.sample_N, data)
 
     def key_hashes(self) -> np.ndarray:
         """(rows,) uint64."""
@@ -83,6 +89,19 @@ class EvaluationSet:
             raise ValueError(f"{path} has no embeddings of images")
         self.name, self.rows = str(manifest["origin"]["source"]), embeddings.vectors["image"]
         self.embeddings, self.source = embeddings, reopen(embeddings)
+
+    def pixels(self, data: DataConfig) -> Pixels:
+        """The pictures, to be compared.
+
+        Raises:
+          ValueError: they are not where they were embedded from.
+        """
+        if self.source is None:
+            raise ValueError(
+                f"{self.embeddings.root}: the pictures of {self.name} cannot be read, which confirm what is "
+                "near: put them back, or let embeddings decide alone with --pixels-above None"
+            )
+        return Pixels(self.source, self.embeddings.metadata["sample"].to_numpy(), data)
 
     def sample(self, row: int) -> Sample | None:
         """The sample of a row, where the source is still there."""

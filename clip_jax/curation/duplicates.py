@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.curation.neighbors import CACHE_BYTES, MARGIN, NONE, TILE, Columns
+from clip_jax.curation.neighbors import CACHE_BYTES, MARGIN, NONE, TILE, Columns, Found
+from clip_jax.curation.pixels import Check, of_places
 from clip_jax.curation.vectors import Rows, cosines, unit
 
 BLOCK = 1024  # samples that are decided at once
@@ -26,11 +27,20 @@ class Nearest:
     cosine_N: np.ndarray  # float64, with that row
     below_N: np.ndarray  # float32, the highest cosine below the threshold with a kept row
     below_partner_N: np.ndarray  # int64, that row; -1: there is none
+    pixels_N: np.ndarray  # float64, the similarity of its pixels with its partner's, where checked
+    # Of all kept rows that are near and whose pixels differ the most similar one: its similarity,
+    # number and cosine.
+    refused_N: np.ndarray
+    refused_partner_N: np.ndarray
+    refused_cosine_N: np.ndarray
 
     @classmethod
     def empty(cls, rows: int) -> "Nearest":
-        none_N = np.full(rows, -1, np.int64)
-        return cls(none_N, np.full(rows, NONE), np.full(rows, NONE, np.float32), none_N.copy())
+        one = Found.empty(rows)
+        return cls(
+            *(one.index_R, one.cosine_R, one.below_R, one.below_index_R),
+            *(one.pixels_R, one.refused_R, one.refused_index_R, one.refused_cosine_R),
+        )
 
 
 def find_duplicates(
@@ -40,6 +50,7 @@ def find_duplicates(
     mesh: Mesh,
     *,
     clusters_NC: np.ndarray | None = None,
+    check: Check | None = None,
     block: int = BLOCK,
     tile: int = TILE,
 ) -> Nearest:
@@ -52,6 +63,7 @@ def find_duplicates(
       mesh: whose devices compare them.
       clusters_NC: (len(rows), C) the clusters of each row; only rows with one in common are
         compared. None: all are.
+      check: of two row numbers; two are near only if it confirms them as well.
       block: rows that are decided at once, and columns that they are compared with.
       tile: columns that a device compares at once.
 
@@ -59,7 +71,7 @@ def find_duplicates(
       The partners of those that are near to a kept one; all others of `order_N` are kept.
     """
     found = Nearest.empty(len(rows))
-    search = _Search(rows, order_N, threshold, mesh, clusters_NC, tile)
+    search = _Search(rows, order_N, threshold, mesh, clusters_NC, tile, check)
     for start in range(0, len(order_N), block):
         search.take_block(order_N[start : start + block], found)
     return found
@@ -68,7 +80,8 @@ def find_duplicates(
 class _Search:
     """The kept rows so far, by cluster."""
 
-    def __init__(self, rows: Rows, order_N, threshold: float, mesh: Mesh, clusters_NC, tile: int):
+    def __init__(self, rows: Rows, order_N, threshold: float, mesh: Mesh, clusters_NC, tile, check):
+        self._check = check
         self._rows, self._threshold, self._mesh = rows, threshold, mesh
         self._place_N = np.zeros(len(rows), np.int64)
         self._place_N[order_N] = np.arange(len(order_N))
@@ -86,7 +99,8 @@ class _Search:
             if cluster not in self._kept:
                 continue
             number_R = number_B[place_R]
-            near = self._kept[cluster].near(z_BE[place_R], self._threshold)
+            check = of_places(self._check, number_R)
+            near = self._kept[cluster].near(z_BE[place_R], self._threshold, check)
             better_R = near.cosine_R > found.cosine_N[number_R]
             # Of equally near ones in several clusters the first one counts.
             earlier_R = self._place_N[near.index_R] < self._place_N[found.partner_N[number_R]]
@@ -95,6 +109,9 @@ class _Search:
             )
             found.cosine_N[number_R[better_R]] = near.cosine_R[better_R]
             found.partner_N[number_R[better_R]] = near.index_R[better_R]
+            found.pixels_N[number_R[better_R]] = near.pixels_R[better_R]
+            refused = (near.refused_R, near.refused_index_R, near.refused_cosine_R)
+            _note_refused(found, number_R, *refused)
             _note_below(found, number_R, near.below_R, near.below_index_R)
         # A block is small: the host multiplies it by itself.
         near_BB = np.zeros((len(number_B),) * 2, bool)
@@ -129,6 +146,19 @@ class _Search:
             place_P = np.flatnonzero(later_BB[row])
             cosine_P, number_P = cosines(z_BE[place_P], z_BE[row]), number_B[place_P]
             better_P = (cosine_P >= self._threshold) & (cosine_P > found.cosine_N[number_P])
+            if self._check is not None:
+                pixels_P, near_P = np.full(len(number_P), np.nan), np.flatnonzero(better_P)
+                row_P = np.full(len(near_P), number_B[row])
+                pixels_P[near_P] = self._check.similar(row_P, number_P[near_P])
+                refused_P = better_P & (pixels_P < self._check.above)
+                refused = (
+                    pixels_P[refused_P],
+                    row_P[:1].repeat(refused_P.sum()),
+                    cosine_P[refused_P],
+                )
+                _note_refused(found, number_P[refused_P], *refused)
+                better_P &= pixels_P >= self._check.above
+                found.pixels_N[number_P[better_P]] = pixels_P[better_P]
             found.cosine_N[number_P[better_P]] = cosine_P[better_P]
             found.partner_N[number_P[better_P]] = number_B[row]
 
@@ -146,3 +176,10 @@ def _note_below(found: Nearest, number_R, below_R, index_R):
     better_R = below_R > found.below_N[number_R]
     found.below_N[number_R[better_R]] = below_R[better_R]
     found.below_partner_N[number_R[better_R]] = index_R[better_R]
+
+
+def _note_refused(found: Nearest, number_R, pixels_R, index_R, cosine_R):
+    better_R = pixels_R > found.refused_N[number_R]
+    at = number_R[better_R]
+    found.refused_N[at], found.refused_partner_N[at] = pixels_R[better_R], index_R[better_R]
+    found.refused_cosine_N[at] = cosine_R[better_R]

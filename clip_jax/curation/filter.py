@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from clip_jax.curation.concepts import Balance, Entries, Matches, balance
 from clip_jax.curation.duplicates import BLOCK, Nearest, find_duplicates
-from clip_jax.curation.neighbors import Columns
+from clip_jax.curation.neighbors import DROPPED, Columns, nearest_of
+from clip_jax.curation.pixels import Check, Pixels, check, of_places
 from clip_jax.curation.vectors import Rows, pair_scores, unit
 from clip_jax.registry import AtLeastOne, Count, Part, Seed, Settings
 
@@ -32,6 +33,8 @@ class FilterConfig(Settings):
     duplicates_probes: Count = 2  # clusters that each image belongs to, its nearest ones
     against: tuple[str, ...] = ()  # embeddings of evaluation sets, or sources of them
     against_above: Part = 0.95  # cosine with one of their images from which on a pair is dropped
+    # The similarity of two images' pixels from which on near ones are copies; None: whatever is near.
+    pixels_above: Part | None = 0.96
     concepts: str | None = None  # a text file of entries, one a line (MetaCLIP's metadata)
     concept_limit: AtLeastOne = 20_000  # pairs of an entry that are kept in the mean, at most
     seed: Seed = 0  # of the draws of frequent concepts, and of the clusters
@@ -47,6 +50,11 @@ class FilterConfig(Settings):
         exact = self.duplicates_clusters is None
         self.refuse_ignored(exact, "duplicates_probes", "duplicates_clusters is None")
         self.refuse_ignored(not self.against, "against_above", "against names no evaluation set")
+        self.refuse_ignored(
+            none and not self.against,
+            "pixels_above",
+            "duplicates_above is None and against is empty",
+        )
         self.refuse_ignored(self.concepts is None, "concept_limit", "concepts is None")
 
     @property
@@ -59,6 +67,11 @@ class FilterConfig(Settings):
             "concepts": self.concepts is not None,
         }
         return tuple(rule for rule in RULES if on[rule])
+
+    @property
+    def compares_pixels(self) -> bool:
+        """Whether images are compared that embeddings propose."""
+        return self.pixels_above is not None and bool({"evaluation", "duplicates"} & {*self.active})
 
 
 def check_rules(cfg: FilterConfig):
@@ -100,6 +113,9 @@ class Decision:
     value_N: np.ndarray  # of all rows: what was compared with the border; NaN: took no part
     partner_N: np.ndarray | None = None  # of all rows: the row that it is near to, or -1
     set_N: np.ndarray | None = None  # of all rows: in which evaluation set that row is
+    pixels_N: np.ndarray | None = (
+        None  # of all rows: how similar that row's pixels are; NaN: not known
+    )
     balance: Balance | None = None
     matches: Matches | None = None
 
@@ -131,6 +147,8 @@ def decide(
     evaluation: Mapping[str, Rows] | None = None,
     entries: Entries | None = None,
     clusters_NC: np.ndarray | None = None,
+    pixels: Pixels | None = None,
+    evaluation_pixels: Mapping[str, Pixels] | None = None,
     say: Report = lambda line: None,
 ) -> Outcome:
     """Apply the rules.
@@ -142,10 +160,12 @@ def decide(
       evaluation: image embeddings of the evaluation sets by name, for the rule "evaluation".
       entries: the list of concepts, for the rule "concepts".
       clusters_NC: clusters of each row, for duplicates within clusters.
+      pixels: the pictures of the collection, unless `cfg.pixels_above` is None.
+      evaluation_pixels: those of the evaluation sets.
       say: called with a line after each rule.
 
     Raises:
-      ValueError: no rule is set, or one needs embeddings that the collection does not have.
+      ValueError: no rule is set, or one needs embeddings or pictures that are not there.
     """
     check_rules(cfg)
     outcome = Outcome(len(collection))
@@ -157,10 +177,17 @@ def decide(
             decision = by_score(_need(outcome.score_N, rule, "images and texts"), left_N, cfg)
         elif rule == "evaluation":
             image = _need(collection.image, rule, "images")
-            decision = by_evaluation(image, left_N, evaluation or {}, cfg.against_above, mesh)
+            checks = {
+                name: _check(cfg, pixels, (evaluation_pixels or {}).get(name))
+                for name in evaluation or {}
+            }
+            decision = by_evaluation(
+                image, left_N, evaluation or {}, cfg.against_above, mesh, checks=checks
+            )
         elif rule == "duplicates":
             image = _need(collection.image, rule, "images")
-            decision = by_duplicates(image, left_N, outcome.score_N, cfg, mesh, clusters_NC)
+            more = {"clusters_NC": clusters_NC, "check": _check(cfg, pixels, pixels)}
+            decision = by_duplicates(image, left_N, outcome.score_N, cfg, mesh, **more)
         else:
             decision = by_concepts(collection, left_N, _need(entries, rule, "concepts"), cfg)
         left_N = np.setdiff1d(left_N, decision.dropped_N, assume_unique=True)
@@ -184,11 +211,18 @@ def by_score(score_N: np.ndarray, left_N: np.ndarray, cfg: FilterConfig) -> Deci
 
 
 def by_evaluation(
-    image: Rows, left_N: np.ndarray, sets: Mapping[str, Rows], above: float, mesh: Mesh
+    image: Rows,
+    left_N: np.ndarray,
+    sets: Mapping[str, Rows],
+    above: float,
+    mesh: Mesh,
+    *,
+    checks: Mapping[str, Check | None] | None = None,
 ) -> Decision:
-    """Images as near as `above` to one of the evaluation sets."""
-    value_N = np.full(len(image), np.nan)
-    partner_N, set_N = np.full(len(image), -1, np.int64), np.full(len(image), -1, np.int64)
+    """Images as near as `above` to one of the evaluation sets, and confirmed by the set's check."""
+    N = len(image)
+    value_N, pixels_N, rank_N = np.full(N, np.nan), np.full(N, np.nan), np.full(N, -np.inf)
+    partner_N, set_N = np.full(N, -1, np.int64), np.full(N, -1, np.int64)
     for number, (name, rows) in enumerate(sets.items()):
         if rows.dim != image.dim:
             raise ValueError(
@@ -198,18 +232,22 @@ def by_evaluation(
         columns = Columns(rows, mesh)
         columns.append(np.arange(len(rows)))
         for part_N in _parts(left_N):
-            found = columns.near(unit(image, part_N), above)
-            near_N = found.index_R >= 0
-            cosine_N = np.where(
-                near_N, found.cosine_R, np.minimum(found.below_R, np.nextafter(above, 0))
+            check = of_places((checks or {}).get(name), part_N)
+            found = columns.near(unit(image, part_N), above, check)
+            nearest = nearest_of(
+                *(found.index_R, found.cosine_R, found.below_R, found.below_index_R),
+                *(found.pixels_R, found.refused_R, found.refused_index_R, found.refused_cosine_R),
+                above=above,
             )
-            index_N = np.where(near_N, found.index_R, found.below_index_R)
-            better_N = ~(value_N[part_N] >= cosine_N)
-            rows_N = part_N[better_N]
-            value_N[rows_N], partner_N[rows_N] = cosine_N[better_N], index_N[better_N]
-            set_N[rows_N] = number
-    dropped_N = left_N[value_N[left_N] >= above]
-    return Decision("evaluation", len(left_N), above, dropped_N, value_N, partner_N, set_N)
+            better_N = nearest.rank_N > rank_N[part_N]
+            at = part_N[better_N]
+            value_N[at], partner_N[at] = nearest.value_N[better_N], nearest.partner_N[better_N]
+            pixels_N[at], rank_N[at] = nearest.pixels_N[better_N], nearest.rank_N[better_N]
+            set_N[at] = number
+    dropped_N = left_N[rank_N[left_N] >= DROPPED]
+    checked = any(one is not None for one in (checks or {}).values())
+    more = {"pixels_N": pixels_N if checked else None}
+    return Decision("evaluation", len(left_N), above, dropped_N, value_N, partner_N, set_N, **more)
 
 
 def by_duplicates(
@@ -218,7 +256,9 @@ def by_duplicates(
     score_N: np.ndarray | None,
     cfg: FilterConfig,
     mesh: Mesh,
+    *,
     clusters_NC: np.ndarray | None = None,
+    check: Check | None = None,
 ) -> Decision:
     """Images near to a kept one before them, in the order of rows or of falling scores."""
     order_N, above = left_N, cfg.duplicates_above
@@ -227,17 +267,23 @@ def by_duplicates(
         order_N = left_N[
             np.argsort(-_need(score_N, "duplicates_keep=best", "texts")[left_N], kind="stable")
         ]
-    found = find_duplicates(image, order_N, above, mesh, clusters_NC=clusters_NC)
-    return duplicates_decision(found, left_N, above)
+    found = find_duplicates(image, order_N, above, mesh, clusters_NC=clusters_NC, check=check)
+    return duplicates_decision(found, left_N, above, checked=check is not None)
 
 
-def duplicates_decision(found: Nearest, left_N: np.ndarray, above: float) -> Decision:
+def duplicates_decision(
+    found: Nearest, left_N: np.ndarray, above: float, *, checked: bool
+) -> Decision:
     """The decision that the partners of all rows make."""
-    near_N = found.partner_N >= 0
-    value_N = np.where(near_N, found.cosine_N, np.minimum(found.below_N, np.nextafter(above, 0)))
-    partner_N = np.where(near_N, found.partner_N, found.below_partner_N)
-    dropped_N = left_N[near_N[left_N]]
-    return Decision("duplicates", len(left_N), above, dropped_N, _only(value_N, left_N), partner_N)
+    nearest = nearest_of(
+        *(found.partner_N, found.cosine_N, found.below_N, found.below_partner_N),
+        *(found.pixels_N, found.refused_N, found.refused_partner_N, found.refused_cosine_N),
+        above=above,
+    )
+    dropped_N = left_N[found.partner_N[left_N] >= 0]
+    value_N = _only(nearest.value_N, left_N)
+    more = {"pixels_N": nearest.pixels_N if checked else None}
+    return Decision("duplicates", len(left_N), above, dropped_N, value_N, nearest.partner_N, **more)
 
 
 def by_concepts(
@@ -262,6 +308,17 @@ def concepts_decision(
     dropped_N = left_N[~result.keeps_N[left_N]]
     about = {"balance": result, "matches": matches}
     return Decision("concepts", len(left_N), None, dropped_N, value_N, **about)
+
+
+def _check(cfg: FilterConfig, one: Pixels | None, other: Pixels | None) -> Check | None:
+    if cfg.pixels_above is None:
+        return None
+    if one is None or other is None:
+        raise ValueError(
+            "pixels_above needs the pictures of the collection and of the evaluation sets: set it to None "
+            "to let embeddings decide alone"
+        )
+    return check(one, other, cfg.pixels_above)
 
 
 def _need(value, rule: str, what: str):

@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from clip_jax.curation.pixels import Check
 from clip_jax.curation.vectors import Rows, cosines, unit
 
 MARGIN = 1e-4  # more than the error of a float32 sum of some thousand products of unit vectors
@@ -32,6 +33,62 @@ class Found(NamedTuple):
     index_R: np.ndarray  # int64, the number of that column, the first of equals; -1: there is none
     below_R: np.ndarray  # float32, the highest cosine below the threshold
     below_index_R: np.ndarray  # int64, the number of that column
+    # With a check: the pixels' similarity of the first pair, NaN without one; of all pairs that the
+    # threshold passes and the check does not the most similar one: its similarity, column and cosine.
+    pixels_R: np.ndarray
+    refused_R: np.ndarray
+    refused_index_R: np.ndarray
+    refused_cosine_R: np.ndarray
+
+    @classmethod
+    def empty(cls, R: int) -> "Found":
+        return cls(
+            *(np.full(R, NONE), np.full(R, -1, np.int64)),
+            *(np.full(R, NONE, np.float32), np.full(R, -1, np.int64)),
+            *(np.full(R, np.nan), np.full(R, NONE), np.full(R, -1, np.int64), np.full(R, NONE)),
+        )
+
+    def refuse(self, row_P, number_P, cosine_P, pixels_P):
+        """Note pairs that the threshold passes and the check does not."""
+        best_P = best_of_rows(row_P, pixels_P)
+        best_P = best_P[pixels_P[best_P] > self.refused_R[row_P[best_P]]]
+        at = row_P[best_P]
+        self.refused_R[at], self.refused_index_R[at] = pixels_P[best_P], number_P[best_P]
+        self.refused_cosine_R[at] = cosine_P[best_P]
+
+
+def best_of_rows(row_P: np.ndarray, value_P: np.ndarray) -> np.ndarray:
+    """The pair with the highest value of each row, of equals the first; NaN is below all."""
+    value_P = np.where(np.isnan(value_P), -np.inf, value_P)
+    order_P = np.lexsort((-np.arange(len(row_P)), value_P))
+    return order_P[len(row_P) - 1 - np.unique(row_P[order_P][::-1], return_index=True)[1]]
+
+
+DROPPED, REFUSED = 10.0, 5.0  # ranks, above all cosines
+
+
+class Shown(NamedTuple):
+    """Of each row what it is nearest to: a confirmed row, else a refused one, else one below the border."""
+
+    value_N: np.ndarray  # the cosine
+    partner_N: np.ndarray
+    pixels_N: np.ndarray
+    rank_N: np.ndarray  # a higher one is nearer; from DROPPED on the row is dropped
+
+
+def nearest_of(
+    index_N, cosine_N, below_N, below_index_N,
+    pixels_N, refused_N, refused_index_N, refused_cosine_N, *, above: float,
+) -> Shown:  # fmt: skip
+    """See `Shown`; the arrays are those of `neighbors.Found` and `duplicates.Nearest`."""
+    below_N = np.minimum(below_N.astype(np.float64), np.nextafter(above, 0))
+    cases = [index_N >= 0, refused_index_N >= 0]
+    return Shown(
+        np.select(cases, [cosine_N, refused_cosine_N], below_N),
+        np.select(cases, [index_N, refused_index_N], below_index_N),
+        np.select(cases, [pixels_N, refused_N], np.nan),
+        np.select(cases, [DROPPED + 1 + cosine_N, REFUSED + refused_N], below_N),
+    )
 
 
 class Columns:
@@ -69,15 +126,13 @@ class Columns:
         """The row numbers at these places."""
         return self._numbers[places]
 
-    def near(self, z_RE: np.ndarray, threshold: float) -> Found:
-        """What is near to each of some unit vectors (R, dim) among all columns."""
+    def near(self, z_RE: np.ndarray, threshold: float, check: Check | None = None) -> Found:
+        """What is near to each of some unit vectors (R, dim) among all columns.
+
+        With a check, which is given places of rows and numbers of columns, what it confirms alone.
+        """
         R = len(z_RE)
-        found = Found(
-            np.full(R, NONE),
-            np.full(R, -1, np.int64),
-            np.full(R, NONE, np.float32),
-            np.full(R, -1, np.int64),
-        )
+        found = Found.empty(R)
         limits = np.float32(threshold - MARGIN), np.float32(threshold)
         # Few shapes, so that few programs are compiled.
         padded = np.zeros((max(LEAST_ROWS, 1 << (R - 1).bit_length()), z_RE.shape[1]), np.float32)
@@ -90,10 +145,10 @@ class Columns:
             found.below_R[better_R] = below_R[better_R]
             found.below_index_R[better_R] = self._numbers[start + place_R[better_R]]
             if any_R.any():
-                self._decide(found, z_RE, np.flatnonzero(any_R), hits, start, threshold)
+                self._decide(found, z_RE, np.flatnonzero(any_R), hits, start, threshold, check)
         return found
 
-    def _decide(self, found: Found, z_RE, hit_rows, hits, start: int, threshold: float):
+    def _decide(self, found: Found, z_RE, hit_rows, hits, start: int, threshold: float, check):
         """Compute the pairs that the devices found again, and note the best of each row."""
         packed = np.asarray(hits)[hit_rows]
         row, place = np.nonzero(np.unpackbits(packed, axis=1))
@@ -103,14 +158,18 @@ class Columns:
             cosine_P = cosines(z_RE[row_P], unit(self._rows, number_P))
             near_P = cosine_P >= threshold
             row_P, number_P, cosine_P = row_P[near_P], number_P[near_P], cosine_P[near_P]
-            # The highest of each row, of equals the first place: the last written stays.
-            order_P = np.lexsort((-np.arange(len(row_P)), cosine_P))
-            row_P, number_P, cosine_P = row_P[order_P], number_P[order_P], cosine_P[order_P]
-            last_P = len(row_P) - 1 - np.unique(row_P[::-1], return_index=True)[1]
-            row_P, number_P, cosine_P = row_P[last_P], number_P[last_P], cosine_P[last_P]
-            better_P = cosine_P > found.cosine_R[row_P]
-            found.cosine_R[row_P[better_P]] = cosine_P[better_P]
-            found.index_R[row_P[better_P]] = number_P[better_P]
+            pixels_P = np.full(len(row_P), np.nan)
+            if check is not None:
+                pixels_P = check.similar(row_P, number_P)
+                refused_P = ~(pixels_P >= check.above)
+                pairs = (row_P, number_P, cosine_P, pixels_P)
+                found.refuse(*(x_P[refused_P] for x_P in pairs))
+                row_P, number_P, cosine_P, pixels_P = (x_P[~refused_P] for x_P in pairs)
+            best_P = best_of_rows(row_P, cosine_P)
+            best_P = best_P[cosine_P[best_P] > found.cosine_R[row_P[best_P]]]
+            at = row_P[best_P]
+            found.cosine_R[at], found.index_R[at] = cosine_P[best_P], number_P[best_P]
+            found.pixels_R[at] = pixels_P[best_P]
 
     def _tiles(self) -> Iterator[tuple[int, jax.Array, int]]:
         for start in range(0, self._count, self._tile):

@@ -95,7 +95,7 @@ class _Page:
         dropped, kept = borders(decision, self._cfg.examples)
         return {
             "title": TITLES[decision.rule],
-            "border": None if decision.border is None else f"{decision.border:.4f}",
+            "border": _border(decision, self._cfg),
             "sides": [
                 Side("Dropped, nearest to the border", self._examples(decision, dropped)),
                 Side("Kept, nearest to the border", self._examples(decision, kept)),
@@ -104,9 +104,7 @@ class _Page:
 
     def _examples(self, decision: Decision, rows_N: np.ndarray) -> list[Example]:
         return [
-            Example(
-                f"{decision.value_N[row]:.4f}", self._picture(row), self._partner(decision, row)
-            )
+            Example(_value(decision, row), self._picture(row), self._partner(decision, row))
             for row in rows_N.tolist()
         ]
 
@@ -139,25 +137,44 @@ class _Page:
         return Picture(image, redact(key), caption)
 
 
+def _border(decision: Decision, cfg: FilterConfig) -> str | None:
+    if decision.border is None:
+        return None
+    pixels = "" if decision.pixels_N is None else f", and at {cfg.pixels_above:.4f} of the pixels"
+    return f"{decision.border:.4f}{pixels}"
+
+
+def _value(decision: Decision, row: int) -> str:
+    value = f"{decision.value_N[row]:.4f}"
+    if decision.pixels_N is None or np.isnan(decision.pixels_N[row]):
+        return value
+    return f"{value}, pixels {decision.pixels_N[row]:.4f}"
+
+
 def borders(decision: Decision, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The dropped and the kept rows that are nearest to the border, the nearest first."""
     took_part_N = decision.value_N > NONE  # and near to anything
     dropped_N = np.zeros(len(took_part_N), bool)
     dropped_N[decision.dropped_N] = True
     far_above = decision.rule in ("score", "concepts")  # high values are kept there
-    order_N = np.argsort(-decision.value_N if far_above else decision.value_N, kind="stable")
+    value_N = decision.value_N
+    if decision.pixels_N is not None:  # then theirs is the border, for what is near by embeddings
+        value_N = np.where(np.isnan(decision.pixels_N), value_N - 10, decision.pixels_N)
+    order_N = np.argsort(-value_N if far_above else value_N, kind="stable")
     dropped = order_N[dropped_N[order_N]][:count]
     kept = order_N[(took_part_N & ~dropped_N)[order_N]][::-1][:count]
     return dropped, kept
 
 
 def _count(decision: Decision, cfg: FilterConfig) -> dict:
+    pixels = "" if decision.pixels_N is None else f", or pixels below {cfg.pixels_above}"
     settings = {
         "score": f"the best {100 * (cfg.score_share or 0):.1f} %, from {decision.border or 0:.4f} on"
         if cfg.score_share
         else f"cosine of image and text from {cfg.score_above} on",
-        "evaluation": f"cosine with every evaluation image below {cfg.against_above}",
-        "duplicates": f"cosine with a kept image below {cfg.duplicates_above}, the {cfg.duplicates_keep} one kept",
+        "evaluation": f"cosine with every evaluation image below {cfg.against_above}{pixels}",
+        "duplicates": f"cosine with a kept image below {cfg.duplicates_above}{pixels}, the {cfg.duplicates_keep} "
+        "one kept",
         "concepts": f"{cfg.concept_limit:_} captions an entry in the mean",
     }
     dropped = len(decision.dropped_N)

@@ -91,10 +91,13 @@ def _table(collection: EmbeddedSource, outcome: Outcome) -> pa.Table:
     """A row for each embedded sample."""
     rows = len(collection)
     by_N, value_N = np.zeros(rows, np.int8), np.full(rows, np.nan)
+    pixels_N = np.full(rows, np.nan)
     partner_N, set_N = np.full(rows, -1, np.int64), np.full(rows, -1, np.int64)
     for number, one in enumerate(outcome.decisions, start=1):
         dropped_N = one.dropped_N
         by_N[dropped_N], value_N[dropped_N] = number, one.value_N[dropped_N]
+        if one.pixels_N is not None:
+            pixels_N[dropped_N] = one.pixels_N[dropped_N]
         if one.partner_N is not None:
             partner_N[dropped_N] = one.partner_N[dropped_N]
             if one.set_N is None:  # a row of the collection itself
@@ -106,6 +109,7 @@ def _table(collection: EmbeddedSource, outcome: Outcome) -> pa.Table:
         "sample": collection.sample_N,
         "dropped_by": pa.DictionaryArray.from_arrays(pa.array(by_N), names).cast(pa.string()),
         "value": pa.array(value_N, mask=np.isnan(value_N)),
+        "pixels": pa.array(pixels_N, mask=np.isnan(pixels_N)),
         "partner": pa.array(partner_N, mask=partner_N < 0),
         "evaluation_set": pa.array(set_N, mask=set_N < 0),
     }

@@ -14,6 +14,9 @@ from clip_jax.search.index import SearchIndex
 from clip_jax.search.queries import Part, QueryEncoder, combine
 
 MOST = 32  # queries in a batch
+# Seconds after a batch in which those that it answered are waited for: clients that ask again at once
+# would else go in two groups, of which each waits for the other.
+REJOIN_S = 0.004
 REMEMBERED = 16  # filters, of one byte a row each
 
 
@@ -59,9 +62,14 @@ class Batcher:
         return await answer
 
     async def _serve(self):
-        loop = asyncio.get_running_loop()
+        loop, clients, until = asyncio.get_running_loop(), 0, 0.0
         while True:
             batch = [await self._waiting.get()]
+            while len(batch) < min(MOST, clients) and (left := until - loop.time()) > 0:
+                try:
+                    batch.append(await asyncio.wait_for(self._waiting.get(), left))
+                except TimeoutError:
+                    break
             while len(batch) < MOST and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             batch = [(query, answer) for query, answer in batch if not answer.cancelled()]
@@ -77,6 +85,7 @@ class Batcher:
                     answer.set_exception(result)
                 else:
                     answer.set_result(result)
+            clients, until = len(batch) + self._waiting.qsize(), loop.time() + REJOIN_S
 
     def search_now(self, queries: Sequence[Query]) -> list[Found | Exception]:
         """The results of some queries, or why there are none."""

@@ -5,20 +5,23 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
 
-from clip_jax import sharding
 from clip_jax.collection.embed import model_fingerprint
-from clip_jax.config import MeshConfig
 from clip_jax.data.images.formats import is_image
 from clip_jax.data.images.transforms import ImageError, decode, eval_image
-from clip_jax.evaluation.encode import Encoder, trim
 from clip_jax.load import load_to_host
 from clip_jax.search.index import SearchIndex, unit
+from clip_jax.search.model import QueryModel
 from clip_jax.weights.load import Loaded
 
-MOST = 32  # texts or pictures in a batch
+BATCHES = (
+    1,
+    2,
+    4,
+    8,
+)  # sizes of which there are programs; larger ones are not faster for each query
+LENGTHS = (16, 32)  # of texts, in tokens, besides the whole context
 MAX_PIXELS = 50_000_000  # of a picture that is searched for
 REMEMBERED = 4096  # texts
 MOST_WEIGHT = 100.0  # of a part of a query
@@ -50,21 +53,21 @@ class QueryEncoder:
     Args:
       loaded: the model.
       index: whose rows a query may name.
+      dtype: of the model's matrix products, such as "bfloat16"; None: as the model has it.
 
     Raises:
       ValueError: the model's embeddings have another width than the index.
     """
 
-    def __init__(self, loaded: Loaded, index: SearchIndex):
+    def __init__(self, loaded: Loaded, index: SearchIndex, dtype: str | None = None):
         if (width := loaded.model.config.embed_dim) != index.vectors.dim:
             raise ValueError(
                 f"the model embeds into {width} numbers, and the index has {index.vectors.dim}: name "
                 "the model that the collection was embedded with"
             )
-        self._loaded, self._index = loaded, index
         # One device: a query is too small to be split.
-        self._mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
-        self._variables = jax.device_put(loaded.variables, jax.local_devices()[0])
+        self._model = QueryModel(loaded.model, loaded.variables, dtype)
+        self._loaded, self._index = loaded._replace(variables=None), index
         self._texts = functools.lru_cache(REMEMBERED)(self._tokens)
 
     def pixels(self, data: bytes) -> np.ndarray:
@@ -95,10 +98,9 @@ class QueryEncoder:
 
     def compile(self):
         """Make the programs of the usual queries, so that the first ones need not wait."""
-        words = {"short": "a", "longer": "a " * 20}
-        for count in (1, 2, 4, 8) if self._loaded.tokenizer is not None else ():
-            for text in words.values():
-                self._text([text] * count)
+        for count in BATCHES if self._loaded.tokenizer is not None else ():
+            for length in LENGTHS:
+                self._text(["a " * (length // 2)] * count)
         size = self._loaded.preprocess.image_size
         self._pixels([np.zeros((size, size, 3), np.uint8)])
 
@@ -112,8 +114,10 @@ class QueryEncoder:
 
     def _text(self, texts: list[str]) -> np.ndarray:
         tokens_QL = np.stack([self._texts(text) for text in texts])
-        tokens_QL = trim(self._loaded.model.config.text, tokens_QL)
-        return self._embed("tokens", tokens_QL)
+        text = self._loaded.model.config.text
+        length, whole = text.read_length(tokens_QL), tokens_QL.shape[1]
+        length = min((one for one in (*LENGTHS, whole) if one >= length), default=whole)
+        return self._embed("text", tokens_QL[:, :length])
 
     def _image(self, files: list[bytes]) -> np.ndarray:
         return self._pixels([self.pixels(data) for data in files])
@@ -121,26 +125,27 @@ class QueryEncoder:
     def _pixels(self, images: list[np.ndarray]) -> np.ndarray:
         return self._embed("image", np.stack(images))
 
-    def _embed(self, name: str, x_Q: np.ndarray) -> np.ndarray:
-        """In batches of powers of two, as each size is a program of its own."""
+    def _embed(self, kind: Literal["image", "text"], x_Q: np.ndarray) -> np.ndarray:
+        """In batches of few sizes, as each is a program of its own."""
         found = []
-        for first in range(0, len(x_Q), MOST):
-            some = x_Q[first : first + MOST]
-            size = 2 ** (len(some) - 1).bit_length()
+        for first in range(0, len(x_Q), BATCHES[-1]):
+            some = x_Q[first : first + BATCHES[-1]]
+            size = min(size for size in BATCHES if size >= len(some))
             batch = np.zeros((size, *x_Q.shape[1:]), x_Q.dtype)
             batch[: len(some)] = some
-            encoder = Encoder(self._loaded.model, self._variables, self._mesh, batch_size=size)
-            ((_, z),) = encoder.encode_pairs([{name: batch}])
-            found.append(next(iter(z.values()))[: len(some)])
+            found.append(self._model.encode(kind, batch)[: len(some)])
         return np.concatenate(found)
 
 
-def load_encoder(index: SearchIndex, model: str | os.PathLike | None = None) -> QueryEncoder:
+def load_encoder(
+    index: SearchIndex, model: str | os.PathLike | None = None, *, dtype: str | None = None
+) -> QueryEncoder:
     """The encoder of an index's queries.
 
     Args:
       index: what is searched.
       model: a run directory or released weights; None: as the manifest of the embeddings says.
+      dtype: see `QueryEncoder`.
 
     Raises:
       ValueError: the model is not that of the embeddings, or nothing says which it was.
@@ -163,7 +168,7 @@ def load_encoder(index: SearchIndex, model: str | os.PathLike | None = None) -> 
             "differ (a run that was trained since?). Give the right one with --model, and --step "
             "when embedding a run, or embed the collection again"
         )
-    return QueryEncoder(loaded, index)
+    return QueryEncoder(loaded, index, dtype)
 
 
 def parse_parts(texts: Sequence[str]) -> list[Part]:

@@ -68,7 +68,7 @@ def test_rules_follow_one_another(vectors, near, mesh):
     text = near(image, [0.1, 0.5, 0.5, 0.5, 0.6, 0.4], rng)
     pairs = InMemory(image, text)
     kept = {
-        keep: decide(pairs, FilterConfig(score_above=0.3, duplicates_above=0.95, duplicates_keep=keep), mesh(1))
+        keep: decide(pairs, FilterConfig(score_above=0.3, duplicates_above=0.95, duplicates_keep=keep, pixels_above=None), mesh(1))
         for keep in ("first", "best")
     }  # fmt: skip
     assert kept["first"].kept().tolist() == [1, 2, 3]

@@ -37,7 +37,11 @@ def test_copies_test_images_and_wrong_captions_are_found(vectors, near, mesh):
     assert image.shape == text.shape == (ROWS, dim)
     stored = [z.astype(np.float16) for z in (image, text, test)]
     cfg = FilterConfig(
-        score_above=0.2, against=("test",), against_above=0.94, duplicates_above=0.94
+        score_above=0.2,
+        against=("test",),
+        against_above=0.94,
+        duplicates_above=0.94,
+        pixels_above=None,
     )
     found = decide(Pairs(*stored[:2]), cfg, mesh(2), evaluation={"test": ArrayRows(stored[2])})
     clean = np.ones(ROWS, bool)
