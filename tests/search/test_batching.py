@@ -1,11 +1,13 @@
 """Queries that come together give what each gives alone, and a wrong one fails alone."""
 
 import asyncio
+import time
 
 import numpy as np
 import pytest
 
 import clip_jax.search
+from clip_jax.search import batching
 from clip_jax.search.batching import Batcher, Query
 from clip_jax.search.filters import Condition
 from clip_jax.search.queries import Part
@@ -109,3 +111,34 @@ def test_a_text_where_there_is_no_tokenizer_fails_alone(index):
     encode.vectors = no_tokenizer
     text, row = Batcher(index, encode).search_now([QUERIES[0], QUERIES[6]])
     assert str(text) == "no tokenizer" and row.row_QK.tolist() == [1199]
+
+
+def test_clients_that_ask_again_at_once_are_one_batch(index, monkeypatch):
+    """Else they stay in two groups, of which each waits for the other's batch."""
+    monkeypatch.setattr(batching, "REJOIN_S", 0.5)
+    encode = Encode(index)
+
+    async def ask(batcher, row: int, first_s: float):
+        await asyncio.sleep(first_s)
+        for _ in range(6):
+            await batcher.search(Query((Part("row", row),), 3))
+
+    async def run():
+        async with Batcher(index, encode) as batcher:
+            vectors = encode.vectors
+            encode.vectors = lambda parts: time.sleep(0.02) or vectors(parts)
+            await asyncio.gather(*(ask(batcher, row, 0.01 * (row % 2)) for row in range(6)))
+
+    asyncio.run(run())
+    assert encode.batches[2:-2] and all(size == 6 for size in encode.batches[2:-2])
+
+
+def test_a_lone_client_is_not_waited_for(index, monkeypatch):
+    monkeypatch.setattr(batching, "REJOIN_S", 30.0)
+
+    async def run():
+        async with Batcher(index, Encode(index)) as batcher:
+            for row in range(3):
+                await asyncio.wait_for(batcher.search(Query((Part("row", row),), 3)), 20)
+
+    asyncio.run(run())

@@ -1,0 +1,57 @@
+"""Queries' vectors are those of the model, with parameters of their own for each block or in bfloat16."""
+
+import jax
+import numpy as np
+import pytest
+
+from clip_jax.models.clip import create_model
+from clip_jax.search.model import QueryModel
+
+NAMES = ("ViT-test", "RN-test")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def made(request):
+    model = create_model(request.param)
+    size, length = model.config.vision.image_size, model.config.text.context_length
+    images = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), np.uint8)
+    tokens = np.random.default_rng(0).integers(1, 60, (3, length)).astype(np.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), images, tokens)
+    return model, jax.device_get(variables), {"image": images, "text": tokens}
+
+
+def test_vectors_are_those_of_the_model(made):
+    model, variables, inputs = made
+    query = QueryModel(model, variables)
+    for kind, x in inputs.items():
+        apply = jax.jit(model.apply, static_argnames="method")
+        expected = apply(variables, x, method=f"encode_{kind}")
+        np.testing.assert_allclose(query.encode(kind, x), expected, atol=2e-6)
+
+
+def test_bfloat16_is_near_and_half_as_large(made):
+    model, variables, inputs = made
+    whole, half = QueryModel(model, variables), QueryModel(model, variables, "bfloat16")
+    for kind, x in inputs.items():
+        cosine = (whole.encode(kind, x) * half.encode(kind, x)).sum(axis=1)
+        assert (cosine > 0.998).all() and not (cosine == 1).all()
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(one._variables)) for one in (whole, half)]
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_no_block_is_copied_out_of_a_stack(made):
+    """No operation of the compiled program makes an array as large as all blocks' parameters."""
+    model, variables, inputs = made
+    query = QueryModel(model, variables)
+    lowered = query._encode.lower(query._variables, inputs["text"], method="encode_text")
+    (kernel,) = (
+        leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]["text"])
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("blocks/mlp/up/kernel")
+    )
+    assert kernel.ndim == 3
+    stacked = "f32[" + ",".join(map(str, kernel.shape)) + "]"
+    apply = jax.jit(model.apply, static_argnames="method")
+    plain = apply.lower(variables, inputs["text"], method="encode_text").compile().as_text()
+    text = lowered.compile().as_text()
+    assert stacked in plain and stacked not in text
