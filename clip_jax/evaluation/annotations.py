@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
+import xxhash
 
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.distributed.multihost import allgather_json, raise_together
@@ -18,6 +19,7 @@ class Annotation(NamedTuple):
     label: int | None  # None: no class
     group: str | None
     labels: tuple[int, ...] | None = None  # of an image that may be of several classes or of none
+    image: int | None = None  # a hash of the file; None: it cannot be read
 
 
 def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]:
@@ -42,8 +44,10 @@ def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]
     count = len(parts)
     entries = (parts[place % count][place // count] for place in range(len(indices)))
     return [
-        Annotation(index, tuple(texts), label, group, None if labels is None else tuple(labels))
-        for index, texts, label, group, labels in entries
+        Annotation(
+            index, tuple(texts), label, group, None if labels is None else tuple(labels), *more
+        )
+        for index, texts, label, group, labels, *more in entries
     ]
 
 
@@ -55,4 +59,5 @@ def _read(source: Source, index: int) -> Annotation:
     captions = tuple(caption for caption in sample.captions if caption.strip())
     # Some sources say "no class" with -1, as TensorFlow Datasets does.
     label = None if sample.label is None or sample.label < 0 else int(sample.label)
-    return Annotation(index, captions, label, sample.group, sample.labels)
+    image = xxhash.xxh3_64_intdigest(sample.image)
+    return Annotation(index, captions, label, sample.group, sample.labels, image)

@@ -13,7 +13,7 @@ def test_annotations_come_in_the_order_asked_for(memory_source):
 
 def test_a_sample_that_cannot_be_read_has_nothing_to_say(memory_source):
     (annotation,) = read_annotations(memory_source(9, bad=(3,)), [3])
-    assert annotation == (3, (), None, None, None)
+    assert annotation == (3, (), None, None, None, None)
 
 
 def test_a_label_of_minus_one_is_none_and_a_blank_caption_is_left_out(memory_source):

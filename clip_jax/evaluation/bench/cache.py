@@ -124,7 +124,9 @@ def _part_to(part: Part) -> dict[str, np.ndarray]:
 def _part_of(arrays: dict[str, np.ndarray]) -> Part:
     notes = json.loads(arrays["notes"].tobytes())
     annotations = [
-        Annotation(index, tuple(captions), label, group, None if labels is None else tuple(labels))
-        for index, captions, label, group, labels in notes["annotations"]
+        Annotation(
+            index, tuple(captions), label, group, None if labels is None else tuple(labels), *more
+        )
+        for index, captions, label, group, labels, *more in notes["annotations"]
     ]
     return Part(arrays["z"], annotations, [tuple(entry) for entry in notes["bad"]])

@@ -27,7 +27,7 @@ from clip_jax.evaluation.examples import pictures
 from clip_jax.evaluation.prompts import prompts_of
 from clip_jax.models.clip import CLIP
 
-VERSION = 1  # of what results hold: one of another version is measured again
+VERSION = 2  # of what results hold: one of another version is measured again
 CONFUSIONS, SHOWN, SIDE = 12, 4, 96  # pairs of classes, images of each, pixels
 
 

@@ -1,5 +1,6 @@
 """Does an image find its captions among all captions, and a caption its image among all images?"""
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -7,10 +8,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clip_jax.evaluation.annotations import Annotation
 from clip_jax.evaluation.evaluator import Embedded, Evaluator
 from clip_jax.evaluation.examples import choose_examples
 from clip_jax.evaluation.ranking import ROWS, rank
 from clip_jax.runs.results import Evaluation
+
+log = logging.getLogger(__name__)
 
 KS = (1, 5, 10)
 DIRECTIONS = ("text_to_image", "image_to_text")
@@ -18,13 +22,47 @@ DIRECTIONS = ("text_to_image", "image_to_text")
 
 def measure(data: Embedded) -> Evaluation:
     """The metrics of `retrieval`, with some examples for the report in process 0."""
-    pairs = data.z_image_NE, data.z_text_ME, data.image_of_text_M
+    row_N, annotations, image_of_text_M = distinct_images(data)
+    pairs = data.z_image_NE[row_N], data.z_text_ME, image_of_text_M
     metrics = retrieval(*pairs, mesh=data.encoder.mesh, should_stop=data.should_stop)
     examples = None
     if jax.process_index() == 0:
         limit = data.data.max_image_pixels
-        examples = choose_examples(*pairs, data.captions, data.annotations, data.source, limit)
+        examples = choose_examples(*pairs, data.captions, annotations, data.source, limit)
     return Evaluation(metrics=metrics, examples=examples)
+
+
+def distinct_images(data: Embedded) -> tuple[np.ndarray, list[Annotation], np.ndarray]:
+    """The rows of `z_image_NE` without those of a file that came before, bit for bit.
+
+    Shards have the image of each of five pairs again. With `data.group_rows` all five captions are right
+    for it, as where the rows of a list name one file.
+
+    Returns:
+      Rows, their annotations with all captions of the file, and (captions,) which of these rows each
+      caption of the data set belongs to.
+    """
+    if not data.data.group_rows:
+        return np.arange(len(data.annotations)), list(data.annotations), data.image_of_text_M
+    place_of: dict[object, int] = {}
+    rows, found, place_N = [], [], []
+    for row, annotation in enumerate(data.annotations):
+        key = ("row", row) if annotation.image is None else annotation.image
+        place = place_of.setdefault(key, len(rows))
+        if place == len(rows):
+            rows.append(row)
+            found.append(annotation)
+        else:
+            captions = (*found[place].captions, *annotation.captions)
+            found[place] = found[place]._replace(captions=captions)
+        place_N.append(place)
+    if len(rows) < len(place_N):
+        log.warning(
+            "%s: %d samples are %d images, each with all of its captions, in retrieval; "
+            "data.group_rows=False keeps them apart",
+            *(data.source.name, len(place_N), len(rows)),
+        )
+    return np.array(rows), found, np.array(place_N)[data.image_of_text_M]
 
 
 def retrieval(

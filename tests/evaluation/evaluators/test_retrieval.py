@@ -1,11 +1,16 @@
 """Recall with several captions an image."""
 
+import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from clip_jax.evaluation.evaluators.retrieval import retrieval
+from clip_jax.config import DataConfig, EvaluationConfig, LossConfig
+from clip_jax.evaluation.annotations import read_annotations
+from clip_jax.evaluation.evaluators.retrieval import distinct_images, retrieval
+from clip_jax.evaluation.suite import Evaluators
 
 
 def recall_by_sorting(score_QG, right_QG, k):
@@ -66,3 +71,45 @@ def test_more_places_than_answers_are_a_certain_find(mesh, unit):
     assert metrics["text_to_image_recall_at_10"] == metrics["image_to_text_recall_at_10"] == 1
     assert metrics["text_to_image_recall_at_10_chance"] == 1
     assert metrics["image_to_text_recall_at_10_chance"] == 1
+
+
+@pytest.mark.parametrize("group_rows", [True, False])
+def test_equal_files_are_one_image_in_retrieval_wherever_they_lie(
+    group_rows, mesh, model, variables, tokenizer, memory_source, caplog
+):
+    """As in shards that have the image of each pair again: five rows an image."""
+
+    class Again(memory_source):
+        def __getitem__(self, index):
+            return dataclasses.replace(super().__getitem__(index % 4), captions=(f"text {index}",))
+
+    read = {"cfg": EvaluationConfig(batch_size=8), "loss": LossConfig()}
+    data = DataConfig(threads=1, group_rows=group_rows)
+    evaluators = Evaluators(Again(20), {}, model, mesh, tokenizer, data=data, **read)
+    found = evaluators(variables).metrics
+    assert found["eval/samples"] == 20  # zero-shot and the loss have all of them
+    images = 4 if group_rows else 20
+    assert found["eval/text_to_image_recall_at_1_chance"] == 1 / images
+    assert ("20 samples are 4 images" in caplog.text) == group_rows
+    seen = []
+
+    def perfect(data):
+        rows, annotations, image_of_text_M = distinct_images(data)
+        seen.append([annotation.captions for annotation in annotations])
+        picture_N = np.array([data.annotations[row].index % 4 for row in rows])
+        picture_M = np.array([int(text.split()[1]) % 4 for text in data.captions])
+        z_NE, z_ME = np.eye(4, dtype=np.float32)[picture_N], np.eye(4, dtype=np.float32)[picture_M]
+        return retrieval(z_NE, z_ME, image_of_text_M, mesh=mesh)
+
+    annotations = read_annotations(Again(20), range(20))
+    embedded = SimpleNamespace(
+        annotations=annotations,
+        data=data,
+        source=Again(20),
+        captions=[text for one in annotations for text in one.captions],
+        image_of_text_M=np.arange(20),
+    )
+    recall = perfect(embedded)["text_to_image_recall_at_1"]
+    assert recall == (1 if group_rows else pytest.approx(0.2))
+    if group_rows:
+        assert seen[0][1] == ("text 1", "text 5", "text 9", "text 13", "text 17")
