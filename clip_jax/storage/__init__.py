@@ -63,6 +63,18 @@ def is_file(path: str) -> bool:
     return bool(retry(lambda: filesystem.isfile(name), path))
 
 
+def refuse_unless_missing(path: str):
+    """Raise what a web server says of a file that it does not give, unless it says that there is none.
+
+    Raises:
+      Refused: it forbids the file.
+      Failed: its answer is another one.
+    """
+    if is_web(path):
+        with contextlib.suppress(FileNotFoundError):
+            retry(lambda: ranges.fresh_info(path), path, patient=False)
+
+
 def stat(paths: Sequence[str]) -> list[FileInfo]:
     """Size and version of each file."""
     if len(paths) == 1:

@@ -1,9 +1,11 @@
 """Finds the image and the caption columns of a table, whatever they are called, and reads the text."""
 
 import ast
+import io
 import itertools
 import json
 import re
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +22,7 @@ NUMBERED = re.compile(r"(caption|text|sentence|comment|description)_?\d+")
 LABEL_NAMES = ("label", "cls", "class", "class_id")
 # What programs write where a table has no value, as far as pandas reads it so.
 MISSING = {"NaN", "nan", "None", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "#N/A"}
+NO_WIDTH = " \u200b\u200c\u200d\u2060\ufeff"  # characters that nobody sees
 CHECKED = 1000  # captions that are looked at before a column is called numeric
 
 
@@ -170,9 +173,9 @@ def texts_of(value) -> list[str]:
     """
     if isinstance(value, str):
         text = " ".join(value.split())
-        if text in MISSING:
+        if text in MISSING or not text.strip(NO_WIDTH):
             return []
-        if text[:1] == "[" and (written := _written_list(value)) is not None:
+        if text[:1] in ("[", "(") and (written := _written_list(value)) is not None:
             return [one for part in written for one in texts_of(part)]
         return [text] if text else []
     if value is None or value != value:
@@ -185,17 +188,28 @@ def texts_of(value) -> list[str]:
 
 
 def _written_list(text: str) -> list[str | None] | None:
-    """The texts of a list in JSON or in Python, as tables without a type for lists have it."""
-    if not text.strip().endswith("]"):
+    """The texts of a list in JSON or in Python, as tables without a type for lists have it.
+
+    NumPy writes no commas: ['one' 'two'] are two texts, which Python would take for one.
+    """
+    text = text.strip()
+    if text[-1] not in ")]":
         return None
     for read in (json.loads, ast.literal_eval):
         try:
             found = read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        if isinstance(found, list) and all(isinstance(one, str | None) for one in found):
-            return found
+        if isinstance(found, list | tuple) and all(isinstance(one, str | None) for one in found):
+            whole = read is json.loads or None in found
+            return list(found) if whole else _literals(text)
     return None
+
+
+def _literals(text: str) -> list[str]:
+    """Every string literal of a piece of Python."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [ast.literal_eval(one.string) for one in tokens if one.type == tokenize.STRING]
 
 
 def decode(data: bytes) -> str:
@@ -246,7 +260,7 @@ def _is_written_object(text: str) -> bool:
             found = read(text)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
-        return isinstance(found, dict) or (isinstance(found, list) and bool(found))
+        return isinstance(found, dict | set) or (isinstance(found, list) and bool(found))
     return False
 
 

@@ -111,7 +111,7 @@ class ListFormat:
             raise ValueError(f"{self.path} line {number} is not JSON: {error}{mend}") from error
         if not isinstance(row, dict):
             raise ValueError(
-                f"{self.path} line {number} is not a JSON object: {_short(line.decode())}"
+                f"{self.path} line {number} is not a JSON object: {_short(line.decode().strip())}"
             )
         return row
 
@@ -146,17 +146,17 @@ def read_format(path: str, shown: str, cfg: DataConfig) -> ListFormat:
     with open(path, "rb") as file:
         start = file.read(3)
         file.seek(3 if start == codecs.BOM_UTF8 else 0)
-        if not json_lines and b"\r" in (head := file.read(1 << 16)) and b"\n" not in head:
-            raise ValueError(f"{shown} ends its lines with a carriage return alone; save it again")
-        file.seek(3 if start == codecs.BOM_UTF8 else 0)
-        head = file.read(512)
-        if (kind := what_it_is(head)) is not None:
+        head = file.read(1 << 16)
+        if (kind := what_it_is(head[:512])) is not None:
             raise ValueError(f"{shown} {kind}")
-        if b"\0" in head.split(b"\n")[0][:64]:
+        if b"\0" in (name := head[:512].split(b"\n")[0][:64]):
+            order = "be" if name[:1] == b"\0" else "le"
             raise ValueError(
                 f"{shown} has bytes of zero in its header, as UTF-16 without a byte order mark has: "
-                "set data.encoding, such as utf-16-le"
+                f"set data.encoding, such as utf-16-{order}"
             )
+        if not json_lines and b"\r" in head and b"\n" not in head:
+            raise ValueError(f"{shown} ends its lines with a carriage return alone; save it again")
         file.seek(3 if start == codecs.BOM_UTF8 else 0)
         if not start:
             raise ValueError(f"{shown} is empty; it must hold an image and a caption in each row")

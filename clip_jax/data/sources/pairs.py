@@ -23,6 +23,8 @@ from clip_jax.data.sources.list_scan import Wanted, captions_of, label_text, pla
 
 LAYOUTS = (".json", ".token")  # of files that are turned into rows first
 PROBED = 10  # image paths of which one must exist
+# How JPEG, PNG, GIF, WebP, BMP and TIFF begin in base64.
+BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "SUkqA", "TU0AK")
 SHOWN = 40  # characters of a path in a message: a picture in base64 would fill the screen
 
 
@@ -157,6 +159,18 @@ class PairsSource:
             if any(image and _is_there(self._resolve(image)) for image in first):
                 return
         self._folders = tried[:1]
+        value = self._format.row(self._index.rows(0)[0], 0)[0].get(self._image)
+        if first[0] is None and value is not None:
+            raise ValueError(
+                f"{path}: the image column {self._image!r} holds {type(value).__name__}, not paths; name "
+                "the right one with data.image_column"
+            )
+        shown = (first[0] or "").split(",")[-1]
+        if len(shown) > SHOWN and shown.startswith(BASE64):
+            raise ValueError(
+                f"{path}: its first image is base64, {shown[:10]!r}...: images inside of a list are not read. "
+                "Write them as files, or as bytes into a Parquet table"
+            )
         raise FileNotFoundError(
             f"{path}: none of its first {len(first)} images is there; the first is "
             f"{(first[0] or '')[:SHOWN]!r}, looked for in {self._folders[0] or '.'}. Relative paths "
@@ -168,6 +182,7 @@ def open_source(location: str, split: Split, cfg: DataConfig) -> PairsSource:
     """The rows of the file at `location`; only Karpathy's layout has splits."""
     path = location if storage.is_url(location) else os.path.expanduser(location)
     if not storage.is_file(path):
+        storage.refuse_unless_missing(path)
         kind = "is a folder" if os.path.isdir(path) else "is not there"
         raise FileNotFoundError(f"the caption file {path} {kind} (data.source 'pairs:{location}')")
     known = (*DELIMITED, *LINES, *LAYOUTS)

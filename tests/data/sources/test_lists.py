@@ -168,9 +168,10 @@ def test_characters_that_are_no_text_never_reach_a_tokenizer(read, broken):
 
 
 def test_a_picture_in_base64_is_refused_in_one_short_line(read):
-    with pytest.raises(FileNotFoundError) as caught:
-        read("l.tsv", f"image\tcaption\n{'iVBORw0KGgo' * 900}\ta picture\n")
-    assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
+    for start in ("", "data:image/png;base64,"):
+        with pytest.raises(ValueError, match=r"l\.tsv: its first image is base64") as caught:
+            read("l.tsv", f"image\tcaption\n{start}{'iVBORw0KGgo' * 900}\ta picture\n")
+        assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
 def test_numbered_caption_columns_are_all_captions(read):
@@ -442,3 +443,56 @@ def test_a_path_with_a_dot_before_it_is_the_same_image(read, name, quote):
         rows.insert(0, "image,caption")
     source = read(name, "\n".join(rows) + "\n")
     assert captions(source) == [("text 0", "text 1", "text 4"), ("text 2", "text 3")]
+
+
+@pytest.mark.parametrize(
+    ("cell", "texts"),
+    [
+        ("['one' 'two']", ("one", "two")),  # as NumPy writes an array
+        ("['one'\n 'it''s two']".replace("''", "\\'"), ("one", "it's two")),
+        ("('one', 'two')", ("one", "two")),
+        ("('one',)", ("one",)),
+        ("(one of two)", ("(one of two)",)),
+        ("(1, 2)", ("(1, 2)",)),
+        ("('one')", ("('one')",)),
+    ],
+)
+def test_arrays_and_tuples_that_were_written_as_text_are_several_captions(read, cell, texts):
+    lines = [{"image": "00.png", "caption": "plain"}, {"image": "01.png", "caption": cell}]
+    source = read("l.jsonl", "\n".join(map(json.dumps, lines)))
+    assert source[1].captions == texts
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\ufeff \u200d", "\u00a0", "\u3000\u2003"])
+def test_characters_that_nobody_sees_are_no_caption(read, text):
+    source = read("l.csv", f"image,caption\n00.png,a\n01.png,{text}\n")
+    with pytest.raises(BadSample, match="missing-caption"):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(["00.png"], "list"), (7, "int"), ({"bytes": "x"}, "dict"), (True, "bool")]
+)
+def test_images_that_are_no_paths_are_refused_by_column_and_type(read, value, kind):
+    with pytest.raises(ValueError, match=rf"l\.jsonl: the image column 'image' holds {kind}, not"):
+        read("l.jsonl", json.dumps({"image": value, "caption": "one"}))
+
+
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_the_byte_order_that_fits_is_proposed(read, order):
+    data = f"image,caption\n{rows()}".encode(f"utf-16-{order}")
+    with pytest.raises(ValueError, match=f"such as utf-16-{order}"):
+        read("l.csv", data)
+
+
+def test_what_a_list_is_comes_before_how_its_lines_end(read):
+    data = gzip.compress(b"image,caption\n", mtime=0x0D0D0D0D)  # the date holds carriage returns
+    assert b"\r" in data and b"\n" not in data
+    with pytest.raises(ValueError, match="compressed with gzip"):
+        read("l.csv", data)
+
+
+def test_a_line_that_is_no_object_is_shown_in_one_line(read):
+    with pytest.raises(ValueError, match=r"line 1 is not a JSON object: \[1\]$") as caught:
+        read("l.jsonl", "[1]\n")
+    assert "\n" not in str(caught.value)

@@ -45,7 +45,7 @@ def test_a_stale_index_of_a_bucket_is_refused(memory, settings, shards):
 
 
 class Flaky(http.server.SimpleHTTPRequestHandler):
-    """Serves ranges, and fails on every third request."""
+    """Serves ranges, and fails the first time that one is asked for."""
 
     count = 0
 
@@ -54,7 +54,9 @@ class Flaky(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         Flaky.count += 1
-        if Flaky.count % 3 == 0:
+        asked = self.server.__dict__.setdefault("asked", set())
+        if (request := (self.path, self.headers.get("Range"))) not in asked:
+            asked.add(request)
             return self.send_error(503)
         path = self.translate_path(self.path)
         with open(path, "rb") as file:
@@ -207,6 +209,12 @@ class Streams(Flaky):
         self.wfile.write(bytes(2048))
 
     do_HEAD = do_GET
+
+
+def test_a_list_that_a_server_forbids_is_not_said_to_be_missing(shards, settings, monkeypatch):
+    monkeypatch.setattr(Streams, "forbids", True)
+    with serve(Streams, shards) as url, pytest.raises(storage.Refused, match=r"l\.csv .*403"):
+        open_source(f"pairs:{url}/l.csv", "train", settings())
 
 
 @pytest.mark.parametrize("source", ["tar:{}/00000.tar", "parquet:{}/p.parquet"])
