@@ -54,7 +54,8 @@ class Tokenizer(ABC):
         rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
         room = self.context_length - len(self.start_ids) - 1
         keep = MASKS[mask if rng is not None else "truncate"]
-        for row, ids in zip(rows, self.encode(texts)):
+        whole = [_text(text, number) for number, text in enumerate(texts)]
+        for row, ids in zip(rows, self.encode(whole)):
             if len(ids) > room:
                 ids = keep(ids, room, rng)
             ids = [*self.start_ids, *ids, self.end_id]
@@ -91,6 +92,17 @@ class Tokenizer(ABC):
                 f"context_length={self.context_length} leaves no token for the text; "
                 f"the {self.kind} tokenizer needs at least {least}"
             )
+
+
+def _text(text: object, number: int) -> str:
+    """A text without halves of surrogate pairs, at which some kinds of tokenizers fail."""
+    if not isinstance(text, str):
+        raise ValueError(f"text {number} is {type(text).__name__}, and a tokenizer takes strings")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode(errors="ignore").decode()
+    return text
 
 
 class TokenizerFormat(NamedTuple):

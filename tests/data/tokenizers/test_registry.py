@@ -239,3 +239,17 @@ def test_what_stands_before_a_text_is_no_end_token():
     )
     start = HuggingFaceTokenizer(tokenizer.to_str().encode(), 6)
     assert start(["a red"]).tolist() == [[1, 2, 3, 6, 0, 0]]
+
+
+@pytest.mark.parametrize("kind", ["clip", "sentencepiece", "siglip", "huggingface"])
+def test_half_a_surrogate_pair_is_passed_over_and_what_is_no_text_refused(kind):
+    made = {
+        "clip": lambda: ClipTokenizer(16),
+        "sentencepiece": lambda: train_sentencepiece(CAPTIONS, 300, 16),
+        "siglip": lambda: SiglipTokenizer(sentencepiece_model(), 16),
+        "huggingface": lambda: HuggingFaceTokenizer(word_tokenizer(with_end=True), 16),
+    }[kind]()
+    np.testing.assert_array_equal(made(["a red\ud83d circle"]), made(["a red circle"]))
+    for text in (None, 3, b"a red circle", float("nan")):
+        with pytest.raises(ValueError, match=rf"text 1 is {type(text).__name__}, and a tokenizer"):
+            made(["a", text])
