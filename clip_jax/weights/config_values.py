@@ -64,11 +64,13 @@ class Section:
             return ValueError(f"{self.where} has no {key}: {wanted} is needed")
         return ValueError(f"{self.where}: {key} is {self._content[key]!r:.60}; {wanted} is needed")
 
-    def integer(self, key: str, default: int | None = None, most: int = 10**7) -> int:
-        """A whole number, at least 1 and at most `most`."""
+    def integer(
+        self, key: str, default: int | None = None, most: int = 10**7, *, least: int = 1
+    ) -> int:
+        """A whole number, at least `least` and at most `most`."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= most:
-            raise self.error(key, f"a whole number from 1 to {most}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.error(key, f"a whole number from {least} to {most}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -46,9 +46,14 @@ class NamedTensors:
         """
         try:
             tensor = self._tensors.read(self._names[name])
+        except AttributeError as error:  # of a type that NumPy has not
+            kind = str(error).rpartition("attribute ")[2].strip("'")
+            raise ValueError(
+                f'{self.source}: tensor "{name}" is of type {kind}, which is not read: save plain '
+                "floating-point tensors"
+            ) from error
         except (
             TypeError,
-            AttributeError,
             OSError,
             safetensors.SafetensorError,
             *DAMAGED_ZIP,

@@ -92,7 +92,7 @@ def read_preprocess(content: Section, *, is_siglip: bool) -> PreprocessConfig:
         std=content.triple("std", default.std),
         interpolation=content.choice("interpolation", default.interpolation, FILTERS),
         resize_mode=content.choice("resize_mode", default.resize_mode, modes),
-        fill=content.choice("fill_color", 0, {level: level for level in range(256)}),
+        fill=content.integer("fill_color", 0, 255, least=0),
     )
     content.choice("mode", "RGB", {"RGB": "RGB"})
     content.refuse_others({}, {"size"})  # open_clip takes the model's image size instead

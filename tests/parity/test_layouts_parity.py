@@ -13,10 +13,12 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
+from clip_jax.data.tokenizers.registry import ClipTokenizer
 from clip_jax.models.architectures import ARCHITECTURES
 from clip_jax.weights.export import export
 from clip_jax.weights.libraries import PREPROCESSED_APART
 from clip_jax.weights.load import load_released
+from clip_jax.weights.tokenizer_export import transformers_files
 
 VISION = {"image_size": 48, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}
@@ -200,3 +202,26 @@ def test_which_tags_were_preprocessed_apart_is_known():
                 if any(getattr(own, key) != value for key, value in found.items()):
                     apart.setdefault(name.removesuffix("-quickgelu"), set()).add(tag)
     assert apart == {name: {words.split()[0]} for name, words in PREPROCESSED_APART.items()}
+
+
+def test_a_directory_with_the_file_of_a_processor_alone_is_read(tmp_path):
+    """transformers 5 writes the image processor into processor_config.json, and no other file."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes["intermediate_size"] = 64
+    config = transformers.CLIPConfig(
+        text_config=sizes | {"vocab_size": 49_408, "max_position_embeddings": 12},
+        vision_config=sizes | {"image_size": 48, "patch_size": 16},
+    )
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    for name, content in transformers_files(ClipTokenizer(12)).items():
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        (tmp_path / name).write_bytes(data)
+    pixels = transformers.CLIPImageProcessor(
+        size={"shortest_edge": 56}, crop_size=48, image_mean=[0.5] * 3, image_std=[0.25] * 3
+    )
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path)
+    processor = transformers.CLIPProcessor(image_processor=pixels, tokenizer=tokenizer)
+    processor.save_pretrained(tmp_path)
+    assert not (tmp_path / "preprocessor_config.json").exists()
+    found = load_released(tmp_path).preprocess.config
+    assert (found.mean, found.std, found.resize_size) == ((0.5,) * 3, (0.25,) * 3, 56)

@@ -3,16 +3,20 @@
 import json
 import logging
 import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import chex
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from clip_jax.models.architectures import ARCHITECTURES, model_config
 from clip_jax.weights import huggingface, open_clip
 from clip_jax.weights.export import export
+from clip_jax.weights.libraries import PREPROCESSED_APART, library_of
 from clip_jax.weights.load import load_released
-from clip_jax.weights.mapping import export_tensors
+from clip_jax.weights.mapping import _whole_shape, abstract_variables, export_tensors
 
 
 @pytest.fixture
@@ -213,6 +217,24 @@ def test_an_assumed_preprocessing_is_said(configs, variables, tmp_path, caplog):
         load_released(tmp_path / "a")
     assert "assumed mean (0.48145466" in caplog.text
     assert "resize_mode shortest" in caplog.text
+
+
+@pytest.mark.parametrize("name", PREPROCESSED_APART)
+def test_weights_of_these_shapes_that_were_preprocessed_apart_are_told(name, caplog):
+    """A lone file has shapes alone."""
+    config = model_config(name)
+    ours = abstract_variables(config)
+    shapes = {
+        link.theirs: _whole_shape(link, ours[link.ours].shape) for link in open_clip.links(config)
+    }
+    tensors = SimpleNamespace(shapes=lambda: shapes, is_torchscript=False, is_npz=False)
+    file = Path("nowhere/open_clip_pytorch_model.bin")
+    found = library_of(file, tensors).read_config(file, tensors)
+    assert found.name == name
+    assert PREPROCESSED_APART[name] in caplog.text
+    # OpenAI's weights that were trained on and saved as a state dict have these names too.
+    quick = f'if it was trained with QuickGELU, load it with model="{name}-quickgelu"'
+    assert (quick in caplog.text) == (f"{name}-quickgelu" in ARCHITECTURES)
 
 
 def test_old_config_files_still_override(configs, variables, tmp_path):

@@ -116,6 +116,13 @@ def test_a_state_dict_is_read(compression, torch_names, tmp_path):
     check(TorchFile(tmp_path / "a.pt"))
 
 
+@pytest.mark.parametrize("name", ["a", "a.ckpt", "a.pth.tar", "a.PT", "a.safetensors"])
+@pytest.mark.parametrize("old", [False, True])
+def test_the_content_tells_the_format(name, old, torch_names, tmp_path):
+    save(tmp_path / name, {"state_dict": TENSORS}, torch_names, old=old)
+    check(open_tensors(tmp_path / name))
+
+
 def test_a_file_from_before_torch_1_6_is_read_without_torch(torch_names, tmp_path):
     save(tmp_path / "a.pt", {"state_dict": TENSORS}, torch_names, old=True)
     check(TorchFile(tmp_path / "a.pt"))

@@ -1,6 +1,7 @@
 """A file that is no weights, or lies about them, is one line that names it and exit code 2."""
 
 import json
+import re
 
 import pytest
 
@@ -60,10 +61,14 @@ CONFIG, PIXELS = "open_clip_config.json", "preprocessor_config.json"
 WRONG = {
     "a list for a config": ("open_clip", CONFIG, lambda content: [content], "object"),
     "no model": ("open_clip", CONFIG, at("model_cfg", value=[1]), "model_cfg"),
+    "null for a model": ("open_clip", CONFIG, at("model_cfg", value=None), "embed_dim"),
     "no embed_dim": ("open_clip", CONFIG, at("model_cfg", "embed_dim", value=None), "embed_dim"),
     "text for a number": ("open_clip", CONFIG, at("model_cfg", "embed_dim", value="8"), "embed_dim"),
     "a number for a mean": ("open_clip", CONFIG, at("preprocess_cfg", "mean", value=0.5), "mean"),
     "std 0": ("open_clip", CONFIG, at("preprocess_cfg", "std", value=[0, 1, 1]), "std"),
+    "a list for a fill": (
+        "open_clip", CONFIG, at("preprocess_cfg", "fill_color", value=[1, 2, 3]), "from 0 to 255",
+    ),
     "a number for image_mean": ("huggingface", PIXELS, at("image_mean", value=0.5), "image_mean"),
     "another crop": ("huggingface", PIXELS, at("crop_size", value=8), "crop_size"),
     "image_size of two": (
@@ -88,9 +93,46 @@ def test_a_wrong_config_is_one_line_and_exit_code_2(name, configs, variables, tm
     shown = capsys.readouterr().err
     assert shown.startswith("clip-jax: ")
     assert len(shown.splitlines()) == 1
+    assert len(shown) < 500
     assert file in shown
     assert word in shown
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("library", "file", "change"),
+    [
+        ("open_clip", CONFIG, at("preprocess_cfg", value=None)),
+        ("huggingface", PIXELS, at("image_mean", value=None)),
+    ],
+)
+def test_null_is_as_if_the_key_were_not_there(library, file, change, configs, variables, tmp_path):
+    export(tmp_path / "a", configs["plain"], variables["plain"], to=library)
+    broken(tmp_path / "a", file, change)
+    assert load_released(tmp_path / "a").preprocess.config.mean == configs["plain"].preprocess.mean
+
+
+def test_float8_is_named_in_safetensors_too(configs, variables, tmp_path, capsys):
+    export(tmp_path / "a", configs["plain"], variables["plain"], to="open_clip")
+    file = tmp_path / "a" / "open_clip_model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    start, end = header["visual.proj"]["data_offsets"]
+    rows, columns = header["visual.proj"]["shape"]
+    header["visual.proj"] |= {"dtype": "F8_E4M3", "shape": [rows, columns]}
+    header["visual.proj"]["data_offsets"] = [start, start + rows * columns]
+    moved = end - start - rows * columns
+    for name, entry in header.items():
+        if name != "__metadata__" and entry["data_offsets"][0] >= end:
+            entry["data_offsets"] = [place - moved for place in entry["data_offsets"]]
+    body = data[8 + length :]
+    body = body[: start + rows * columns] + body[end:]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    assert main(["convert", str(tmp_path / "a"), str(tmp_path / "out")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r'"visual\.proj" is of type float8_e4m3fn, which is not read: save', line)
 
 
 @pytest.mark.parametrize("content", [POINTER, PAGE, b"\xff\xfe{\x00"])
