@@ -131,7 +131,7 @@ def measure(
     )
     probes = tuple(probes) if train is not None else ()
     facts += (probes, train and (train.fingerprint, len(train)))
-    facts += (data.max_image_pixels, data.exif_rotation, data.max_bad_share)
+    facts += (data.max_image_pixels, data.exif_rotation, data.max_bad_share, data.group_rows)
     key = f"result-{fingerprint(*facts)}"
     kept = subject.cache.result(key)
     if kept is not None:
@@ -181,7 +181,7 @@ def embed_images(
     size = max(1, save_every // cfg.batch_size) * cfg.batch_size
     facts = (source.fingerprint, len(source), count, size, task.kind, task.group, task.derive)
     facts += (task.captions, len(source.classes or ()), data.max_image_pixels, data.exif_rotation)
-    name = f"images-{fingerprint(*facts)}"
+    name = f"images-{fingerprint(*facts, Annotation._fields)}"
     parts = []
     for number, first in enumerate(range(0, count, size)):
         make = functools.partial(_part, subject, source, rows[first : first + size], cfg, data)

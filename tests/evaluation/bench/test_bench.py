@@ -135,6 +135,13 @@ def test_other_weights_data_or_prompts_are_measured_again(
         bench("mnist", max_samples=5)
 
 
+def test_images_that_are_kept_apart_are_measured_again(bench, tmp_path, monkeypatch):
+    bench("mnist")
+    no_images(monkeypatch)
+    bench("mnist", data={"group_rows": False})  # of the same embeddings
+    assert len(list((tmp_path / "out/cache").rglob("result-*.json"))) == 2
+
+
 def test_the_files_of_two_tasks_stay_two_whatever_the_model_is_called(tmp_path):
     model, names = "m" * 300, ("mnist", "gtsrb")
     results = {
