@@ -3,7 +3,7 @@
     python benchmarks/shuffle_accuracy.py FOLDER --steps 350 --seeds 0 1 2
 
 The pairs of `shapes` as tar shards, in an order of their own and sorted by class, which is the worst order for blocks. A sample is
-padded to 20 kB, so that a block of 4 MB has some 200 of the 24,576 samples, and the window of 64 MB an eighth of them.
+padded to 20 kB, so that a block of 4 MB has some 200 of the 24,576 samples, and a window of 64 MB an eighth of them.
 The model and the settings are the demo's. Printed is the accuracy of every run on the test split, and the mean and
 standard deviation of each order.
 """
@@ -49,7 +49,8 @@ def write_shards(folder: Path, data_dir: str, *, by_class: bool):
 
 
 def train(args: argparse.Namespace, shards: Path, order: str, seed: int) -> dict[str, float]:
-    workdir = args.folder / "runs" / f"{shards.name}-{order}-{args.steps}-{seed}"
+    name = f"{shards.name}-{order}-{args.window_mb}-{args.steps}-{seed}"
+    workdir = args.folder / "runs" / name
     settings = {
         "config": CONFIG,
         "workdir": workdir,
@@ -60,7 +61,7 @@ def train(args: argparse.Namespace, shards: Path, order: str, seed: int) -> dict
         "data.eval-source": "shapes",
         "data.data-dir": args.data_dir,
         "data.shuffle": order,
-        "data.shuffle-window-mb": 64,
+        "data.shuffle-window-mb": args.window_mb,
         "evaluation.every-steps": args.steps,
     }
     flags = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
@@ -76,7 +77,9 @@ def main():
     parser.add_argument("--steps", type=int, default=350)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--data-dir", default="data")
+    parser.add_argument("--window-mb", type=int, default=64)
     parser.add_argument("--only", choices=["random", "sorted"])
+    parser.add_argument("--orders", nargs="+", default=["global", "block"])
     args = parser.parse_args()
     for name in [args.only] if args.only else ["random", "sorted"]:
         shards = args.folder / name
@@ -84,7 +87,7 @@ def main():
             write_shards(shards, args.data_dir, by_class=name == "sorted")
         found = {
             order: [train(args, shards, order, seed) for seed in args.seeds]
-            for order in ("global", "block")
+            for order in args.orders
         }
         for order, runs in found.items():
             for metric in METRICS:

@@ -133,6 +133,7 @@ def convert(
     out: Annotated[str, tyro.conf.Positional],
     beam: bool = False,
     beam_options: BeamOptions = (),
+    shuffle: int | None = None,
     cfg: DataSettings = DEFAULT,
 ) -> int:
     """Write a source as ArrayRecord files with a manifest.
@@ -142,6 +143,7 @@ def convert(
         out: a new folder or the URL of one; train on it with "records:OUT". Again, it resumes.
         beam: on Apache Beam, where one machine is too small.
         beam_options: Beam's own, each by itself, such as --beam-options=--runner=FlinkRunner.
+        shuffle: the seed of a random order to write in, for data that is sorted; None: its own order.
         cfg: columns, cache folder and the share of bad samples that is let pass.
     """
     refuse_without_beam(beam, beam_options)
@@ -149,9 +151,9 @@ def convert(
         # Apache Beam is a heavy extra that only this needs.
         from clip_jax.data.tools.convert_beam import convert_on_beam
 
-        convert_on_beam(source, cfg, out, options=beam_options)
+        convert_on_beam(source, cfg, out, shuffle=shuffle, options=beam_options)
     else:
-        conversion.convert(source, cfg, out)
+        conversion.convert(source, cfg, out, shuffle=shuffle)
     print(out)
     return 0
 

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -16,6 +17,7 @@ from clip_jax import sharding
 from clip_jax.config import DataConfig, ModelConfig, ModelSettings, TrainConfig
 from clip_jax.data.images.transforms import ImageError, decode
 from clip_jax.data.samples import BadSample, Source
+from clip_jax.data.sorted_data import warn_of_sorted_data
 from clip_jax.data.sources import registry
 from clip_jax.data.tokenizers.base import DESCRIPTION, Tokenizer
 from clip_jax.data.tokenizers.registry import load_tokenizer, make_tokenizer
@@ -114,6 +116,8 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     check_devices(cfg, mesh)
     architecture = named_model(cfg)
     opened = registry.open_sources(cfg.data, "train")
+    if jax.process_index() == 0 and not run.holds_run:
+        warn_of_sorted_data(opened, cfg.data)
     eval_source = _open_eval_source(cfg)
     # A run that resumes has its own weights by now; one that was killed in its first save has not.
     saved = any(path.name.isdigit() for path in run.checkpoints.glob("[0-9]*"))

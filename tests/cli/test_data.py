@@ -112,7 +112,7 @@ def test_a_subset_file_is_made_of_keys_and_read_by_the_other_commands(pairs, cap
 def test_beams_own_options_reach_it_and_are_refused_without_it(pairs, capsys, monkeypatch):
     seen = []
     stand_in = types.SimpleNamespace(
-        convert_on_beam=lambda source, cfg, out, *, options: seen.extend(options)
+        convert_on_beam=lambda source, cfg, out, *, shuffle, options: seen.extend(options)
     )
     monkeypatch.setitem(sys.modules, "clip_jax.data.tools.convert_beam", stand_in)
     options = ["--beam-options=--runner=FlinkRunner", "--beam-options=--parallelism=4"]

@@ -221,9 +221,12 @@ def test_a_run_is_prepared_whole_and_without_an_array(tmp_path, monkeypatch):
     tiny = source(*[(f"picture {index}",) for index in range(20)])
     monkeypatch.setattr(setup.registry, "open_sources", lambda cfg, split: [tiny])
     monkeypatch.setattr(setup.registry, "open_eval_source", lambda cfg: None)
+    looked_at = []
+    monkeypatch.setattr(setup, "warn_of_sorted_data", lambda *args: looked_at.append(args))
     cfg = changed(mesh=MeshConfig(fsdp=2), tokenizer=TokenizerConfig(vocab_size=290))
     with RunDirectory(tmp_path / "run") as run:
         made = prepare(cfg, run)
+        assert looked_at == [([tiny], cfg.data)]
         assert made.mesh.devices.shape == (4, 2)
         assert made.model.config.text.vocab_size == made.tokenizer.vocab_size
         assert isinstance(made.model, CLIP) and made.initial is None

@@ -21,6 +21,7 @@ from clip_jax.data.loader import cores
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sources import record_blocks, records, tar_parts
 from clip_jax.data.sources.registry import open_source
+from clip_jax.data.tools.shuffled import in_order
 from clip_jax.redaction import masks_logs, redact, redact_logs
 
 PREFIX = "pairs-"  # of the names of the files
@@ -37,6 +38,7 @@ def convert(
     split: str = "train",
     shard_samples: int = SHARD_SAMPLES,
     workers: int | None = None,
+    shuffle: int | None = None,
 ) -> dict:
     """Write the samples of `spec` into the folder `out`; read them with "records:OUT".
 
@@ -48,6 +50,8 @@ def convert(
       split: of a source that has splits.
       shard_samples: samples in a file.
       workers: processes; None: one a core.
+      shuffle: the seed of a random order in which samples are written, each read by itself; None: in
+        that of the source.
 
     Returns:
       The manifest that is written last, as manifest.json: name, samples, size and xxh3 hash of
@@ -56,7 +60,7 @@ def convert(
     Raises:
       ValueError: `out` holds a conversion, or more than cfg.max_bad_share of the samples are bad.
     """
-    source = open_source(spec, split, cfg)
+    source = in_order(open_source(spec, split, cfg), shuffle)
     refuse_lost(source, cfg.max_bad_share)
     plan = plan_shards(len(source), out, shard_samples)
     workers = min(workers or cores(), len(plan))

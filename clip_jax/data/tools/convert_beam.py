@@ -11,17 +11,18 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from clip_jax.config import DataConfig
 from clip_jax.data.sources.registry import open_source
 from clip_jax.data.tools import convert as local
+from clip_jax.data.tools.shuffled import in_order
 
 
 class _WriteShard(beam.DoFn):
     """Opens the source once in each worker, then writes whole files."""
 
-    def __init__(self, spec: str, split: str, cfg: DataConfig):
-        self._opening = (spec, split, cfg)
+    def __init__(self, spec: str, split: str, cfg: DataConfig, shuffle: int | None):
+        self._opening, self._shuffle = (spec, split, cfg), shuffle
         self._source = None
 
     def setup(self):
-        self._source = open_source(*self._opening)
+        self._source = in_order(open_source(*self._opening), self._shuffle)
 
     def process(self, part: tuple[int, int, str]):
         yield local.write_shard(self._source, *part)
@@ -30,11 +31,12 @@ class _WriteShard(beam.DoFn):
 class _WriteManifest(beam.DoFn):
     """Says what was written, once all of it is."""
 
-    def __init__(self, spec: str, split: str, cfg: DataConfig, out: str):
-        self._opening, self._cfg, self._out = (spec, split, cfg), cfg, out
+    def __init__(self, spec: str, split: str, cfg: DataConfig, shuffle: int | None, out: str):
+        self._opening, self._shuffle = (spec, split, cfg), shuffle
+        self._cfg, self._out = cfg, out
 
     def process(self, entries: list[dict]):
-        source = open_source(*self._opening)
+        source = in_order(open_source(*self._opening), self._shuffle)
         yield local.write_manifest(entries, source, self._out, self._cfg.max_bad_share)
 
 
@@ -45,6 +47,7 @@ def convert_on_beam(
     *,
     split: str = "train",
     shard_samples: int = local.SHARD_SAMPLES,
+    shuffle: int | None = None,
     options: Sequence[str] = (),
 ):
     """As `convert`, on the runner that `options` names, such as "--runner=FlinkRunner".
@@ -60,7 +63,7 @@ def convert_on_beam(
             | "Files" >> beam.Create(plan)
             # Without it a runner fuses the steps, and one worker gets all the files.
             | "Spread" >> beam.Reshuffle()
-            | "Write" >> beam.ParDo(_WriteShard(spec, split, cfg))
+            | "Write" >> beam.ParDo(_WriteShard(spec, split, cfg, shuffle))
             | "Collect" >> beam.combiners.ToList()
-            | "Manifest" >> beam.ParDo(_WriteManifest(spec, split, cfg, out))
+            | "Manifest" >> beam.ParDo(_WriteManifest(spec, split, cfg, shuffle, out))
         )

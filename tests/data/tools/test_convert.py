@@ -29,6 +29,22 @@ def test_tar_shards_become_records_with_the_same_samples(shards, tmp_path, setti
         assert (len(data), xxhash.xxh3_128_hexdigest(data)) == (entry["size"], entry["xxh3"])
 
 
+def test_a_random_order_has_each_sample_once_and_hangs_on_its_seed(shards, tmp_path, settings):
+    spec, orders = f"tar:{shards}/*.tar", []
+    before = [sample.captions for sample in open_source(spec, "train", settings())]
+    manifests = []
+    for place, seed in enumerate((5, 5, 6)):
+        out, workers = tmp_path / str(place), 1 + place % 2
+        manifests.append(convert(spec, settings(), str(out), workers=workers, shuffle=seed))
+        orders.append([one.captions for one in open_source(f"records:{out}", "train", settings())])
+    assert orders[0] == orders[1] and manifests[0] == manifests[1]
+    assert orders[0] != before and orders[2] not in (before, orders[0])
+    assert sorted(orders[0]) == sorted(orders[2]) == sorted(before)
+    assert manifests[0]["fingerprint"] != manifests[2]["fingerprint"]
+    with pytest.raises(ValueError, match="holds converted data"):
+        convert(spec, settings(), str(tmp_path / "0"), workers=1, shuffle=6)
+
+
 def test_what_is_left_out_is_said(tmp_path, settings, write_tar, encode):
     files = {}
     for number in range(20):
