@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 
+import xxhash
+
 from clip_jax.config import DataConfig
 from clip_jax.redaction import redact
 
@@ -13,6 +15,9 @@ Split = Literal["train", "test"]
 # Characters that are no text: NUL, halves of surrogate pairs, and U+FFFD, which stands where another
 # program could not decode a byte. No tokenizer is trained on them, and some fail on them.
 BROKEN = re.compile("[\x00\ud800-\udfff\ufffd]")
+MOST_KEY = (
+    1_000  # characters of a key: it is printed, logged and kept, whatever stands in a data set
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,13 @@ class Question:
 
 
 def printable(name: str) -> str:
-    """A name that can be written as UTF-8; bytes of another encoding become U+FFFD."""
+    """A name that can be written as UTF-8; bytes of another encoding become U+FFFD.
+
+    Of one that is longer than MOST_KEY the rest is replaced by its hash.
+    """
+    if len(name) > MOST_KEY:
+        data = name.encode("utf-8", "surrogatepass")
+        name = f"{name[: MOST_KEY - 20]}...{xxhash.xxh3_64_hexdigest(data)}"
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -59,6 +59,8 @@ def is_file(path: str) -> bool:
     """Whether a path or a URL is a file that is there."""
     if not is_url(path):
         return os.path.isfile(os.path.expanduser(path))
+    if is_web(path):
+        return ranges.is_served(path)
     filesystem, name = fsspec.core.url_to_fs(path)
     return bool(retry(lambda: filesystem.isfile(name), path))
 
@@ -169,17 +171,7 @@ def read_whole(url: str, *, patient: bool = True) -> bytes:
       OSError: it still fails after all tries; the message names the file.
     """
 
-    def read() -> bytes | None:
-        filesystem, name = fsspec.core.url_to_fs(url)  # some connect here
-        try:
-            return filesystem.cat_file(name)
-        except FileNotFoundError:  # an answer, not a failure: there is no use in asking again
-            return None
-
-    data = retry(read, url, patient=patient)
-    if data is None:
-        raise FileNotFoundError(url)
-    return data
+    return retry(lambda: ranges.request_whole(url), url, patient=patient)
 
 
 def retry(action: Callable[[], T], path: str, *, patient: bool = True, renew: bool = False) -> T:
@@ -187,7 +179,7 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True, renew: bo
 
     With `renew`, credentials that have expired are looked for again.
     """
-    delays = RETRY_DELAYS if patient else ()
+    delays, began = RETRY_DELAYS if patient else (), time.monotonic()
     for number in range(len(delays) + 1):
         try:
             return action()
@@ -200,13 +192,14 @@ def retry(action: Callable[[], T], path: str, *, patient: bool = True, renew: bo
             if expired:  # so that the client is made again, with the credentials of now
                 type(fsspec.core.url_to_fs(path)[0]).clear_instance_cache()
             refused = refusals.is_refusal(error) and not expired
-            if number == len(delays) or refused:
-                kind = FileNotFoundError if isinstance(error, FileNotFoundError) else Failed
+            missing = isinstance(error, FileNotFoundError)
+            if number == len(delays) or refused or (missing and is_url(path)):
+                kind = FileNotFoundError if missing else Failed
                 raise (Refused if refused else kind)(
-                    f"{path} cannot be read, after {number + 1} tries in {sum(delays[:number]):.0f} s: "
-                    f"{type(error).__name__}: {error}"
+                    f"{path} cannot be read, after {number + 1} tries in {time.monotonic() - began:.0f} s: "
+                    f"{refusals.said(error)}"
                 ) from error
-            logging.warning("Reading %s failed (%s); trying again.", path, error)
+            logging.warning("Reading %s failed (%s); trying again.", path, refusals.said(error))
             time.sleep(delays[number])
     raise AssertionError("the loop returns or raises")
 

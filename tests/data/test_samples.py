@@ -14,3 +14,12 @@ def test_a_bad_sample_can_be_sent_between_processes():
 def test_a_sample_prints_without_its_bytes():
     sample = Sample(image=b"secret", captions=("a",), key="k", shard="s")
     assert "secret" not in repr(sample)
+
+
+def test_a_key_without_end_is_cut_and_stays_unique():
+    keys = [f"{'x' * 9_000}{end}" for end in "ab"]
+    samples = [Sample(image=b"", captions=("a",), key=key, shard="s") for key in keys]
+    bad = [BadSample("gone", key=key, shard=keys[0]) for key in keys]
+    for one, other in (samples, bad):
+        assert one.key != other.key and len(one.key) <= 1_000 >= len(one.shard)
+    assert [one.key for one in samples] == [one.key for one in bad]

@@ -8,8 +8,7 @@ import xxhash
 from clip_jax import storage
 from clip_jax.config import DataConfig
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
-from clip_jax.data.sources import annotations, columns, labels
-from clip_jax.data.sources.image_files import read_image
+from clip_jax.data.sources import annotations, columns, image_files, labels
 from clip_jax.data.sources.list_format import (
     DELIMITED,
     LINES,
@@ -22,10 +21,6 @@ from clip_jax.data.sources.list_index import cache_folder, content_digest, local
 from clip_jax.data.sources.list_scan import Wanted, captions_of, label_text, plain_path
 
 LAYOUTS = (".json", ".token")  # of files that are turned into rows first
-PROBED = 10  # image paths of which one must exist
-# How JPEG, PNG, GIF, WebP, BMP and TIFF begin in base64.
-BASE64 = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "SUkqA", "TU0AK")
-SHOWN = 40  # characters of a path in a message: a picture in base64 would fill the screen
 
 
 class PairsSource:
@@ -84,13 +79,15 @@ class PairsSource:
         image, label, captions, probs = self._read(index)
         captions = captions or labels.stand_in(label, self.classes, training=self._training)
         if not captions:
-            raise BadSample("missing-caption", key=f"{key} {image or ''}".strip(), shard=shard)
+            raise BadSample(
+                "missing-caption", key=f"{key} {(image or '')[:200]}".strip(), shard=shard
+            )
         if not image:
             raise BadSample("missing-image", key=key, shard=shard)
         key = f"{key} {image[:200]}"  # the row and the file: either is what a person looks for
         path = self._resolve(image)
         return Sample(
-            image=read_image(path, key=key, shard=shard),
+            image=image_files.read_image(path, key=key, shard=shard),
             captions=captions,
             key=key,
             shard=shard,
@@ -152,11 +149,11 @@ class PairsSource:
 
     def _probe(self, path: str):
         """Find the folder that the images' paths start at, of those that are usual."""
-        first = [self._read(index)[0] for index in range(min(PROBED, len(self)))]
+        first = [self._read(index)[0] for index in range(min(image_files.PROBED, len(self)))]
         tried = self._folders
         for folder in tried:
             self._folders = (folder,)
-            if any(image and _is_there(self._resolve(image)) for image in first):
+            if image_files.has_one(first, self._resolve):
                 return
         self._folders = tried[:1]
         value = self._format.row(self._index.rows(0)[0], 0)[0].get(self._image)
@@ -165,17 +162,9 @@ class PairsSource:
                 f"{path}: the image column {self._image!r} holds {type(value).__name__}, not paths; name "
                 "the right one with data.image_column"
             )
-        shown = (first[0] or "").split(",")[-1]
-        if len(shown) > SHOWN and shown.startswith(BASE64):
-            raise ValueError(
-                f"{path}: its first image is base64, {shown[:10]!r}...: images inside of a list are not read. "
-                "Write them as files, or as bytes into a Parquet table"
-            )
-        raise FileNotFoundError(
-            f"{path}: none of its first {len(first)} images is there; the first is "
-            f"{(first[0] or '')[:SHOWN]!r}, looked for in {self._folders[0] or '.'}. Relative paths "
-            "start at the folder of the file, or at data.image_folder"
-        )
+        image_files.refuse_base64(first[0], where=path, inside="list")
+        mend = ", or at data.image_folder"
+        raise image_files.none_there(first, where=path, folder=self._folders[0], mend=mend)
 
 
 def open_source(location: str, split: Split, cfg: DataConfig) -> PairsSource:
@@ -256,13 +245,6 @@ def _path(value) -> str | None:
     if isinstance(value, dict):
         value = value.get("path") or value.get("file_name")
     return plain_path(value) if isinstance(value, str) else None
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return storage.is_file(path)
-    except (OSError, ValueError):  # a host that does not answer, or a path that cannot be one
-        return False
 
 
 def _suffix(path: str) -> str:

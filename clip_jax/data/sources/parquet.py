@@ -16,7 +16,7 @@ from clip_jax.config import DataConfig
 from clip_jax.data.block_cache import Span
 from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
-from clip_jax.data.sources import columns, labels, splits
+from clip_jax.data.sources import columns, image_files, labels, splits
 from clip_jax.data.sources.grouping import RowsOfSamples, is_grouped, open_groups, repeats
 from clip_jax.data.sources.list_index import cache_folder
 from clip_jax.data.sources.patterns import expand_folder
@@ -27,10 +27,11 @@ except ModuleNotFoundError as error:
     raise ValueError("Parquet needs pyarrow: pip install -e '.[parquet]' in the clone") from error
 
 from clip_jax.data.sources import parquet_types  # it needs pyarrow too
-from clip_jax.data.sources.parquet_blocks import GroupBlocks, GroupRun, image_of
+from clip_jax.data.sources.parquet_blocks import GroupBlocks, GroupRun, image_of, image_value
 from clip_jax.data.sources.parquet_files import (
     DamagedGroup,
     Row,
+    first_rows,
     head,
     open_file,
     or_damaged,
@@ -93,7 +94,7 @@ class ParquetSource:
         parquet_types.check_same(paths, [one.schema for one in heads], self._wanted)
         parquet_types.check_image(schema, self._image, where=paths[0])
         parquet_types.check_captions(schema, self._captions, where=paths[0])
-        self._refuse_numbers(paths[0], schema)
+        self._look_at_first_rows(paths[0])
         self._warn(schema, sizes)
         grouped = cfg.group_rows and bool(self._captions.names)
         self._samples = self._group(schema, sizes, cfg, whole) if grouped else None
@@ -220,14 +221,11 @@ class ParquetSource:
     def _hashes(self, groups: Sequence[int], sizes: list[int]) -> np.ndarray:
         """A hash of the image of each row of some row groups, of which few are in memory at once."""
         at_once = COMPARED_AT_ONCE // max(1, *(sizes[group] for group in groups), 1)
-        shown = {
-            "total": len(groups),
-            "unit": "row group",
-            "disable": None,
-            "desc": "Comparing images",
-        }
+        shown = {"total": len(groups), "unit": "row group", "disable": None}
         with concurrent.futures.ThreadPoolExecutor(min(OPENED_AT_ONCE, max(1, at_once))) as pool:
-            parts = list(tqdm.tqdm(pool.map(self._hashes_of, groups), **shown))
+            parts = list(
+                tqdm.tqdm(pool.map(self._hashes_of, groups), **shown, desc="Comparing images")
+            )
         return np.concatenate([np.empty(0, np.uint64), *parts])
 
     def _hashes_of(self, group: int) -> np.ndarray:
@@ -301,14 +299,15 @@ class ParquetSource:
                 self._loading.pop(group, None)
             return table
 
-    def _refuse_numbers(self, path: str, schema: pa.Schema):
-        """Of the first rows, the captions must not all be numbers or objects that are written out."""
-        tops = self._captions.tops(schema.names)
+    def _look_at_first_rows(self, path: str):
+        """The captions must not all be numbers or objects that are written out, nor all images be missing."""
+        images = first_rows(path, [self._image], image_files.PROBED)
+        image_files.refuse_unless_there([image_value(row[self._image]) for row in images], path)
+        tops = self._captions.tops(self._wanted)
         try:
-            read = lambda: next(open_file(path).iter_batches(columns.CHECKED, columns=tops), None)  # noqa: E731
-            first = or_damaged(read, path, 0) if tops else None
-            found = [self._captions.texts(row) for row in (first.to_pylist() if first else ())]
-        except (DamagedGroup, UnicodeDecodeError, columns.NotText):
+            first = first_rows(path, tops, columns.CHECKED) if tops else ()
+            found = [self._captions.texts(row) for row in first]
+        except (UnicodeDecodeError, columns.NotText):
             return  # bad samples, which are counted when they are read
         for place, name in enumerate(self._captions.names):
             texts = (text for row in found for text in row[place])

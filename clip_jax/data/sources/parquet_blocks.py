@@ -1,6 +1,5 @@
 """Row groups of Parquet files out of the bytes of their columns, fetched in one piece."""
 
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,7 +10,7 @@ from clip_jax import storage
 from clip_jax.data.block_cache import Span
 from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample
-from clip_jax.data.sources.image_files import read_image
+from clip_jax.data.sources import image_files
 from clip_jax.data.sources.parquet_files import DamagedGroup, or_damaged
 from clip_jax.data.sources.ranged_file import RangedFile
 
@@ -109,14 +108,17 @@ class GroupRun:
 
 def image_of(value, path: str, key: str, shard: str) -> tuple[bytes, str | None]:
     """The encoded file, and its path, out of bytes, a path, or Hugging Face's struct of both."""
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
+    value = image_value(value)
     if not value:
         raise BadSample("missing-image", key=key, shard=shard)
     if isinstance(value, bytes):
         return value, None
     if not isinstance(value, str):
         raise BadSample("not-an-image", key=key, shard=shard)
-    if not storage.is_url(value) and not os.path.isabs(value):
-        value = f"{path.rpartition('/')[0] or '.'}/{value}"
-    return read_image(value, key=f"{key} {value}", shard=shard), value
+    file = image_files.beside(value, path)
+    return image_files.read_image(file, key=f"{key} {file[:200]}", shard=shard), file
+
+
+def image_value(value):
+    """What stands in a row for an image: Hugging Face has bytes and a path, of which one may be missing."""
+    return value.get("bytes") or value.get("path") if isinstance(value, dict) else value

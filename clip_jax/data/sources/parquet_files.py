@@ -75,6 +75,19 @@ def open_file(path: str) -> pq.ParquetFile:
         raise ValueError(f"{path} {why or f'is not a whole Parquet file: {error}'}") from error
 
 
+def first_rows(path: str, names: list[str], count: int) -> list[dict]:
+    """Some columns of the first rows; none of a file that is damaged there."""
+
+    def read() -> pa.RecordBatch | None:
+        return next(open_file(path).iter_batches(count, columns=names), None)
+
+    try:
+        batch = or_damaged(read, path, 0)
+    except DamagedGroup:
+        return []  # bad samples, which are counted when they are read
+    return [] if batch is None else batch.to_pylist()
+
+
 def read_group(path: str, number: int, names: list[str]) -> pa.Table:
     return or_damaged(lambda: open_file(path).read_row_group(number, names), path, number)
 

@@ -415,3 +415,52 @@ def test_files_without_rows_are_called_what_they_are(tmp_path, settings, data, m
         path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"f\.parquet .*{message}"):
         open_source(f"parquet:{path}", "train", settings())
+
+
+IMAGE_COLUMNS = {
+    "paths": lambda value: value,
+    "structs": lambda value: {"bytes": None, "path": value},
+    "dictionary": lambda value: value,
+}
+
+
+@pytest.mark.parametrize("kind", IMAGE_COLUMNS)
+def test_paths_that_all_miss_are_refused_at_once(tmp_path, settings, encode, kind):
+    images = [IMAGE_COLUMNS[kind](f"there/{number}.png") for number in range(30)]
+    table = pa.table({"image": images, "caption": [f"a {number}" for number in range(30)]})
+    if kind == "dictionary":
+        table = table.set_column(0, "image", table["image"].dictionary_encode())
+    pq.write_table(table, tmp_path / "p.parquet")
+    message = r"p\.parquet: none of its first 10 images is there; the first is 'there/0\.png'"
+    with pytest.raises(FileNotFoundError, match=message):
+        open_source(f"parquet:{tmp_path}", "train", settings())
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/9.png").write_bytes(encode((1, 2, 3)))
+    assert open_source(f"parquet:{tmp_path}", "train", settings())[9].captions == ("a 9",)
+
+
+def test_a_row_of_bytes_among_paths_that_miss_opens(tmp_path, settings, encode):
+    images = [{"bytes": None, "path": "gone.png"}, {"bytes": encode((1, 2, 3)), "path": None}]
+    table = pa.table({"image": images, "caption": ["a", "b"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    assert open_source(f"parquet:{tmp_path}", "train", settings())[1].captions == ("b",)
+
+
+@pytest.mark.parametrize("start", ["", "data:image/png;base64,"])
+@pytest.mark.parametrize("as_bytes", [False, True])
+def test_a_picture_in_base64_is_refused_in_one_short_line(tmp_path, settings, start, as_bytes):
+    text = f"{start}{'iVBORw0KGgo' * 900}"
+    table = pa.table({"image": [text.encode() if as_bytes else text], "caption": ["a picture"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(ValueError, match=r"p\.parquet: its first image is base64") as caught:
+        open_source(f"parquet:{tmp_path}/p.parquet", "train", settings())
+    assert len(str(caught.value)) < 300 + len(str(tmp_path)) and "\n" not in str(caught.value)
+
+
+def test_a_key_is_not_as_long_as_what_stands_in_a_row(tmp_path, settings, encode):
+    images = [{"bytes": encode((1, 2, 3)), "path": None}, {"bytes": None, "path": "a/" * 50_000}]
+    table = pa.table({"image": images, "caption": ["a", "b"]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    with pytest.raises(BadSample, match=r"p\.parquet/1 .*: unreadable-file") as caught:
+        open_source(f"parquet:{tmp_path}", "train", settings())[1]
+    assert len(caught.value.key) < 300 + len(str(tmp_path))

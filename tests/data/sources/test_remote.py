@@ -231,3 +231,90 @@ def test_servers_that_do_not_say_a_length_or_forbid_it_are_named(
     monkeypatch.setattr(Streams, "forbids", forbids)
     with serve(Streams, shards) as url, pytest.raises(error, match=message):
         open_source(source.format(url), "train", settings())
+
+
+class Unwilling(Flaky):
+    """Says what a file is, and answers every other request as `how` says."""
+
+    how = ""
+
+    def do_GET(self):
+        status = {"circle": 302, "no ranges": 416, "gone": 404, "gone for good": 410}[self.how]
+        self.send_response(status)
+        self.send_header("Location", self.path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+class Unreachable(Unwilling):
+    """Answers no request at all otherwise."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+
+FINAL = {
+    "circle": (storage.Refused, "after 1 tries.*: its server redirects in a circle"),
+    "no ranges": (storage.NoRanges, "does not send ranges of bytes.*answers 416 for byte 0 of"),
+    "gone": (FileNotFoundError, "after 1 tries"),
+    "gone for good": (storage.Refused, "after 1 tries.*410"),
+}
+
+
+@pytest.mark.parametrize("source", ["tar:{}/00000.tar", "parquet:{}/p.parquet"])
+@pytest.mark.parametrize("how", FINAL)
+def test_an_answer_that_cannot_change_is_refused_once_by_its_cause(
+    shards, table, settings, monkeypatch, caplog, source, how
+):
+    monkeypatch.setattr(Unwilling, "how", how)
+    error, message = FINAL[how]
+    with serve(Unwilling, shards) as url, pytest.raises(error, match=message):
+        open_source(source.format(url), "train", settings())
+    assert "trying again" not in caplog.text
+
+
+@pytest.mark.parametrize("source", ["tar:{}/0.tar", "parquet:{}/0.parquet", "pairs:{}/0.csv"])
+def test_a_circle_of_redirects_is_named_before_anything_is_read(
+    shards, settings, monkeypatch, caplog, source
+):
+    monkeypatch.setattr(Unreachable, "how", "circle")
+    with serve(Unreachable, shards) as url, pytest.raises(storage.Refused, match="in a circle"):
+        open_source(source.format(url), "train", settings())
+    assert "trying again" not in caplog.text
+
+
+def test_a_range_behind_the_end_of_a_file_is_empty(shards):
+    class Ends(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments):
+            pass
+
+        def do_GET(self):
+            self.send_error(416)
+
+    size = (shards / "00001.tar").stat().st_size
+    with serve(Ends, shards) as url:
+        assert storage.read_range(f"{url}/00001.tar", size, size + 512) == b""
+        with pytest.raises(storage.NoRanges, match=f"416 for byte {size - 1} of {size}"):
+            storage.read_range(f"{url}/00001.tar", size - 1, size + 512)
+
+
+class Stalls(Flaky):
+    """Takes a request and does not answer it."""
+
+    def do_HEAD(self):
+        self.server.__dict__.setdefault("tried", []).append(self.path)
+        self.server.__dict__.setdefault("ends", threading.Event()).wait(5)
+        self.close_connection = True
+
+    do_GET = do_HEAD
+
+
+def test_a_server_that_does_not_answer_is_asked_again_and_named(shards, monkeypatch):
+    monkeypatch.setattr(storage.ranges, "ASKED_S", 0.2)
+    monkeypatch.setattr(storage.ranges, "STALLED_S", (0.2, 1e6))
+    message = r"after 3 tries in \d+ s: the server does not answer in time"
+    with serve(Stalls, shards) as url:
+        with pytest.raises(storage.Failed, match=message):
+            storage.stat([f"{url}/00001.tar"])
+        with pytest.raises(storage.Failed, match=message):
+            storage.read_whole(f"{url}/00001.tar")
