@@ -66,6 +66,18 @@ def test_sources_and_epochs_and_seeds_have_orders_of_their_own():
         assert (others == wanted).mean() < 0.2
 
 
+def test_windows_have_orders_of_their_own():
+    even = Blocks(np.arange(0, 6401, 10), 1e6)
+    order = BlockOrder([even], None, batch_size=1, window=24e6, seed=3)
+    found = rows(order, 0, 6400)
+    sizes = np.bincount(found.window)
+    same = np.flatnonzero(sizes == np.bincount(sizes[sizes > 0]).argmax())
+    assert len(same) > 3
+    # Where in their blocks the samples lie, in the order in which they come.
+    first, *others = (found.index[found.window == window] % 10 for window in same)
+    assert all((other == first).mean() < 0.5 for other in others)
+
+
 def digest(order, shares, steps):
     """Of what stands in all rows of some steps, each host's found by itself."""
     found = []

@@ -299,6 +299,14 @@ def test_the_average_of_a_short_run_is_of_what_it_learnt():
     assert average_decay(plain, jnp.int32(0)) == 0.9999
 
 
+def test_the_learning_rate_is_that_of_the_step_however_many_were_skipped(mended, batch):
+    """A warm-up of two steps: the second one's rate is twice the first one's, whoever saw the first."""
+    mesh, run = mended
+    _, first = run.step(run.state(), batch(mesh))
+    _, second = run.step(run.state(step=np.ones_like(run.first.step)), batch(mesh))
+    assert second["update_norm"] == pytest.approx(2 * first["update_norm"], rel=1e-4)
+
+
 def test_an_update_that_is_not_finite_is_skipped_though_the_gradients_are(compiled, mesh, batch):
     """A token that never occurs has no gradient, and with an eps of 0 in float32 Adam divides 0 by 0."""
     on, model = mesh(1), create_model("ViT-test")
