@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from clip_jax.losses.distributed import STRATEGIES
+from clip_jax.losses.tiling import check_floating
 from clip_jax.numerics import accumulator, promote, pvary_like, varying_axes
 
 AxisName = str | Sequence[str] | None
@@ -63,8 +64,7 @@ def check_embeddings(z_image_BE: jax.Array, z_text_BE: jax.Array):
     """Refuse what is not one text embedding for each image embedding."""
     for name, z in (("z_image_BE", z_image_BE), ("z_text_BE", z_text_BE)):
         chex.assert_rank(z, 2, custom_message=name, exception_type=ValueError)
-        if not jnp.issubdtype(z.dtype, jnp.floating):
-            raise ValueError(f"{name} has type {z.dtype}: embeddings are floating-point numbers")
+        check_floating(name, z)
     if z_image_BE.shape != z_text_BE.shape:
         raise ValueError(
             f"z_image_BE has shape {z_image_BE.shape} and z_text_BE {z_text_BE.shape}: row i of "

@@ -199,11 +199,12 @@ def similarity(z_image_IE: jax.Array, z_text_TE: jax.Array) -> jax.Array:
       multiplied in full float32 on every backend, those in bfloat16 by its fast products.
 
     Raises:
-      ValueError: when the embeddings are not of rank two or not of one width.
+      ValueError: when the embeddings are not of rank two, not of one width or not floating-point numbers.
     """
     for name, z in (("z_image_IE", z_image_IE), ("z_text_TE", z_text_TE)):
         if z.ndim != 2:
             raise ValueError(f"{name} has shape {z.shape}; (count, embedding) is needed")
+        check_floating(name, z)
     if z_image_IE.shape[1] != z_text_TE.shape[1]:
         raise ValueError(
             f"images have embeddings of {z_image_IE.shape[1]} numbers and texts of "
@@ -217,6 +218,12 @@ def similarity(z_image_IE: jax.Array, z_text_TE: jax.Array) -> jax.Array:
 
 def _similarity(z_image_IE: jax.Array, z_text_TE: jax.Array) -> jax.Array:
     return matmul(*promote(z_image_IE, z_text_TE), contract=(1, 1))
+
+
+def check_floating(name: str, z: jax.Array):
+    """Refuse embeddings that are integers or booleans, such as quantized ones, of which no product is a cosine."""
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise ValueError(f"{name} has type {z.dtype}: embeddings are floating-point numbers")
 
 
 def similarity_vjp(

@@ -36,6 +36,10 @@ class CLIP(nn.Module):
     method="encode_image")` and `method="encode_text"` embed, `model.apply(variables, images,
     tokens)` does both and returns `Outputs`.
 
+    Derivatives are those of reverse mode (`jax.grad`, `jax.vjp`, `jax.jacrev`): the towers' layers have gradient rules
+    of their own, so that `jax.jvp`, `jax.jacfwd` and `jax.hessian` raise a TypeError that names
+    custom_vjp. A directional derivative is the pullback, `jax.vjp`, of a pullback.
+
     Attributes:
       config: the whole architecture.
       constrain: called on the activations (batch, ...) at every block's input; a train step over
@@ -106,7 +110,7 @@ class CLIP(nn.Module):
         return on_auto_axes(run, specs if mutable is False else (specs, P()), variables, *args)
 
     def encode_image(self, images_BHWC: jax.Array, *, train: bool = False) -> jax.Array:
-        """Embed images.
+        """Embed images. Derivatives: reverse mode alone, as `CLIP` says.
 
         Args:
           images_BHWC: (batch, size, size, 3); uint8 pixels, which are normalised here with
@@ -124,7 +128,7 @@ class CLIP(nn.Module):
         return self._image(images_BHWC, train)[0]
 
     def encode_text(self, tokens_BL: jax.Array, *, train: bool = False) -> jax.Array:
-        """Embed texts.
+        """Embed texts. Derivatives: reverse mode alone, as `CLIP` says.
 
         Args:
           tokens_BL: (batch, length) integers, padded, length at most `config.text.context_length`.

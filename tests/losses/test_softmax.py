@@ -50,3 +50,10 @@ def test_similarity_is_the_cosine_of_every_image_with_every_text(pairs):
     cosines_IT = similarity(image_IE, text_TE)
     assert cosines_IT.dtype == jnp.float32
     np.testing.assert_allclose(cosines_IT, image_IE @ text_TE.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, bool])
+def test_similarity_refuses_what_is_no_embedding_as_losses_do(dtype):
+    image_IE, text_TE = np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)
+    with pytest.raises(ValueError, match=f"z_text_TE has type {np.dtype(dtype)}: embeddings are"):
+        similarity(image_IE, text_TE.astype(dtype))

@@ -75,3 +75,24 @@ def test_a_model_refuses_them_too():
     with pytest.raises(ValueError, match="vocabulary"):
         model.apply(variables, np.full((2, 8), 64), method="encode_text")
     model.apply(variables, NORMALIZED.astype(np.float32), method="encode_image")
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_derivatives_are_those_that_the_docstring_names(tower):
+    model = CLIP(CONFIG)
+    images, tokens = NORMALIZED.astype(np.float32), np.ones((2, 8), np.int32)
+    variables = jax.jit(model.init)(jax.random.key(0), images, tokens)
+
+    def embed(scale):
+        params = jax.tree.map(lambda leaf: leaf * scale, variables["params"])
+        inputs = images if tower == "image" else tokens
+        return model.apply({"params": params}, inputs, method=f"encode_{tower}")
+
+    assert "custom_vjp" in CLIP.__doc__
+    for forward in (lambda: jax.jvp(embed, (1.0,), (1.0,)), lambda: jax.jacfwd(embed)(1.0)):
+        with pytest.raises(TypeError, match="custom_vjp"):
+            forward()
+    z_BE, pullback = jax.vjp(embed, 1.0)
+    _, along = jax.vjp(lambda d_BE: pullback(d_BE)[0], jnp.zeros_like(z_BE))
+    near = (embed(1.0 + 1e-2) - embed(1.0 - 1e-2)) / 2e-2
+    np.testing.assert_allclose(along(jnp.float32(1.0))[0], near, atol=2e-2 * np.abs(near).max())
