@@ -33,7 +33,7 @@ def export(
     """Write a model for another library.
 
     Args:
-      directory: a new or empty directory. It appears whole or not at all.
+      directory: a new or empty directory, or a link to one. It appears whole or not at all.
       config: the architecture.
       variables: what `model.init` or `load` gave.
       to: "huggingface", for `CLIPModel.from_pretrained` or `SiglipModel.from_pretrained`, or
@@ -44,8 +44,10 @@ def export(
     Raises:
       ValueError: the library has no such model, or the directory holds something already.
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    directory = Path(directory).expanduser().resolve()  # a link, or ".", cannot be replaced itself
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: export into a new directory")
+    if directory.exists() and any(directory.iterdir()):
         raise ValueError(f"{directory} is not empty: export into a new directory")
     files = FILES[to](config, tokenizer)  # refuses what the library has not, before any work
     links = {"huggingface": huggingface.links, "open_clip": open_clip.links}[to](config)

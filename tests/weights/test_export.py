@@ -66,3 +66,41 @@ def test_nothing_is_overwritten_and_nothing_half_is_left(configs, variables, tmp
     with pytest.raises(KeyError):
         export(tmp_path / "c", configs["plain"], broken)
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
+
+
+TARGETS = {
+    "a link to an empty directory": lambda folder: (folder / "link").symlink_to(folder / "real"),
+    "a link to nothing": lambda folder: (folder / "link").symlink_to(folder / "new"),
+    "half of an earlier export": lambda folder: (folder / ".link.partial").mkdir(),
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_links_and_what_was_left_half_written_are_exported_into(
+    target, configs, variables, tmp_path
+):
+    (tmp_path / "real").mkdir()
+    TARGETS[target](tmp_path)
+    export(tmp_path / "link", configs["plain"], variables["plain"], to="open_clip")
+    assert (tmp_path / "link").is_symlink() == ("link to" in target)
+    files = sorted(file.name for file in (tmp_path / "link").iterdir())
+    assert files == ["open_clip_config.json", "open_clip_model.safetensors"]
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_working_directory_and_a_home_are_directories(
+    configs, variables, tmp_path, monkeypatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, place in ((".", "here"), ("~/there", "there")):
+        export(name, configs["plain"], variables["plain"], to="open_clip")
+        assert (tmp_path / place / "open_clip_config.json").is_file()
+
+
+def test_a_file_in_the_place_of_the_directory_stays_and_is_named(configs, variables, tmp_path):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(ValueError, match="a is a file: export into a new directory"):
+        export(tmp_path / "a", configs["plain"], variables["plain"])
+    assert (tmp_path / "a").read_text() == "mine"

@@ -245,6 +245,30 @@ def test_a_tiff_is_turned_once_as_pillow_does_in_any_case(orientation, asked):
     np.testing.assert_array_equal(pixels, np.asarray(turned))
 
 
+TIFF_6 = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # big-endian
+ODD_EXIF = {
+    "no such orientation": ("JPEG", 9, 1),
+    "zero": ("JPEG", 0, 1),
+    "garbage": ("JPEG", b"Exif\0\0garbage-garbage", 1),
+    "big-endian": ("JPEG", b"Exif\0\0" + TIFF_6, 6),
+    "a phone's MPO": ("MPO", 6, 6),
+    "AVIF": ("AVIF", 6, 6),
+}
+
+
+@pytest.mark.parametrize("name", ODD_EXIF)
+def test_odd_exif_is_read_as_pillow_does_and_never_fails(name):
+    kind, value, expected = ODD_EXIF[name]
+    exif = value if isinstance(value, bytes) else Image.Exif()
+    if isinstance(value, int):
+        exif[ORIENTATION] = value
+    data = encoded(photo(96, 64), kind, exif=exif)
+    assert exif_orientation(data) == expected
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert decode(data, max_pixels=MANY, exif_rotation=True).shape[:2] == turned.size[::-1]
+    assert decode(data, max_pixels=MANY).shape[:2] == (64, 96)
+
+
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA"])
 def test_formats_that_are_not_on_the_list_are_not_opened(kind):
     with pytest.raises(ImageError) as caught:

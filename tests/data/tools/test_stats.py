@@ -1,6 +1,9 @@
 """The summary counts what was put in."""
 
+import io
+
 import pytest
+from PIL import Image
 
 from clip_jax.data.sources.registry import open_source
 from clip_jax.data.tools.stats import summarize
@@ -48,3 +51,19 @@ def test_a_source_with_nothing_readable_is_still_described(numbered, settings):
     found = summarize(numbered(5, frozenset(range(5))), settings())
     assert found.unreadable == {"out-of-sorts": 5} and found.formats == {}
     assert "5 out-of-sorts" in found.to_text()
+
+
+def test_images_that_are_to_be_turned_are_counted(tmp_path, write_tar, settings):
+    files = {}
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
+        for orientation in range(1, 9):
+            exif, file = Image.Exif(), io.BytesIO()
+            exif[0x0112] = orientation
+            Image.new("RGB", (24, 16)).save(file, kind, exif=exif)
+            files[f"{kind}{orientation}.{kind.lower()}"] = file.getvalue()
+            files[f"{kind}{orientation}.txt"] = b"a caption"
+    path = write_tar(tmp_path / "s.tar", files)
+    found = summarize(open_source(f"tar:{path}", "train", settings()), settings())
+    assert sum(found.formats.values()) == 32
+    assert found.rotated == 3 * 7  # Pillow turns a TIFF in any case
+    assert "21 (data.exif_rotation)" in found.to_text()
