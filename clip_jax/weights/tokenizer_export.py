@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import sentencepiece
+from absl import logging
 
 from clip_jax.data.tokenizers.clip_bpe import vocabulary
 from clip_jax.data.tokenizers.registry import Tokenizer, TransformersTokenizer
@@ -40,7 +41,12 @@ def transformers_files(tokenizer: Tokenizer) -> Files:
         return _json_files(tokenizer, json.loads(data), clean="canonicalize")
     if isinstance(tokenizer, TransformersTokenizer):
         return _json_files(tokenizer, json.loads(tokenizer.description), clean=tokenizer.clean)
-    return {name: data}
+    # Without files of its own a CLIPTokenizer would be made there, which knows no word.
+    logging.warning(
+        "transformers has no tokenizer of the kind %s: the export refuses AutoTokenizer; give the model the ids "
+        "of clip_jax.load(...).tokenizer, which is kept in tokenizer/", tokenizer.kind,
+    )  # fmt: skip
+    return {"tokenizer_config.json": {"tokenizer_class": f"clip_jax_{tokenizer.kind}_Tokenizer"}}
 
 
 def open_clip_files(tokenizer: Tokenizer) -> tuple[Files, dict]:

@@ -16,7 +16,7 @@ import transformers
 from parity_inputs import varied_texts
 
 from clip_jax.config import ModelConfig
-from clip_jax.data.tokenizers.registry import ClipTokenizer, SiglipTokenizer
+from clip_jax.data.tokenizers.registry import ClipTokenizer, SiglipTokenizer, train_sentencepiece
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP
 from clip_jax.models.towers.text_transformer import TextConfig
@@ -131,6 +131,18 @@ def test_an_exported_siglip_tokenizer_gives_the_same_ids_in_open_clip(kind, tmp_
     (tmp_path / "a" / "tokenizer" / "description.json").unlink()  # as a directory of open_clip's
     read = find_tokenizer(config, tmp_path / "a", library="open_clip")
     np.testing.assert_array_equal(theirs(texts).numpy(), read(texts))
+
+
+def test_a_tokenizer_that_transformers_has_not_gives_no_ids_there(tmp_path, caplog):
+    """A CLIPTokenizer was made in its place, for which every word is unknown."""
+    ours = train_sentencepiece(CORPUS, 400, LENGTH)
+    base = model_config("ViT-B-32", vocab_size=ours.vocab_size, context_length=LENGTH)
+    config = dataclasses.replace(base, text=dataclasses.replace(base.text, depth=1))
+    export(tmp_path / "a", config, variables_of(config), tokenizer=ours)
+    assert "transformers has no tokenizer of the kind sentencepiece" in caplog.text
+    for auto in (transformers.AutoTokenizer, transformers.AutoProcessor):
+        with pytest.raises((ValueError, OSError)):
+            auto.from_pretrained(tmp_path / "a")(["a photo of a cat"])
 
 
 def config_json(directory, text: dict):

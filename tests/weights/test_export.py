@@ -104,3 +104,11 @@ def test_a_file_in_the_place_of_the_directory_stays_and_is_named(configs, variab
     with pytest.raises(ValueError, match="a is a file: export into a new directory"):
         export(tmp_path / "a", configs["plain"], variables["plain"])
     assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_a_tokenizer_that_a_library_has_not_is_said(configs, variables, tmp_path, caplog):
+    tokenizer = train_sentencepiece(["a red circle", "a blue square"] * 3, 400, 6)
+    export(tmp_path / "a", configs["plain"], variables["plain"], tokenizer=tokenizer)
+    settings = json.loads((tmp_path / "a" / "tokenizer_config.json").read_text())
+    assert settings == {"tokenizer_class": "clip_jax_sentencepiece_Tokenizer"}
+    assert "transformers has no tokenizer of the kind sentencepiece" in caplog.text
