@@ -7,6 +7,7 @@ import pytest
 from clip_jax import sharding
 from clip_jax.collection.embeddings import open_embeddings
 from clip_jax.config import MeshConfig
+from clip_jax.search import exact
 from clip_jax.search.exact import ExactSearch, search_rows
 
 
@@ -22,10 +23,15 @@ def vectors(embeddings):
     return open_embeddings(embeddings).vectors["image"]
 
 
+@pytest.mark.parametrize("block", [32, 2048], ids=["in-blocks", "whole"])
 @pytest.mark.parametrize(
     "devices, resident, chunk", [(8, True, 64), (1, False, 300), (8, False, 999)]
 )
-def test_the_nearest_rows_are_those_of_a_sort(devices, resident, chunk, vectors, vectors_of):
+def test_the_nearest_rows_are_those_of_a_sort(
+    devices, resident, chunk, block, vectors, vectors_of, monkeypatch
+):
+    monkeypatch.setattr(exact, "BLOCK", block)
+    exact._merge.cache_clear()
     mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
     search = ExactSearch(vectors, mesh, resident=resident, chunk=chunk)
     z_QE = vectors_of(1, 5, 32)
