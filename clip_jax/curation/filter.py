@@ -113,9 +113,8 @@ class Decision:
     value_N: np.ndarray  # of all rows: what was compared with the border; NaN: took no part
     partner_N: np.ndarray | None = None  # of all rows: the row that it is near to, or -1
     set_N: np.ndarray | None = None  # of all rows: in which evaluation set that row is
-    pixels_N: np.ndarray | None = (
-        None  # of all rows: how similar that row's pixels are; NaN: not known
-    )
+    # Of all rows: how similar that row's pixels are; NaN: not known.
+    pixels_N: np.ndarray | None = None
     balance: Balance | None = None
     matches: Matches | None = None
 

@@ -26,9 +26,8 @@ FORMS = 2  # whole, and without margins
 REDUCED = 256  # pixels of the longer side in which margins are looked for
 MARGIN_LEVELS = 24  # of 255, that the color of a margin varies by
 MOST_MARGIN = 0.7  # of a side; a picture with more is a plain one
-CONTRAST = (
-    8.0  # levels of an even deviation that two pictures share: noise on a plain one counts little
-)
+# Levels of an even deviation that two pictures share: noise on a plain one counts little.
+CONTRAST = 8.0
 COLOR = 0.5  # weight of the mean color
 AT_ONCE = 512  # pairs that are compared in full
 COARSE_AT_ONCE = 1 << 14

@@ -15,9 +15,8 @@ Split = Literal["train", "test"]
 # Characters that are no text: NUL, halves of surrogate pairs, and U+FFFD, which stands where another
 # program could not decode a byte. No tokenizer is trained on them, and some fail on them.
 BROKEN = re.compile("[\x00\ud800-\udfff\ufffd]")
-MOST_KEY = (
-    1_000  # characters of a key: it is printed, logged and kept, whatever stands in a data set
-)
+# Characters of a key: it is printed, logged and kept, whatever stands in a data set.
+MOST_KEY = 1_000
 
 
 @dataclass(frozen=True, slots=True)

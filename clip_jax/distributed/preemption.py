@@ -27,9 +27,8 @@ class Preemption:
     def __init__(self):
         self._asked = False
         self._interrupted = False
-        self._first: int = (
-            signal.SIGTERM
-        )  # also where JAX's service received it, or another process
+        # Also where JAX's service received it, or another process.
+        self._first: int = signal.SIGTERM
         self._meetings = 0
         self._agreed = False
         self._before = {}

@@ -21,6 +21,13 @@ class Annotation(NamedTuple):
     labels: tuple[int, ...] | None = None  # of an image that may be of several classes or of none
     image: int | None = None  # a hash of the file; None: it cannot be read
 
+    @classmethod
+    def from_json(cls, entry: list) -> "Annotation":
+        """Of the list that JSON makes of one."""
+        found = cls(*entry)
+        labels = None if found.labels is None else tuple(found.labels)
+        return found._replace(captions=tuple(found.captions), labels=labels)
+
 
 def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]:
     """The annotations of some samples, in the order of `indices`, the same in every process.
@@ -43,12 +50,7 @@ def read_annotations(source: Source, indices: Sequence[int]) -> list[Annotation]
     # The first entry of all parts, then the second of all, ...: the order before the sharing out.
     count = len(parts)
     entries = (parts[place % count][place // count] for place in range(len(indices)))
-    return [
-        Annotation(
-            index, tuple(texts), label, group, None if labels is None else tuple(labels), *more
-        )
-        for index, texts, label, group, labels, *more in entries
-    ]
+    return [Annotation.from_json(entry) for entry in entries]
 
 
 def _read(source: Source, index: int) -> Annotation:

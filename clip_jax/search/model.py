@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from clip_jax.sharding import path_name
+
 STACKED = "blocks"  # a part of the paths of stacked parameters
 CAST = ("kernel", "embedding")  # ends of the names of what is multiplied or looked up
 UNROLL = 64  # blocks, more than any tower has
@@ -39,9 +41,9 @@ class QueryModel:
         self._model = model.clone(config=config)
 
         def place(path, leaf):
-            names = jax.tree_util.keystr(path, simple=True, separator="/")
-            parts = list(leaf) if unstacks and f"/{STACKED}/" in names and np.ndim(leaf) else [leaf]
-            cast = dtype if dtype is not None and names.endswith(CAST) else None
+            name = path_name(path)
+            parts = list(leaf) if unstacks and f"/{STACKED}/" in name and np.ndim(leaf) else [leaf]
+            cast = dtype if dtype is not None and name.endswith(CAST) else None
             parts = [jax.device_put(np.asarray(part, cast), device) for part in parts]
             return _Stack(parts) if np.ndim(leaf) > np.ndim(parts[0]) else parts[0]
 

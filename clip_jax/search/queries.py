@@ -15,12 +15,8 @@ from clip_jax.search.index import SearchIndex, unit
 from clip_jax.search.model import QueryModel
 from clip_jax.weights.load import Loaded
 
-BATCHES = (
-    1,
-    2,
-    4,
-    8,
-)  # sizes of which there are programs; larger ones are not faster for each query
+# Sizes of which there are programs; larger ones are not faster for each query.
+BATCHES = (1, 2, 4, 8)
 LENGTHS = (16, 32)  # of texts, in tokens, besides the whole context
 MAX_PIXELS = 50_000_000  # of a picture that is searched for
 REMEMBERED = 4096  # texts

@@ -123,10 +123,5 @@ def _part_to(part: Part) -> dict[str, np.ndarray]:
 
 def _part_of(arrays: dict[str, np.ndarray]) -> Part:
     notes = json.loads(arrays["notes"].tobytes())
-    annotations = [
-        Annotation(
-            index, tuple(captions), label, group, None if labels is None else tuple(labels), *more
-        )
-        for index, captions, label, group, labels, *more in notes["annotations"]
-    ]
+    annotations = [Annotation.from_json(entry) for entry in notes["annotations"]]
     return Part(arrays["z"], annotations, [tuple(entry) for entry in notes["bad"]])
