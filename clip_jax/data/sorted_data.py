@@ -64,10 +64,11 @@ def likeness(source: Source) -> tuple[float, float] | None:
 
 
 def _runs(source: Source) -> list[list[Sample]]:
-    """Neighbours from places all over the source."""
+    """Neighbours from blocks all over the source; a run lies in one block."""
     first_K = source.blocks.first_K
-    starts = first_K[np.unique(np.linspace(0, len(first_K) - 2, RUNS, dtype=int))]
-    return [_read(source, int(start), min(int(start) + SAMPLES, len(source))) for start in starts]
+    blocks = np.unique(np.linspace(0, len(first_K) - 2, RUNS, dtype=int))
+    starts, ends = first_K[blocks], np.minimum(first_K[blocks] + SAMPLES, first_K[blocks + 1])
+    return [_read(source, start, end) for start, end in zip(starts.tolist(), ends.tolist())]
 
 
 def _read(source: Source, start: int, end: int) -> list[Sample]:
@@ -86,6 +87,8 @@ def _read(source: Source, start: int, end: int) -> list[Sample]:
             found.append(run[index])
         except BadSample:
             continue
+        if found[0].path is not None:  # the image of each is a request of its own
+            return []
     return found
 
 

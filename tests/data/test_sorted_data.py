@@ -1,11 +1,14 @@
 """Data whose neighbours are alike are named where blocks of neighbours are to mix them."""
 
 import logging
+import types
 
 import numpy as np
 import pytest
 
+from clip_jax import storage
 from clip_jax.data import block_order
+from clip_jax.data.samples import Sample
 from clip_jax.data.sorted_data import likeness, warn_of_sorted_data
 from clip_jax.data.sources.registry import open_source
 
@@ -60,3 +63,38 @@ def test_nothing_is_read_where_all_is_mixed(written, settings, changes, caplog, 
     monkeypatch.setattr(type(source), "span", None)
     warn_of_sorted_data([source], cfg)
     assert not caplog.messages
+
+
+def test_a_run_of_neighbours_ends_with_its_block(written, settings, monkeypatch):
+    monkeypatch.setattr(block_order, "BLOCK_BYTES", (8_000, 12_000))  # of a few samples
+    source = open_source(f"tar:{written}/sorted/txt/*.tar", "train", settings(shuffle="block"))
+    first_K, asked, span = source.blocks.first_K, [], type(source).span
+    assert 1 < np.diff(first_K).max() < 16
+
+    def note(self, start, end):
+        asked.append((start, end))
+        return span(self, start, end)
+
+    monkeypatch.setattr(type(source), "span", note)
+    near, far = likeness(source)
+    assert near > far + 0.1
+    blocks = dict(zip(first_K[:-1].tolist(), first_K[1:].tolist()))
+    assert len(asked) > 4 and all(end == blocks[start] for start, end in asked)
+
+
+def test_images_that_lie_apart_are_not_read_for_it(monkeypatch):
+    read = []
+
+    class Run:
+        def __getitem__(self, index):
+            read.append(index)
+            return Sample(image=b"", captions=("a",), key="", shard="", path=f"{index}.jpg")
+
+    source = types.SimpleNamespace(
+        blocks=block_order.Blocks(np.arange(0, 321, 20), 1e5),
+        span=lambda start, end: types.SimpleNamespace(path="", start=0, end=1, info=None),
+        unpack=lambda start, end, data: Run(),
+    )
+    monkeypatch.setattr(storage, "read_range", lambda *args, info: b"")
+    assert likeness(source) is None
+    assert len(read) == 8  # one of each run
