@@ -32,6 +32,11 @@ class LimitedProtocol(H11Protocol):
             transport.abort()
             return
         super().connection_made(transport)
+        # asyncio does so for sockets that name their protocol, and `create_server`'s do not: the body
+        # of an answer, sent after its head, would wait some 40 ms for the head to be acknowledged.
+        with contextlib.suppress(OSError, AttributeError):  # a client that has gone; a Unix socket
+            bound = transport.get_extra_info("socket")
+            bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._began: float | None = self.loop.time()
         self._check = self.loop.call_later(1.0, self._watch)
 

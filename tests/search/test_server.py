@@ -249,3 +249,20 @@ def test_metadata_of_any_kind_is_json():
     row = {"ratio": np.inf, "width": np.nan, "at": datetime.date(2020, 1, 2), "raw": b"\xff", "label": 3, "no": None}  # fmt: skip
     sent = {"ratio": "inf", "width": "nan", "at": "2020-01-02", "raw": "b'\\xff'", "label": 3, "no": None}  # fmt: skip
     assert json.loads(json.dumps(printable(row), allow_nan=False)) == sent
+
+
+def test_the_body_of_an_answer_does_not_wait_for_its_head(shop, start_server, monkeypatch):
+    """Nagle's algorithm holds it back until the client acknowledges the head, after 40 ms."""
+    transports, made = [], LimitedProtocol.connection_made
+    monkeypatch.setattr(
+        LimitedProtocol,
+        "connection_made",
+        lambda self, transport: transports.append(transport) or made(self, transport),
+    )
+    with start_server(shop) as address:
+        connection = http.client.HTTPConnection(urlsplit(address).netloc, timeout=30)
+        with contextlib.closing(connection):
+            connection.request("GET", "/api/info")
+            assert connection.getresponse().status == 200
+            accepted = transports[0].get_extra_info("socket")
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
