@@ -166,7 +166,9 @@ def _rounds_sums(dtype: jnp.dtype) -> bool:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _project(x, kernel, bias, rounds_once: bool):
     stored = x.dtype if _rounds_sums(x.dtype) and not rounds_once else None
-    y = _dot(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,), stored=stored)
+    # Parameters are stored in 16 bits where nothing is trained: see `search.model`.
+    factor = kernel.dtype if kernel.dtype == jnp.bfloat16 else x.dtype
+    y = _dot(x.astype(factor), kernel.astype(factor), (x.ndim - 1,), (0,), stored=stored)
     return (y if bias is None else y + like_rows(bias, y)).astype(x.dtype)
 
 

@@ -13,8 +13,8 @@ from clip_jax.cli.arguments import parse
 
 INDEX_HELP = """Build an index of embeddings of clip-jax embed or clip-retrieval.
 
-An exact index compares every row; an approximate one is a graph in a file (pip install -e '.[search]'),
-whose recall against the exact one is measured and printed."""
+An exact index compares every row; an approximate one compares codes of them, a graph walks from row to row
+(pip install -e '.[search]'). Their recall against the exact one is measured and printed."""
 SEARCH_HELP = """Search in an index, or in embeddings. A query is a text, an image file or row:NUMBER.
 
 Several are added up, each with a weight behind it if wanted, such as:
@@ -28,8 +28,9 @@ class IndexSettings:
     ]  # a folder of clip-jax embed or clip-retrieval
     out: Path | None = None  # the folder of the index; left out: "index" in that of the embeddings
     kind: Literal["image", "text"] | None = None  # whose vectors; left out: images if there are any
-    method: Literal["auto", "exact", "approximate"] = "auto"  # auto: exact where devices hold them
-    recall: float = 0.98  # that an approximate index is to reach of the 10 nearest
+    # auto: exact where devices hold the vectors, else approximate
+    method: Literal["auto", "exact", "approximate", "graph"] = "auto"
+    recall: float = 0.98  # that an index which is not exact is to reach of the 10 nearest
     connectivity: int = 16  # neighbours of a row in the graph
     expansion_add: int = 128  # candidates while a row is added to the graph
 
@@ -39,7 +40,7 @@ def index(args: list[str]) -> int:
     default = IndexSettings(embeddings=tyro.MISSING)
     names = {"default": default, "prog": "clip-jax index", "description": INDEX_HELP}
     settings = parse(IndexSettings, args, **names)
-    # pyarrow and USearch, of an extra, are loaded for the commands that need them alone.
+    # pyarrow, faiss and USearch, of an extra, are loaded for the commands that need them alone.
     from clip_jax.search.index import Graph, build_index
 
     out = settings.out or settings.embeddings / "index"
@@ -107,8 +108,9 @@ class ServeSettings:
     port: int = 8765  # 0: any that is free
     token: str | None = None  # that requests must carry; left out: a random one, none on 127.0.0.1
     model: str | None = None  # where the embeddings do not tell it, or it lies elsewhere now
-    # Of the model's matrix products and their parameters; left out: as the model has it.
-    dtype: Literal["float32", "bfloat16"] | None = None
+    # Of the model's matrix products and their parameters; auto: bfloat16 on a CPU that has such products,
+    # if this model's vectors are then as good
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
 def serve(args: list[str]) -> int:
@@ -140,7 +142,8 @@ def serve(args: list[str]) -> int:
     address = f"http://{shown}:{bound.getsockname()[1]}/{f'?token={token}' if token else ''}"
 
     def started():
-        print(f"{len(opened):_} {opened.kind} vectors, {opened.info['method']} search")
+        method = f"{opened.info['method']} search, model in {encode.dtype}"
+        print(f"{len(opened):_} {opened.kind} vectors, {method}")
         print(address, flush=True)
 
     answer(make_server(app), bound, started=started)

@@ -6,21 +6,33 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from clip_jax.collection.embed import model_fingerprint
 from clip_jax.data.images.formats import is_image
 from clip_jax.data.images.transforms import ImageError, decode, eval_image
 from clip_jax.load import load_to_host
 from clip_jax.search.index import SearchIndex, unit
-from clip_jax.search.model import QueryModel
+from clip_jax.search.model import QueryModel, fast_model
 from clip_jax.weights.load import Loaded
 
 # Sizes of which there are programs; larger ones are not faster for each query.
 BATCHES = (1, 2, 4, 8)
-LENGTHS = (16, 32)  # of texts, in tokens, besides the whole context
+LENGTHS = (8, 16, 32)  # of texts, in tokens, besides the whole context
 MAX_PIXELS = 50_000_000  # of a picture that is searched for
 REMEMBERED = 4096  # texts
 MOST_WEIGHT = 100.0  # of a part of a query
+# Texts that a model's vectors in bfloat16 are compared with, of the usual lengths; one for each of a batch.
+TYPICAL = (
+    "dog",
+    "a red bicycle",
+    "sunset over the sea",
+    "two children playing football in a park",
+    "a photo of a cat sleeping on a sofa",
+    "an old black and white photograph of a street with trams",
+    "close-up of a bee on a yellow flower",
+    "mountains, lake, 1987",
+)
 
 
 class Part(NamedTuple):
@@ -49,7 +61,8 @@ class QueryEncoder:
     Args:
       loaded: the model.
       index: whose rows a query may name.
-      dtype: of the model's matrix products, such as "bfloat16"; None: as the model has it.
+      dtype: of the model's matrix products, such as "bfloat16"; None: as the model has it; "auto":
+        bfloat16 on a CPU with such products where this model's vectors are as good.
 
     Raises:
       ValueError: the model's embeddings have another width than the index.
@@ -61,10 +74,18 @@ class QueryEncoder:
                 f"the model embeds into {width} numbers, and the index has {index.vectors.dim}: name "
                 "the model that the collection was embedded with"
             )
-        # One device: a query is too small to be split.
-        self._model = QueryModel(loaded.model, loaded.variables, dtype)
         self._loaded, self._index = loaded._replace(variables=None), index
         self._texts = functools.lru_cache(REMEMBERED)(self._tokens)
+        # One device: a query is too small to be split.
+        if dtype == "auto":
+            self._model = fast_model(loaded.model, loaded.variables, self._typical())
+        else:
+            self._model = QueryModel(loaded.model, loaded.variables, dtype)
+
+    @property
+    def dtype(self) -> str:
+        """What the factors of the model's products are."""
+        return self._model.dtype
 
     def pixels(self, data: bytes) -> np.ndarray:
         """An encoded image file as the model takes it; see `eval_image` for what is refused."""
@@ -100,6 +121,23 @@ class QueryEncoder:
         size = self._loaded.preprocess.image_size
         self._pixels([np.zeros((size, size, 3), np.uint8)])
 
+    def _typical(self) -> dict[Literal["image", "text"], np.ndarray]:
+        """Texts, and pictures of smooth colors, as the encoders take them."""
+        size, rng = self._loaded.preprocess.image_size, np.random.default_rng(0)
+        colors_B77C = rng.integers(0, 256, (2, 7, 7, 3), np.uint8)
+        smooth = [Image.fromarray(one).resize((size, size), Image.BICUBIC) for one in colors_B77C]
+        inputs: dict[Literal["image", "text"], np.ndarray] = {"image": np.stack(smooth)}
+        if self._loaded.tokenizer is not None:
+            inputs["text"] = self._cut(np.stack([self._tokens(text) for text in TYPICAL]))
+        return inputs
+
+    def _cut(self, tokens_QL: np.ndarray) -> np.ndarray:
+        """Without what no text needs, to one of few lengths."""
+        length, whole = self._loaded.model.config.text.read_length(tokens_QL), tokens_QL.shape[1]
+        return tokens_QL[
+            :, : min((one for one in (*LENGTHS, whole) if one >= length), default=whole)
+        ]
+
     def _row(self, rows: list[int]) -> np.ndarray:
         return unit(self._index.vectors.take(np.array(rows)))
 
@@ -109,11 +147,7 @@ class QueryEncoder:
         return np.asarray(self._loaded.tokenizer([text])[0], np.int32)
 
     def _text(self, texts: list[str]) -> np.ndarray:
-        tokens_QL = np.stack([self._texts(text) for text in texts])
-        text = self._loaded.model.config.text
-        length, whole = text.read_length(tokens_QL), tokens_QL.shape[1]
-        length = min((one for one in (*LENGTHS, whole) if one >= length), default=whole)
-        return self._embed("text", tokens_QL[:, :length])
+        return self._embed("text", self._cut(np.stack([self._texts(text) for text in texts])))
 
     def _image(self, files: list[bytes]) -> np.ndarray:
         return self._pixels([self.pixels(data) for data in files])

@@ -1,11 +1,14 @@
 """Queries' vectors are those of the model, with parameters of their own for each block or in bfloat16."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from clip_jax.models.clip import create_model
-from clip_jax.search.model import QueryModel
+from clip_jax.search.model import QueryModel, fast_model
 
 NAMES = ("ViT-test", "RN-test")
 
@@ -55,3 +58,54 @@ def test_no_block_is_copied_out_of_a_stack(made):
     plain = apply.lower(variables, inputs["text"], method="encode_text").compile().as_text()
     text = lowered.compile().as_text()
     assert stacked in plain and stacked not in text
+
+
+def test_bfloat16_rounds_the_factors_of_products_alone(made):
+    """On a CPU, where what lies between the products is faster in float32, and nearer to it."""
+    model, variables, inputs = made
+    whole, half = QueryModel(model, variables), QueryModel(model, variables, "bfloat16")
+    everywhere = create_model(dataclasses.replace(model.config, dtype="bfloat16"))
+    expected = whole.encode("text", inputs["text"])
+    apply = jax.jit(everywhere.apply, static_argnames="method")
+    coarse = np.asarray(apply(variables, inputs["text"], method="encode_text"))
+    error, coarse_error = (
+        np.abs(z - expected).max() for z in (half.encode("text", inputs["text"]), coarse)
+    )
+    assert 0 < error < 0.9 * coarse_error
+    stored = {leaf.dtype for leaf in jax.tree.leaves(half._variables)}
+    assert stored == {jnp.dtype("bfloat16"), jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "flags, cosine, expected",
+    [
+        ("fpu amx_bf16 vme", 0.99, "bfloat16"),
+        ("fpu avx512_bf16", 0.99, "bfloat16"),
+        ("fpu avx512f not_amx_bf16_x", 0.99, "float32"),
+        ("fpu amx_bf16", 0.9999999, "float32"),
+        (None, 0.99, "float32"),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_fast_and_as_good(
+    flags, cosine, expected, made, monkeypatch, tmp_path
+):
+    model, variables, inputs = made
+    info = tmp_path / "cpuinfo"
+    if flags is not None:
+        info.write_text(f"processor : 0\nflags\t\t: {flags}\nbugs : spectre amx_bf16\n")
+    monkeypatch.setattr("clip_jax.search.model.CPU_INFO", info)
+    monkeypatch.setattr("clip_jax.search.model.LEAST_COSINE", cosine)
+    chosen = fast_model(model, variables, inputs)
+    assert chosen.dtype == expected
+    same = QueryModel(model, variables, expected).encode("text", inputs["text"])
+    np.testing.assert_array_equal(chosen.encode("text", inputs["text"]), same)
+
+
+def test_a_model_whose_vectors_are_no_numbers_stays_as_it_is(made, monkeypatch, tmp_path):
+    model, variables, inputs = made
+    (tmp_path / "cpuinfo").write_text("flags : amx_bf16\n")
+    monkeypatch.setattr("clip_jax.search.model.CPU_INFO", tmp_path / "cpuinfo")
+    broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), variables)
+    assert fast_model(model, broken, inputs).dtype == "float32"
+    half = model.clone(config=dataclasses.replace(model.config, dtype="bfloat16"))
+    assert fast_model(half, variables, inputs).dtype == "bfloat16"

@@ -13,6 +13,7 @@ from clip_jax.collection.embed import model_fingerprint
 from clip_jax.data.images.transforms import ImageError
 from clip_jax.models.clip import create_model
 from clip_jax.search import queries
+from clip_jax.search.model import QueryModel
 from clip_jax.search.queries import Part, QueryEncoder, load_encoder, parse_parts
 from clip_jax.weights.load import Loaded, preprocess_of
 
@@ -143,3 +144,17 @@ def test_a_command_line_gives_texts_pictures_rows_and_weights(tmp_path, png):
     for weight in ("nan", "inf", "-101"):
         with pytest.raises(ValueError, match="a weight is from -100 to 100"):
             parse_parts([f"red={weight}"])
+
+
+def test_a_type_is_chosen_by_what_the_model_makes_of_texts_and_pictures(loaded, index, monkeypatch):
+    asked = {}
+
+    def fast_model(model, variables, inputs):
+        asked.update({kind: (x.shape, x.dtype) for kind, x in inputs.items()})
+        return QueryModel(model, variables, "bfloat16")
+
+    monkeypatch.setattr(queries, "fast_model", fast_model)
+    assert QueryEncoder(loaded, index, "auto").dtype == "bfloat16"
+    assert asked == {"image": ((2, 16, 16, 3), np.uint8), "text": ((8, 16), np.int32)}
+    QueryEncoder(loaded._replace(tokenizer=None), index, "auto")
+    assert QueryEncoder(loaded, index).dtype == "float32"
