@@ -25,7 +25,7 @@ PLAN = ["libtpu>=0.0.52; sys_platform == 'linux' and platform_machine == 'x86_64
 # k-means, PCA and UMAP. All have wheels for Python 3.11 to 3.13 and releases of this year; umap-learn draws in
 # numba and its compiler, 50 MB, which is why no other extra has them.
 MAP = ["pyarrow>=21", "scikit-learn>=1.7", "umap-learn>=0.5.9"]
-SEARCH = ["pyarrow>=21", "usearch>=2.26"]
+SEARCH = ["faiss-cpu>=1.15", "pyarrow>=21", "usearch>=2.26"]
 SERVE = [*SEARCH, "starlette>=1.0", "uvicorn>=0.40"]
 TEST = [
     *SERVE,

@@ -78,6 +78,7 @@ def run_server(index: str, dtype: str | None, pipe):
     encode = QueryEncoder(loaded, opened, dtype)
     del loaded
     encode.compile()
+    print(f"model in {encode.dtype}", flush=True)
     bound = socket.create_server(("127.0.0.1", 0))
     app = create_app(Service(opened, encode, Pictures(opened)), token=None, hosts=None)
     serve(make_server(app), bound, started=lambda: pipe.send(bound.getsockname()[1]))
@@ -117,7 +118,9 @@ def main():
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--dtype", help="of the model in the server, such as bfloat16")
+    parser.add_argument(
+        "--dtype", default="auto", help="of the model in the server, such as bfloat16"
+    )
     parser.add_argument("--only", choices=["prepare", "build", "serve"])
     args = parser.parse_args()
     if args.only in (None, "prepare") and not (args.folder / "img_emb").exists():
@@ -132,7 +135,7 @@ def main():
         )
         minutes = (time.perf_counter() - start) / 60
         print(f"{info['rows']:_} x {info['dim']}: built and measured in {minutes:.1f} min, {info['recall_at_10']}, "
-              f"{info['expansion_search']} candidates")  # fmt: skip
+              f"{info['candidates']} candidates, codes of {info['codes']['numbers']} numbers")  # fmt: skip
     if args.only in (None, "serve"):
         ours, theirs = multiprocessing.Pipe()
         context = multiprocessing.get_context("spawn")

@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 EXTRAS = {
     "pyarrow": "search",
     "usearch": "search",
+    "faiss": "search",
     "starlette": "serve",
     "uvicorn": "serve",
     "h11": "serve",

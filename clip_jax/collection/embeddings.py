@@ -16,6 +16,7 @@ from clip_jax.collection.layout import FOLDERS, MANIFEST, METADATA, SETTINGS
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 READ_BYTES = 8 << 20
+IN_CACHE = 512  # rows that are widened at once: 1 MB of width 512
 
 
 class Vectors:
@@ -34,6 +35,8 @@ class Vectors:
             raise ValueError(f"{files[0].parent}: the parts have rows of {sorted(widths)} numbers")
         (self.dim,) = widths
         self.dtype = self.parts[0].dtype
+        # Of the same memory, without what NumPy's class of mapped files does for each slice.
+        self._arrays = [part.view(np.ndarray) for part in self.parts]
         self.first = np.cumsum([0, *(len(part) for part in self.parts)])
 
     def __len__(self) -> int:
@@ -60,13 +63,42 @@ class Vectors:
           IndexError: there is no such row.
         """
         rows_N = np.asarray(rows_N, np.int64)
-        if len(rows_N) and (rows_N.min() < 0 or rows_N.max() >= len(self)):
-            raise IndexError(f"a row is outside of 0 to {len(self) - 1}")
-        part_N = np.searchsorted(self.first, rows_N, side="right") - 1
+        self._check(rows_N)
+        order_N = np.argsort(rows_N, kind="stable")
         out_NE = np.empty((len(rows_N), self.dim), np.float32)
-        for number in np.unique(part_N).tolist():
-            here_N = part_N == number
-            out_NE[here_N] = self.parts[number][rows_N[here_N] - self.first[number]]
+        out_NE[order_N] = self._gather(rows_N[order_N])
+        return out_NE
+
+    def scores(self, z_QE: np.ndarray, rows_QK: np.ndarray) -> np.ndarray:
+        """(Q, K) float32, the dot products of each query with rows of its own.
+
+        A row is widened to float32 in the cache, and equal rows have equal scores.
+
+        Raises:
+          IndexError: there is no such row.
+        """
+        rows_QK = np.asarray(rows_QK, np.int64)
+        self._check(rows_QK)
+        score_QK = np.empty(rows_QK.shape, np.float32)
+        for z_E, rows_K, score_K in zip(np.asarray(z_QE, np.float32), rows_QK, score_QK):
+            order_K = np.argsort(rows_K)
+            x_KE = self._gather(rows_K[order_K])
+            for first in range(0, len(x_KE), IN_CACHE):
+                x_CE = x_KE[first : first + IN_CACHE].astype(np.float32)
+                score_K[order_K[first : first + IN_CACHE]] = np.einsum("ke,e->k", x_CE, z_E)
+        return score_QK
+
+    def _check(self, rows: np.ndarray):
+        if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
+            raise IndexError(f"a row is outside of 0 to {len(self) - 1}")
+
+    def _gather(self, rows_N: np.ndarray) -> np.ndarray:
+        """(N, dim) as they are stored, of rows in ascending order: neighbours lie on the same pages."""
+        out_NE = np.empty((len(rows_N), self.dim), self.dtype)
+        ends = np.searchsorted(rows_N, self.first).tolist()
+        for part, first, start, end in zip(self._arrays, self.first.tolist(), ends, ends[1:]):
+            if start < end:
+                out_NE[start:end] = part[rows_N[start:end] - first]
         return out_NE
 
 

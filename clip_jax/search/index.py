@@ -1,9 +1,6 @@
 """An index over an embedded collection: exact or approximate search, its metadata, filters."""
 
-import dataclasses
-import importlib.metadata
 import json
-import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,16 +16,15 @@ from clip_jax import sharding
 from clip_jax.collection.embeddings import Embeddings, Vectors, open_embeddings
 from clip_jax.collection.layout import MANIFEST
 from clip_jax.config import MeshConfig
+from clip_jax.search import approximate
+from clip_jax.search.approximate import Graph
 from clip_jax.search.exact import CHUNK, ExactSearch, Found, search_rows
 from clip_jax.storage import atomic_write, replacing
 
-log = logging.getLogger(__name__)
-
-Method = Literal["auto", "exact", "approximate"]
+Method = Literal["auto", "exact", "approximate", "graph"]
 FORMAT = "clip_jax index 1"
-INDEX, TABLE, GRAPH = "index.json", "metadata.arrow", "vectors.usearch"
+INDEX, TABLE = "index.json", "metadata.arrow"
 RECALL = 0.98  # that an approximate index is to reach
-MEASURED = 256  # queries of each kind that recall is measured with
 MEMORY_SHARE = 0.5  # of what the devices have free that vectors may take
 CPU_NUMBERS = 2**27  # in all vectors, up to which two cores compare them in some 50 ms
 ON_HOST = 100_000  # rows that a filter leaves, up to which they are compared one by one
@@ -120,10 +116,8 @@ class SearchIndex:
 
     def measure(self, z_QE: np.ndarray, k: int = 10) -> float:
         """The share of the exact `k` nearest rows that this index finds."""
-        from clip_jax.search.approximate import recall
-
         exact = ExactSearch(self.vectors, local_mesh(), resident=False)
-        return recall(self.search(z_QE, k), exact.search(unit(z_QE), k).score_QK)
+        return approximate.recall(self.search(z_QE, k), exact.search(unit(z_QE), k).score_QK)
 
 
 def unit(z_QE: np.ndarray) -> np.ndarray:
@@ -151,14 +145,6 @@ def fits_devices(vectors: Vectors) -> bool:
 # ------------------------------------------------------------------------------------ building
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Graph:
-    """How the graph of an approximate index is built; more is slower, and finds more."""
-
-    connectivity: int = 16  # neighbours of a row
-    expansion_add: int = 128  # candidates while a row is added
-
-
 def build_index(
     embeddings: str | os.PathLike,
     out: str | os.PathLike,
@@ -175,10 +161,10 @@ def build_index(
       embeddings: a folder of `clip-jax embed` or of clip-retrieval.
       out: the folder of the index, of which the embeddings are a part that is not copied.
       kind: whose vectors are searched, "image" or "text"; None: images if there are any.
-      method: "exact" compares all rows with each query; "approximate" builds a graph; "auto" takes
-        the first where the vectors fit the devices.
-      target: of recall@10 of an approximate index. Candidates are added until it is reached.
-      graph: of an approximate index.
+      method: "exact" compares all rows with each query, "approximate" codes of them, and "graph"
+        walks from row to row; "auto" is exact where the vectors fit the devices, else approximate.
+      target: of recall@10 of an index that is not exact. Candidates are added until it is reached.
+      graph: how a graph is built.
       report: is told how far it is.
 
     Returns:
@@ -197,6 +183,12 @@ def build_index(
     check_lengths(vectors)
     if method == "auto":
         method = "exact" if fits_devices(vectors) else "approximate"
+    kind_of_index = approximate.KINDS.get(method)
+    if kind_of_index and len(vectors) < kind_of_index.least_rows:
+        report(f"{len(vectors):_} rows are too few for codes: the index is exact")
+        method = "exact"
+    if method != "exact":
+        approximate.load(method)  # before an older index is gone
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INDEX).unlink(missing_ok=True)  # until all files are those of the new one
     info = {
@@ -208,44 +200,23 @@ def build_index(
         "rows": len(vectors),
         "dim": vectors.dim,
     }
-    if method == "approximate":
-        info |= _build_graph(opened, vectors, folder / GRAPH, graph or Graph(), target, report)
+    if method != "exact":
+        info |= approximate.build(
+            method,
+            opened,
+            vectors,
+            folder,
+            exact=ExactSearch(vectors, local_mesh(), resident=False),
+            target=target,
+            settings=[graph] if graph and method == "graph" else None,
+            report=report,
+        )
+    for other, each in approximate.KINDS.items():
+        if other != method:
+            (folder / each.file).unlink(missing_ok=True)
     write_table(opened.metadata, folder / TABLE)
     atomic_write(folder / INDEX, json.dumps(info, indent=1) + "\n")
     return info
-
-
-def _build_graph(
-    opened: Embeddings, vectors: Vectors, path: Path, graph: Graph, target: float, report
-) -> dict:
-    # USearch is of an extra, which an exact index does not need.
-    from clip_jax.search import approximate
-
-    approximate.build(vectors, path, **dataclasses.asdict(graph), report=report)
-    search = approximate.ApproximateSearch(path, vectors, expansion=approximate.EXPANSIONS[0])
-    exact = ExactSearch(vectors, local_mesh(), resident=False)
-    rng, queries = np.random.default_rng(0), {}
-    for name, one in opened.vectors.items():
-        rows_N = rng.choice(len(one), min(MEASURED, len(one)), replace=False)
-        queries[name] = unit(one.take(rows_N))
-    found = approximate.tune(search, exact, queries, target=target)
-    for name, share in found.by_query.items():
-        report(f"recall@10 of {len(queries[name])} {name} queries: {share:.4f}")
-    if not found.reached:
-        log.warning(
-            "recall@10 does not reach %g with %d candidates. Build the index with a higher "
-            "--connectivity and --expansion-add, or --method exact",
-            target,
-            found.expansion,
-        )
-    return {
-        "graph": dataclasses.asdict(graph),
-        "expansion_search": found.expansion,
-        "recall_at_10": found.by_query,
-        "recall_target": target,
-        "recall_reached": found.reached,
-        "usearch": importlib.metadata.version("usearch"),
-    }
 
 
 def check_lengths(vectors: Vectors):
@@ -312,7 +283,8 @@ def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchInd
     """
     folder = Path(path).expanduser()
     if not (folder / INDEX).is_file():
-        if any(folder.glob(f"*{GRAPH}*")) or any(folder.glob(f"*{TABLE}*")):
+        files = (TABLE, *(kind.file for kind in approximate.KINDS.values()))
+        if any(any(folder.glob(f"*{name}*")) for name in files):
             raise ValueError(
                 f"{folder} was not built to its end: run the same clip-jax index again"
             )
@@ -332,11 +304,8 @@ def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchInd
     if fingerprint(opened) != info["fingerprint"]:
         raise ValueError(f"{opened.root} has changed since {folder} was built: build it again")
     vectors = opened.vectors[info["kind"]]
-    if info["method"] == "approximate":
-        from clip_jax.search.approximate import ApproximateSearch
-
-        expansion = info["expansion_search"]
-        search = ApproximateSearch(folder / GRAPH, vectors, expansion=expansion).search
+    if info["method"] != "exact":
+        search = approximate.open_search(info, folder, vectors).search
     else:
         search = _exact(vectors)
     table = pa.ipc.open_file(pa.memory_map(os.fspath(folder / TABLE))).read_all()
