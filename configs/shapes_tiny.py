@@ -2,7 +2,7 @@
 
 clip-jax train --config configs/shapes_tiny.py
 
-Zero-shot accuracy on the 48 classes of the test split: 98.9 %, on the six that no training picture shows 92.9 %.
+Zero-shot accuracy on the 48 classes of the test split: 98.8 %, on the six that no training picture shows 91.3 %.
 """
 
 from clip_jax.config import (

@@ -91,7 +91,8 @@ def train_step(
 
     # The learning rate is that of the step, however many were skipped before it.
     opt_state = follow_step(state.opt_state, state.step)
-    updates, opt_state = optimizer.update(grads, opt_state, before)
+    updates, opt_state = optimizer.update(_written(grads, mesh), opt_state, before)
+    updates = _written(updates, mesh)
     update_norm = optax.tree.norm(updates)
     sound, health = check_health(
         state.health,
@@ -133,6 +134,16 @@ def train_step(
         state.replace(step=state.step + 1, health=health, **changed),
         metrics,
     )
+
+
+def _written(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays; on a CPU what follows reads them from memory.
+
+    There a norm and the optimizer share the squares of a gradient, so that XLA writes these to memory, and
+    reads them twice; behind a barrier each squares what it reads.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return jax.lax.optimization_barrier(tree) if on_cpu else tree
 
 
 def average_decay(cfg: OptimizerConfig, step: jax.Array) -> jax.Array | float:
