@@ -33,6 +33,16 @@ TYPICAL = (
     "close-up of a bee on a yellow flower",
     "mountains, lake, 1987",
 )
+DETAIL = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    9,
+    14,
+    28,
+)  # random colors along a side of the pictures that they are compared with
 
 
 class Part(NamedTuple):
@@ -122,10 +132,10 @@ class QueryEncoder:
         self._pixels([np.zeros((size, size, 3), np.uint8)])
 
     def _typical(self) -> dict[Literal["image", "text"], np.ndarray]:
-        """Texts, and pictures of smooth colors, as the encoders take them."""
+        """Texts, and pictures of random colors, as the encoders take them."""
         size, rng = self._loaded.preprocess.image_size, np.random.default_rng(0)
-        colors_B77C = rng.integers(0, 256, (2, 7, 7, 3), np.uint8)
-        smooth = [Image.fromarray(one).resize((size, size), Image.BICUBIC) for one in colors_B77C]
+        colors = [rng.integers(0, 256, (side, side, 3), np.uint8) for side in DETAIL]
+        smooth = [Image.fromarray(one).resize((size, size), Image.BICUBIC) for one in colors]
         inputs: dict[Literal["image", "text"], np.ndarray] = {"image": np.stack(smooth)}
         if self._loaded.tokenizer is not None:
             inputs["text"] = self._cut(np.stack([self._tokens(text) for text in TYPICAL]))

@@ -155,6 +155,6 @@ def test_a_type_is_chosen_by_what_the_model_makes_of_texts_and_pictures(loaded, 
 
     monkeypatch.setattr(queries, "fast_model", fast_model)
     assert QueryEncoder(loaded, index, "auto").dtype == "bfloat16"
-    assert asked == {"image": ((2, 16, 16, 3), np.uint8), "text": ((8, 16), np.int32)}
+    assert asked == {"image": ((8, 16, 16, 3), np.uint8), "text": ((8, 16), np.int32)}
     QueryEncoder(loaded._replace(tokenizer=None), index, "auto")
     assert QueryEncoder(loaded, index).dtype == "float32"
