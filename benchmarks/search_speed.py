@@ -63,13 +63,14 @@ def run_server(index: str, dtype: str | None, pipe):
 
     from clip_jax.data.tokenizers.registry import ClipTokenizer
     from clip_jax.models.clip import create_model
-    from clip_jax.search.http import make_server, serve
+    from clip_jax.search.http import limit_memory, make_server, serve
     from clip_jax.search.index import open_index
     from clip_jax.search.pictures import Pictures
     from clip_jax.search.queries import QueryEncoder
     from clip_jax.search.server import Service, create_app
     from clip_jax.weights.load import Loaded, preprocess_of
 
+    limit_memory()  # as the command does
     opened, model = open_index(index), create_model("ViT-B-32")
     images, tokens = np.zeros((1, 224, 224, 3), np.uint8), np.ones((1, 77), np.int32)
     variables = jax.jit(model.init)(jax.random.key(0), images, tokens)

@@ -119,14 +119,14 @@ def serve(args: list[str]) -> int:
     names = {"default": default, "prog": "clip-jax serve", "description": SERVE_HELP}
     settings = parse(ServeSettings, args, **names)
     # Starlette and uvicorn, of an extra, are loaded for this command alone.
-    from clip_jax.search.http import make_server, return_memory
+    from clip_jax.search.http import limit_memory, make_server
     from clip_jax.search.http import serve as answer
     from clip_jax.search.index import open_index
     from clip_jax.search.pictures import Pictures
     from clip_jax.search.queries import load_encoder
     from clip_jax.search.server import Service, create_app
 
-    return_memory()
+    limit_memory()
     local = settings.host in LOCAL
     token = settings.token or (None if local else secrets.token_urlsafe(24))
     opened = open_index(settings.index)

@@ -15,8 +15,8 @@ from clip_jax.search.queries import Part, QueryEncoder, combine
 
 MOST = 32  # queries in a batch
 # Seconds after a batch in which those that it answered are waited for: clients that ask again at once
-# would else go in two groups, of which each waits for the other.
-REJOIN_S = 0.004
+# would else go in two groups, of which each waits for the other. Writing eight answers takes half of it.
+REJOIN_S = 0.01
 REMEMBERED = 16  # filters, of one byte a row each
 
 
