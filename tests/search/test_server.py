@@ -8,6 +8,9 @@ import io
 import json
 import resource
 import socket
+import subprocess
+import sys
+import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.search import http as search_http
 from clip_jax.search.http import LimitedProtocol
 from clip_jax.search.requests import printable
 
@@ -187,6 +191,52 @@ def test_other_methods_and_headers_that_are_too_large_are_refused(address):
     with wire, contextlib.suppress(ConnectionError):
         wire.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 40_000)
         assert wire.recv(100).split(b"\r\n")[0] == b"HTTP/1.1 400 Bad Request"
+
+
+def test_free_memory_is_returned_after_requests_and_not_while_there_are_none(
+    shop, start_server, monkeypatch
+):
+    returned = threading.Semaphore(0)
+    monkeypatch.setattr(search_http, "RETURN_S", 0.05)
+    monkeypatch.setattr(search_http, "return_memory", returned.release)
+    with start_server(shop) as address:
+        assert not returned.acquire(timeout=0.5)
+        assert search(address, {"text": "red"}, k=1)[0] == 200
+        assert returned.acquire(timeout=20)
+        assert not returned.acquire(timeout=0.5)
+
+
+def test_memory_of_many_threads_is_returned_to_the_system():
+    """In a process of its own, as the limits hold for all of it."""
+    code = """
+import threading
+from clip_jax.search.http import limit_memory, return_memory
+
+def resident():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+def work(kept):
+    blocks = [bytes(b"x" * 2**20) for _ in range(8)]  # below LARGE_BLOCK: from the heap
+    kept.append(bytes(10_000))  # behind them, so that the heap cannot shrink
+    del blocks
+
+limit_memory()
+before, kept = resident(), []
+for _ in range(4):
+    threads = [threading.Thread(target=work, args=(kept,)) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+held = resident() - before
+return_memory()
+print(held, resident() - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    held, left = map(float, done.stdout.split())
+    assert held > 8
+    assert left < 6
 
 
 def test_slow_clients_are_closed_and_keep_nobody_waiting(shop, start_server, monkeypatch):
