@@ -96,10 +96,11 @@ def _run(args: list[str], output: Connection, fault: str | None, devices: int):
     os.dup2(output.fileno(), 1)
     os.dup2(output.fileno(), 2)
     output.close()
-    # The time-out as in tests/conftest.py.
+    # The time-out and the emitters as in tests/conftest.py.
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={devices} "
-        "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+        "--xla_cpu_collective_call_terminate_timeout_seconds=600 "
+        "--xla_cpu_use_fusion_emitters=false"
     )
     code = 70
     try:

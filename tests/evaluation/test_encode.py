@@ -107,7 +107,8 @@ def processes():
     started = []
 
     def start(devices: int, *arguments):
-        flags = f"--xla_force_host_platform_device_count={devices}"
+        # The last of two values counts.
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
         env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         command = [sys.executable, str(PROCESS), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
