@@ -265,36 +265,25 @@ def short_patience(seconds: int):
     agreement.SHARED_S = float(seconds)
 
 
-def pause_in_step(step: int):
-    """Long enough for something to happen from outside."""
-
-    def pause():
-        print("pausing", flush=True)
-        time.sleep(2)
-
-    _at_step(step, pause)
+def _hold():
+    """Until the test makes the file "go" in the run directory."""
+    print("holding", flush=True)
+    go = Path(sys.argv[sys.argv.index("--workdir") + 1]) / "go"
+    while not go.exists():
+        time.sleep(0.005)
 
 
 def hold_in_step(step: int):
-    """Until the test makes the file "go" in the run directory."""
-    go = Path(sys.argv[sys.argv.index("--workdir") + 1]) / "go"
-
-    def hold():
-        print("holding", flush=True)
-        while not go.exists():
-            time.sleep(0.005)
-
-    _at_step(step, hold)
+    _at_step(step, _hold)
 
 
-def slow_compiling(seconds: int):
+def hold_compiling(_: int):
     from clip_jax.training import loop
 
     compile_ = loop.compile_step
 
     def compiled(parts):
-        print("compiling", flush=True)
-        time.sleep(seconds)
+        _hold()
         return compile_(parts)
 
     loop.compile_step = compiled
@@ -401,9 +390,8 @@ FAULTS = {
         kill_while_preparing,
         in_folder,
         short_patience,
-        pause_in_step,
         hold_in_step,
-        slow_compiling,
+        hold_compiling,
         slow_evaluation,
         fail_in_evaluation,
         fail_to_read_test_data,

@@ -83,6 +83,12 @@ def start_pair(place: Path, run: Path, **kwargs):
         yield first, second
 
 
+def ask_to_leave(run: Path, command: Command, number: int = signal.SIGTERM):
+    """Send a signal to a command that is held in a step, and let it go."""
+    command.signal(number)
+    (run / "go").touch()
+
+
 def refused(place: Path, run: Path, *more: str, output: Path | None = None) -> str:
     """Start a command that must end with one clear line and exit code 2."""
     output = (output or run.parent) / "refused.txt"
@@ -151,9 +157,9 @@ def run(tmp_path) -> Path:
 def half(place, reference) -> Path:
     """A run that was taken away after step 5, with checkpoints of steps 4 and 5."""
     run = place / "half"
-    with start(place, run, fault="pause_in_step=5") as command:
-        command.wait_for("pausing")
-        command.signal(signal.SIGTERM)
+    with start(place, run, fault="hold_in_step=5") as command:
+        command.wait_for("holding")
+        ask_to_leave(run, command)
         assert command.end() == RETRY
     assert steps_in(run) == [4, 5]
     return run
@@ -223,9 +229,9 @@ def test_killed_at_random_moments_of_saving(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, RETRY), (signal.SIGINT, 130)])
 def test_asked_to_leave_in_a_step(place, reference, run, number, code):
-    with start(place, run, fault="pause_in_step=3") as command:
-        command.wait_for("pausing")
-        command.signal(number)
+    with start(place, run, fault="hold_in_step=3") as command:
+        command.wait_for("holding")
+        ask_to_leave(run, command, number)
         assert command.end() == code
         why = "Preempted (SIGTERM)" if number == signal.SIGTERM else "Interrupted (SIGINT)"
         assert f"{why}: saving a checkpoint at step 3" in command.text
@@ -235,9 +241,9 @@ def test_asked_to_leave_in_a_step(place, reference, run, number, code):
 
 
 def test_asked_to_leave_while_compiling(place, reference, run):
-    with start(place, run, fault="slow_compiling=2") as command:
-        command.wait_for("compiling")
-        command.signal(signal.SIGTERM)
+    with start(place, run, fault="hold_compiling=0") as command:
+        command.wait_for("holding")
+        ask_to_leave(run, command)
         assert command.end() == RETRY
     assert steps_in(run) == [1]
     finish(place, run)
@@ -281,9 +287,10 @@ def test_one_of_two_processes_is_asked_to_leave(place, run):
     if not undisturbed.exists():
         with start_pair(place, undisturbed) as (first, second):
             assert (first.end(), second.end()) == (0, 0), first.text + second.text
-    with start_pair(place, run, fault="pause_in_step=3") as (first, second):
-        first.wait_for("pausing")
-        second.signal(signal.SIGTERM)
+    with start_pair(place, run, fault="hold_in_step=3") as (first, second):
+        first.wait_for("holding")
+        second.wait_for("holding")
+        ask_to_leave(run, second)
         assert (first.end(), second.end()) == (RETRY, RETRY), first.text + second.text
         left = [
             re.search(r"saving a checkpoint at step (\d+)", command.text)[1]
@@ -375,9 +382,10 @@ def test_a_source_is_deleted(place, reference, cut):
 
 
 def test_two_runs_in_one_directory(place, reference, run):
-    with start(place, run, fault="pause_in_step=3") as command:
-        command.wait_for("pausing")
+    with start(place, run, fault="hold_in_step=3") as command:
+        command.wait_for("holding")
         assert f"is in use by process {command.pid} on" in refused(place, run)
+        (run / "go").touch()
         assert command.end() == 0, command.text
     assert_same_end(run, reference)
 
@@ -386,8 +394,8 @@ def test_two_runs_in_one_directory(place, reference, run):
 
 
 def test_a_data_worker_is_killed(place, reference, run):
-    with start(place, run, "--data.workers", "1", fault="pause_in_step=4") as command:
-        command.wait_for("pausing")
+    with start(place, run, "--data.workers", "1", fault="hold_in_step=4") as command:
+        command.wait_for("holding")
         workers = [
             child
             for child in psutil.Process(command.pid).children(recursive=True)
@@ -396,6 +404,7 @@ def test_a_data_worker_is_killed(place, reference, run):
         assert workers
         for worker in workers:
             worker.kill()
+        (run / "go").touch()
         assert command.end() == 0, command.text
     assert_same_end(run, reference)
 
@@ -428,10 +437,11 @@ def test_the_device_count_changes(place, reference, run):
     """Eight, two, four devices: the same curve, within rounding."""
     more = ("--mesh.fsdp", "2")
     for devices, at in ((8, 3), (2, 5)):
-        with start(place, run, *more, devices=devices, fault=f"pause_in_step={at}") as command:
-            command.wait_for("pausing")
-            command.signal(signal.SIGTERM)
+        with start(place, run, *more, devices=devices, fault=f"hold_in_step={at}") as command:
+            command.wait_for("holding")
+            ask_to_leave(run, command)
             assert command.end() == RETRY, command.text
+        (run / "go").unlink()
     finish(place, run, *more, devices=4)
     for ours, theirs in zip(metrics(run), metrics(reference)):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
