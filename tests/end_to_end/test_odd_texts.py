@@ -63,11 +63,11 @@ def test_stats_preview_convert_eval_and_training_end_with_0(
     assert "8 samples" in capsys.readouterr().out
     (tmp_path / "p.html").read_text("utf-8")
     assert main(["eval", str(finished_run), "--source", source]) == 0
-    small = ["--data.batch-size", "8", "--evaluation.batch-size", "8", "--steps", "4",
+    small = ["--data.batch-size", "8", "--evaluation.batch-size", "8", "--steps", "2",
              "--data.eval-source", source, "--evaluation.every-steps", "2"]  # fmt: skip
     assert train(tmp_path / "run", *small, source=source) == 0
     report = (tmp_path / "run" / "report.html").read_text("utf-8")
-    assert "evaluation is of step 4" in report
+    assert "evaluation is of step 2" in report
 
 
 @pytest.mark.parametrize("kind", ["clip", "huggingface"])
