@@ -22,8 +22,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120",
         "--xla_cpu_collective_call_terminate_timeout_seconds=3600",
         "--xla_cpu_collective_timeout_seconds=3600",
-        # The code of the fusion emitters is faster, and takes three times as long to compile.
-        "--xla_cpu_use_fusion_emitters=false",
     )
 )
 # As clip_jax.hardware.let_cpu_devices_wait does, but for ten losses in one program on eight devices.
@@ -36,6 +34,12 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from clip_jax.storage import user_cache
+
+# The code of the fusion emitters is faster, and takes three times as long to compile. The flag is
+# read here, and gone before libtpu reads the variable, which ends a process for flags it lacks.
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false")
+    jax.devices()
 
 LIMIT_S = 600  # the slowest test takes a minute and a half on two busy cores
 

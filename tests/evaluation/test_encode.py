@@ -107,8 +107,10 @@ def processes():
     started = []
 
     def start(devices: int, *arguments):
-        # The last of two values counts.
-        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+        # The emitters as in tests/conftest.py.
+        flags = (
+            f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false"
+        )
         env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
         command = [sys.executable, str(PROCESS), *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

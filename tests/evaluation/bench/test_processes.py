@@ -19,8 +19,8 @@ TASKS = {task.name: task for task in read_suite("datacomp38").tasks}
 
 def start(folder: Path, rank: int, processes: int, root: Path, address: str) -> subprocess.Popen:
     devices = 4 // processes
-    # The last of two values counts.
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    # The emitters as in tests/conftest.py.
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_cpu_use_fusion_emitters=false"
     paths = [str(PROCESS.parents[3]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(paths)}
     arguments = (folder / f"{rank}.json", root, folder / f"out{rank}", address, processes, rank)
