@@ -132,7 +132,8 @@ def test_rematerialisation_computes_more_and_changes_no_number(variables, images
     run = jax.jit(grad, static_argnums=1)
     expected = run(variables["params"], "none")
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        # XLA rounds the two programs otherwise: the largest number says how much.
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, abs(b).max())),
         run(variables["params"], "full"),
         expected,
     )
