@@ -10,12 +10,11 @@ import ml_dtypes
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 
 from clip_jax.collection.layout import FOLDERS, MANIFEST, METADATA, SETTINGS
+from clip_jax.storage.checksums import file_checksum
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-READ_BYTES = 8 << 20
 IN_CACHE = 512  # rows that are widened at once: 1 MB of width 512
 
 
@@ -146,13 +145,8 @@ class Embeddings:
     def damage(self) -> str | None:
         """What is wrong with the files, in one phrase, or None where all are as they were written."""
         for part in self.manifest["parts"] if self.manifest else ():
-            for name, (size, checksum) in part["files"].items():
-                digest, found = xxhash.xxh3_128(), 0
-                with open(self.root / name, "rb") as file:
-                    while block := file.read(READ_BYTES):
-                        digest.update(block)
-                        found += len(block)
-                if (found, digest.hexdigest()) != (size, checksum):
+            for name, checksum in part["files"].items():
+                if file_checksum(self.root / name) != checksum:
                     return f"{self.root / name} has other bytes than were written"
         return None
 

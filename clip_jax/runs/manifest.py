@@ -4,13 +4,13 @@ import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-import xxhash
 from etils import epath
+
+from clip_jax.storage.checksums import file_checksum
 
 NAME = "MANIFEST.json"
 # The marks of the commit itself: written after the manifest, and empty of anything to restore.
 _WRITTEN_LATER = frozenset({NAME, "_CHECKPOINT_METADATA", "commit_success.txt"})
-_READ_BYTES = 8 << 20
 _THREADS = 4  # xxhash and file reads let go of the interpreter
 
 
@@ -18,7 +18,7 @@ def write(directory: epath.Path):
     """Put the size and the checksum of every file below `directory` into its manifest."""
     names = sorted(_files(directory))
     with ThreadPoolExecutor(_THREADS) as pool:
-        sums = list(pool.map(lambda name: _checksum(directory / name), names))
+        sums = list(pool.map(lambda name: file_checksum(directory / name), names))
     content = {"algorithm": "xxh3_128", "files": dict(zip(names, sums))}
     (directory / NAME).write_text(json.dumps(content, indent=1))
 
@@ -43,7 +43,7 @@ def damage(directory: epath.Path, *, part: int = 0, parts: int = 1) -> str | Non
             found = path.stat().length
             if found != size:
                 return f"{name} has {found} bytes where {size} were saved"
-            if _checksum(path) != [size, checksum]:
+            if file_checksum(path) != [size, checksum]:
                 return f"{name} has other bytes than were saved"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -62,13 +62,3 @@ def _files(directory: epath.Path, prefix: str = "") -> Iterable[str]:
             yield from _files(path, f"{prefix}{path.name}/")
         elif path.name not in _WRITTEN_LATER or prefix:
             yield prefix + path.name
-
-
-def _checksum(path: epath.Path) -> list:
-    """Number of bytes and xxh3_128 of a file."""
-    digest, size = xxhash.xxh3_128(), 0
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            digest.update(block)
-            size += len(block)
-    return [size, digest.hexdigest()]

@@ -6,23 +6,23 @@ import dataclasses
 import importlib
 import importlib.metadata
 import logging
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import xxhash
 
 from clip_jax.collection.embeddings import Embeddings, Vectors
-from clip_jax.search.exact import ExactSearch, Found, best_of
+from clip_jax.search.exact import ExactSearch, Found, best_of, unit
+from clip_jax.storage.checksums import file_checksum
 
 log = logging.getLogger(__name__)
 
 RECALL_AT = 10
 MEASURED = 256  # queries of each kind that recall is measured with
 TIE = 1e-6  # of a score that is as good as another
-READ_BYTES = 8 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,21 @@ def load(method: str) -> ModuleType:
     return importlib.import_module(KINDS[method].module)
 
 
+def reported_chunks(
+    vectors: Vectors, size: int, report: Report
+) -> Iterator[tuple[int, np.ndarray]]:
+    """`Vectors.chunks`, whose progress is told every ten seconds and at the end."""
+    start = shown = time.monotonic()
+    for first, part_NE in vectors.chunks(size):
+        yield first, part_NE
+        done = first + len(part_NE)
+        if time.monotonic() - shown > 10 or done == len(vectors):
+            shown = time.monotonic()
+            rate = done / (shown - start)
+            left = (len(vectors) - done) / rate
+            report(f"row {done:_}/{len(vectors):_}: {rate:.0f}/s, {left:.0f} s left")
+
+
 class ApproximateSearch:
     """Candidates of an index in a file, with the scores of the exact vectors.
 
@@ -133,19 +148,11 @@ def open_search(info: dict, folder: Path, vectors: Vectors) -> ApproximateSearch
     """
     method = method_of(info)
     module, path = load(method), folder / KINDS[method].file
-    if "checksum" in info and (not path.is_file() or checksum(path) != info["checksum"]):
+    if "checksum" in info and (not path.is_file() or file_checksum(path)[1] != info["checksum"]):
         raise ValueError(f"{path} has other bytes than were written: build the index again")
     effort = info.get("candidates") or info["expansion_search"]  # as graphs had it before
     candidates = module.open_file(path, len(vectors), vectors.dim)
     return ApproximateSearch(candidates, vectors, effort=effort)
-
-
-def checksum(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------ building
@@ -207,7 +214,7 @@ def build(
         "recall_at_10": found.by_query,
         "recall_target": target,
         "recall_reached": found.reached,
-        "checksum": checksum(path),
+        "checksum": file_checksum(path)[1],
         kind.library: importlib.metadata.version(kind.library),
     }
 
@@ -217,10 +224,10 @@ def draw_queries(opened: Embeddings) -> dict[str, np.ndarray]:
     rng, queries = np.random.default_rng(0), {}
     for name, one in opened.vectors.items():
         z_QE = one.take(rng.choice(len(one), min(MEASURED, len(one)), replace=False))
-        length_Q1 = np.linalg.norm(z_QE, axis=1, keepdims=True)
-        usable_Q = (np.isfinite(length_Q1) & (length_Q1 > 0))[:, 0]
+        length_Q = np.linalg.norm(z_QE, axis=1)
+        usable_Q = np.isfinite(length_Q) & (length_Q > 0)
         if usable_Q.any():
-            queries[name] = z_QE[usable_Q] / length_Q1[usable_Q]
+            queries[name] = unit(z_QE[usable_Q])
     return queries
 
 

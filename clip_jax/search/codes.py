@@ -3,7 +3,6 @@
 # P: the embedding's numbers, filled up to a multiple of those that a code stands for.
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import faiss
 
 from clip_jax.collection.embeddings import Vectors
-from clip_jax.search.approximate import Candidates, Codes, Report
+from clip_jax.search.approximate import Candidates, Codes, Report, reported_chunks
 from clip_jax.storage import replacing
 
 TRAINED_ON = 65_536  # rows, of which the codes' 16 values each are means
@@ -50,14 +49,9 @@ def write(vectors: Vectors, path: Path, settings: Codes, report: Report):
     index = faiss.IndexPQFastScan(pieces * settings.numbers, pieces, 4, faiss.METRIC_INNER_PRODUCT)
     rng = np.random.default_rng(0)
     rows_N = rng.choice(len(vectors), min(TRAINED_ON, len(vectors)), replace=False)
-    start, shown = time.monotonic(), time.monotonic()
     index.train(_filled(vectors.take(np.sort(rows_N)), index.d))
-    for first, part_NE in vectors.chunks(ADDED_AT_ONCE):
+    for _, part_NE in reported_chunks(vectors, ADDED_AT_ONCE, report):
         index.add(_filled(part_NE, index.d))
-        done = first + len(part_NE)
-        if time.monotonic() - shown > 10 or done == len(vectors):
-            shown = time.monotonic()
-            report(f"row {done:_}/{len(vectors):_}: {done / (shown - start):.0f}/s")
     with replacing(path) as partial:
         faiss.write_index(index, os.fspath(partial))
 

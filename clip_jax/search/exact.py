@@ -97,6 +97,12 @@ class ExactSearch:
             yield first, count, jax.device_put(x_CE, place)
 
 
+def unit(z_QE: np.ndarray) -> np.ndarray:
+    """Vectors of unit length in the same directions; zero stays zero."""
+    length_Q1 = np.linalg.norm(z_QE, axis=-1, keepdims=True)
+    return (z_QE / np.where(length_Q1 > 0, length_Q1, 1)).astype(np.float32)
+
+
 def best_of(score_QN: np.ndarray, row_QN: np.ndarray, k: int) -> Found:
     """The first `k` of each query's candidates, by score and then by row."""
     order_QK = np.lexsort((row_QN, -score_QN), axis=1)[:, :k]

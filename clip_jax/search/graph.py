@@ -1,14 +1,13 @@
 """A graph of near rows: USearch's (HNSW, arXiv:1603.09320), in a memory-mapped file of float16 copies."""
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 from usearch.index import Index
 
 from clip_jax.collection.embeddings import Vectors
-from clip_jax.search.approximate import Candidates, Graph, Report
+from clip_jax.search.approximate import Candidates, Graph, Report, reported_chunks
 from clip_jax.storage import replacing
 
 ADDED_AT_ONCE = 20_000
@@ -49,15 +48,8 @@ def write(vectors: Vectors, path: Path, settings: Graph, report: Report):
         connectivity=settings.connectivity,
         expansion_add=settings.expansion_add,
     )
-    start, shown = time.monotonic(), time.monotonic()
-    for first, part_NE in vectors.chunks(ADDED_AT_ONCE):
+    for first, part_NE in reported_chunks(vectors, ADDED_AT_ONCE, report):
         keys_N = np.arange(first, first + len(part_NE), dtype=np.uint64)
         index.add(keys_N, np.asarray(part_NE, np.float32))
-        done = first + len(part_NE)
-        if time.monotonic() - shown > 10 or done == len(vectors):
-            shown = time.monotonic()
-            rate = done / (shown - start)
-            left = (len(vectors) - done) / rate
-            report(f"row {done:_}/{len(vectors):_}: {rate:.0f}/s, {left:.0f} s left")
     with replacing(path) as partial:
         index.save(os.fspath(partial))

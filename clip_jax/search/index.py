@@ -18,7 +18,7 @@ from clip_jax.collection.layout import MANIFEST
 from clip_jax.config import MeshConfig
 from clip_jax.search import approximate
 from clip_jax.search.approximate import Graph
-from clip_jax.search.exact import CHUNK, ExactSearch, Found, search_rows
+from clip_jax.search.exact import CHUNK, ExactSearch, Found, search_rows, unit
 from clip_jax.storage import atomic_write, replacing
 
 Method = Literal["auto", "exact", "approximate", "graph"]
@@ -118,12 +118,6 @@ class SearchIndex:
         """The share of the exact `k` nearest rows that this index finds."""
         exact = ExactSearch(self.vectors, local_mesh(), resident=False)
         return approximate.recall(self.search(z_QE, k), exact.search(unit(z_QE), k).score_QK)
-
-
-def unit(z_QE: np.ndarray) -> np.ndarray:
-    """Vectors of unit length in the same directions; zero stays zero."""
-    length_Q1 = np.linalg.norm(z_QE, axis=-1, keepdims=True)
-    return (z_QE / np.where(length_Q1 > 0, length_Q1, 1)).astype(np.float32)
 
 
 def local_mesh() -> Mesh:

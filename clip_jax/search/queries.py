@@ -12,7 +12,8 @@ from clip_jax.collection.embed import model_fingerprint
 from clip_jax.data.images.formats import is_image
 from clip_jax.data.images.transforms import ImageError, decode, eval_image
 from clip_jax.load import load_to_host
-from clip_jax.search.index import SearchIndex, unit
+from clip_jax.search.exact import unit
+from clip_jax.search.index import SearchIndex
 from clip_jax.search.model import QueryModel, fast_model
 from clip_jax.weights.load import Loaded
 
@@ -33,16 +34,8 @@ TYPICAL = (
     "close-up of a bee on a yellow flower",
     "mountains, lake, 1987",
 )
-DETAIL = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    9,
-    14,
-    28,
-)  # random colors along a side of the pictures that they are compared with
+# Random colors along a side of the pictures that they are compared with.
+DETAIL = (1, 2, 3, 4, 6, 9, 14, 28)
 
 
 class Part(NamedTuple):
@@ -144,9 +137,8 @@ class QueryEncoder:
     def _cut(self, tokens_QL: np.ndarray) -> np.ndarray:
         """Without what no text needs, to one of few lengths."""
         length, whole = self._loaded.model.config.text.read_length(tokens_QL), tokens_QL.shape[1]
-        return tokens_QL[
-            :, : min((one for one in (*LENGTHS, whole) if one >= length), default=whole)
-        ]
+        length = min((one for one in (*LENGTHS, whole) if one >= length), default=whole)
+        return tokens_QL[:, :length]
 
     def _row(self, rows: list[int]) -> np.ndarray:
         return unit(self._index.vectors.take(np.array(rows)))
