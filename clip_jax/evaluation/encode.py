@@ -187,7 +187,7 @@ def _overlapped(start: Callable, items: Iterable, should_stop) -> Iterator[tuple
 def _compiled(model: nn.Module, method: str, mesh: Mesh):
     """One encoder as a jitted function whose results are on every device."""
     # The constraint keeps the batch split where parameters are sharded; see models/layers.py.
-    model = model.clone(constrain=sharding.constrain_batch(mesh))
+    model = model.clone(constrain=sharding.constrain_batch(mesh), checked=False)
 
     def embed(variables, x, index=None):
         return model.apply(variables, x, method=method), index

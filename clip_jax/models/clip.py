@@ -45,11 +45,14 @@ class CLIP(nn.Module):
       constrain: called on the activations (batch, ...) at every block's input; a train step over
         a mesh passes one that pins the batch to its devices. The model knows of no mesh.
       heads: what else terms of the loss need; their arrays join `Outputs.extra`.
+      checked: the values of traced inputs can be checked by `checkify`. False is for programs that are
+        called often: JAX calls one with checks in it through Python, in milliseconds.
     """
 
     config: ModelConfig
     constrain: Callable[[jax.Array], jax.Array] = identity
     heads: tuple[Head, ...] = ()
+    checked: bool = True
 
     def setup(self):
         cfg = self.config
@@ -123,7 +126,7 @@ class CLIP(nn.Module):
         Raises:
           ValueError: for another integer type than uint8, and for floats that are NaN or far from
             every normalised pixel. Traced values are checked under
-            `jax.experimental.checkify.checkify` alone, and cost nothing without it.
+            `jax.experimental.checkify.checkify` alone, where the model is `checked`.
         """
         return self._image(images_BHWC, train)[0]
 
@@ -151,7 +154,7 @@ class CLIP(nn.Module):
                 f"images must be an array of shape (batch, {size}, {size}, 3), and are "
                 f"{type(images_BHWC).__name__} of shape {shape}"
             )
-        check_images(images_BHWC, self.config.preprocess)
+        check_images(images_BHWC, self.config.preprocess, traced=self.checked)
         return self._embed("image", normalize_pixels(images_BHWC, self.config.preprocess), train)
 
     def _text(self, tokens_BL: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -163,7 +166,7 @@ class CLIP(nn.Module):
             )
         if not tokens_BL.shape[1]:
             raise ValueError("tokens are 0 long: a text has an end token at least")
-        check_tokens(tokens_BL, self.config.text.vocab_size)
+        check_tokens(tokens_BL, self.config.text.vocab_size, traced=self.checked)
         longest = self.config.text.context_length
         if tokens_BL.shape[1] > longest:
             raise ValueError(
@@ -260,10 +263,10 @@ def sharding_rows(config: ModelConfig, heads: Sequence[Head] = ()) -> tuple[tupl
     )
 
 
-def check_images(images_BHWC: jax.Array, preprocess: PreprocessConfig):
+def check_images(images_BHWC: jax.Array, preprocess: PreprocessConfig, *, traced: bool = True):
     """Refuse what is no image: another integer type than uint8, and floats far from any pixel's.
 
-    Values are looked at where they are there: of traced arrays under `checkify` alone.
+    Values are looked at where they are there: of traced arrays under `checkify` alone, if at all.
     """
     if images_BHWC.dtype == jnp.uint8:
         return
@@ -281,22 +284,25 @@ def check_images(images_BHWC: jax.Array, preprocess: PreprocessConfig):
         "float images are taken as normalised already, and these hold NaN, or values that no pixel "
         f"from 0 to 255 has with mean {preprocess.mean} and std {preprocess.std}: pass uint8 pixels, "
         "or (pixels / 255 - mean) / std",
+        traced=traced,
     )
 
 
-def check_tokens(tokens_BL: jax.Array, vocab_size: int):
+def check_tokens(tokens_BL: jax.Array, vocab_size: int, *, traced: bool = True):
     """Refuse ids outside of the embedding table, which an index would silently clamp or wrap."""
     fits = jnp.all((tokens_BL >= 0) & (tokens_BL < vocab_size))
     _require(
         fits,
         f"token ids must be from 0 to {vocab_size - 1}, the model's vocabulary: the texts were "
         "tokenized with the tokenizer of another model",
+        traced=traced,
     )
 
 
-def _require(fits: jax.Array, message: str):
+def _require(fits: jax.Array, message: str, *, traced: bool):
     if isinstance(fits, jax.core.Tracer):
-        checkify.debug_check(fits, message)
+        if traced:
+            checkify.debug_check(fits, message)
     elif not fits:
         raise ValueError(message)
 

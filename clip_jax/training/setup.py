@@ -270,7 +270,7 @@ def named_model(cfg: TrainConfig) -> ModelConfig:
 def make_model(cfg: TrainConfig, config: ModelConfig, mesh: Mesh) -> CLIP:
     """The model on the mesh, with what the terms of the loss need beside its towers."""
     heads = make_objective(cfg.loss).heads
-    return CLIP(config, constrain=sharding.constrain_batch(mesh), heads=heads)
+    return CLIP(config, sharding.constrain_batch(mesh), heads, checked=False)
 
 
 def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

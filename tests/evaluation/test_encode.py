@@ -54,6 +54,11 @@ def test_no_batches_give_no_embeddings(encoder):
     assert len(encoder.encode_images([]).z_NE) == 0
 
 
+def test_the_programs_have_no_effects_for_which_jax_calls_them_through_python(encoder, variables):
+    tokens_BL = np.ones((8, 8), np.int32)
+    assert not encoder._text.trace(variables, tokens_BL).jaxpr.effects
+
+
 @pytest.mark.parametrize("texts", [1, 8, 19])
 def test_texts_come_back_in_their_order(encoder, apply, model, variables, texts):
     tokens_ML = np.random.default_rng(0).integers(1, 64, (texts, 8)).astype(np.int32)

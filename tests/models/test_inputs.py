@@ -77,6 +77,22 @@ def test_a_model_refuses_them_too():
     model.apply(variables, NORMALIZED.astype(np.float32), method="encode_image")
 
 
+def test_a_model_that_is_not_checked_has_no_checks_and_is_called_without_python():
+    """JAX calls a program with an effect, such as a check, through Python."""
+    tokens = np.ones((2, 8), np.int32)
+    variables = jax.jit(CLIP(CONFIG).init)(jax.random.key(0), PIXELS, tokens)
+
+    def traced(method, x, **changes):
+        model = CLIP(CONFIG, **changes)
+        return jax.make_jaxpr(lambda x: model.apply(variables, x, method=method))(x)
+
+    for method, x in (("encode_image", NORMALIZED.astype(np.float32)), ("encode_text", tokens)):
+        assert traced(method, x).effects
+        assert not traced(method, x, checked=False).effects
+    with pytest.raises(ValueError, match="vocabulary"):  # whose values are there
+        CLIP(CONFIG, checked=False).apply(variables, np.full((2, 8), 64), method="encode_text")
+
+
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_derivatives_are_those_that_the_docstring_names(tower):
     model = CLIP(CONFIG)

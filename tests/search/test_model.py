@@ -46,7 +46,9 @@ def test_no_block_is_copied_out_of_a_stack(made):
     """No operation of the compiled program makes an array as large as all blocks' parameters."""
     model, variables, inputs = made
     query = QueryModel(model, variables)
-    lowered = query._encode.lower(query._variables, inputs["text"], method="encode_text")
+    traced = query._encode.trace(query._variables, inputs["text"], method="encode_text")
+    assert not traced.jaxpr.effects  # else JAX would call it through Python
+    lowered = traced.lower()
     (kernel,) = (
         leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]["text"])
