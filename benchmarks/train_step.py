@@ -80,7 +80,7 @@ began = time.perf_counter()
 train_step = jit_train_step(mesh, shapes, model=model, optimizer=optimizer, cfg=cfg).lower(
     shapes, abstract_batch(mesh, model, batch)).compile()
 compile_s = time.perf_counter() - began
-state = sharded_new_state(mesh, 0, model=model, optimizer=optimizer)
+state = sharded_new_state(shapes, 0, model=model, optimizer=optimizer)
 rng = np.random.default_rng(0)
 size, text = config.vision.image_size, config.text
 data = {

@@ -276,7 +276,7 @@ class LoggingConfig(Settings, group="logging."):
     every_steps: Count = 10  # steps from one logged step to the next
     loggers: tuple[str, ...] = ("jsonl", "tensorboard")  # jsonl, tensorboard, wandb, module:NAME
     progress: bool = True  # a live line on a terminal, a line now and then in a file
-    report: bool = True  # report.html at the end
+    report: bool = True  # report.html at the end, and similarity matrices for it on the way
     profile_steps: tuple[Count, Count] | None = None  # first and last step of a profiler trace
     hooks: tuple[str, ...] = ()  # package.module:NAME each: called after every step
 

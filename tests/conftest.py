@@ -1,6 +1,7 @@
 """Eight CPU devices, meshes of them, and an end for what hangs."""
 
 import faulthandler
+import gc
 import os
 import threading
 from pathlib import Path
@@ -34,6 +35,10 @@ from jax.sharding import AxisType
 from PIL import Image
 
 from clip_jax.storage import user_cache
+
+# A process of tests holds millions of objects, of programs for the most part: the collector's usual
+# thresholds take a tenth of all time.
+gc.set_threshold(50_000, 20, 20)
 
 # The code of the fusion emitters is faster, and takes three times as long to compile. The flag is
 # read here, and gone before libtpu reads the variable, which ends a process for flags it lacks.

@@ -67,7 +67,8 @@ class Evaluations:
         return self.is_due(step) or self._keeps_snapshot(step)
 
     def _keeps_snapshot(self, step: int) -> bool:
-        return step in (0, self._setup.cfg.steps // 2, self._setup.cfg.steps)
+        cfg = self._setup.cfg
+        return cfg.logging.report and step in (0, cfg.steps // 2, cfg.steps)
 
     def __call__(self, step: int, state: TrainState) -> bool:
         """Measure what is due at a step. False if the run was asked to stop before its end."""

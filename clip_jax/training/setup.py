@@ -73,7 +73,8 @@ class Setup:
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:
-        state = abstract_state(self.mesh, **self._state_arguments)
+        over_data = self.cfg.optimizer.shard_over_data
+        state = abstract_state(self.mesh, shard_over_data=over_data, **self._state_arguments)
         if warning := replication_warning(self.mesh, state):
             log.warning("%s", warning)
         return state
@@ -85,7 +86,7 @@ class Setup:
             variables = initial_variables(self.cfg, self.model, self.initial, self.mesh)
             self.initial = None  # else the host would hold it as long as the run lives
         state = sharded_new_state(
-            self.mesh, self.cfg.seed, variables=variables, **self._state_arguments
+            self.abstract_state, self.cfg.seed, variables=variables, **self._state_arguments
         )
         return with_given_heads(state, self.model.heads)
 
@@ -101,7 +102,6 @@ class Setup:
             "freeze": self.cfg.model.freeze,
             "unlocked_blocks": self.cfg.model.unlocked_blocks,
             "ema": self.cfg.optimizer.ema_decay is not None,
-            "shard_over_data": self.cfg.optimizer.shard_over_data,
         }
 
 

@@ -113,19 +113,20 @@ def replication_warning(mesh: Mesh, state: TrainState) -> str | None:
 
 
 def sharded_new_state(
-    mesh: Mesh,
-    seed: int,
-    *,
-    variables: dict | None = None,
-    shard_over_data: bool = False,
-    **new_state_arguments: Any,
+    abstract: TrainState, seed: int, *, variables: dict | None = None, **others: Any
 ) -> TrainState:
-    """Step 0, each device making its own part, so that no device ever holds the whole."""
-    abstract = abstract_state(mesh, shard_over_data=shard_over_data, **new_state_arguments)
+    """Step 0, each device making its own part, so that no device ever holds the whole.
+
+    Args:
+      abstract: of `abstract_state`, with the same arguments.
+      seed: of what is drawn.
+      variables: see `new_state`.
+      **others: of `new_state`.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def make(key, variables):
-        return new_state(key, variables=variables, **new_state_arguments)
+        return new_state(key, variables=variables, **others)
 
     return jax.jit(make, out_shardings=shardings)(jax.random.key(seed), variables)
 

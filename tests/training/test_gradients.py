@@ -18,7 +18,7 @@ from clip_jax.losses import Loss, replicated_sigmoid_loss, replicated_softmax_lo
 from clip_jax.losses.objective import make_objective
 from clip_jax.models.clip import CLIP, Outputs, create_model, unit_length
 from clip_jax.training.gradients import batch_gradients, per_sample
-from clip_jax.training.state import new_state, sharded_new_state
+from clip_jax.training.state import abstract_state, new_state, sharded_new_state
 
 B = 32
 MESHES = [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8)]
@@ -71,7 +71,8 @@ def make_batch() -> dict:
 
 def sharded_gradients(model, mesh, losses, parts, *, batch=None):
     """(loss, gradients) of each loss, all computed on the mesh in one program."""
-    state = sharded_new_state(mesh, 0, model=model, optimizer=optax.identity())
+    parts_of_state = {"model": model, "optimizer": optax.identity()}
+    state = sharded_new_state(abstract_state(mesh, **parts_of_state), 0, **parts_of_state)
     batch = jax.device_put(batch or make_batch(), sharding.batch_sharding(mesh))
     of_loss = functools.partial(batch_gradients, model=model, mesh=mesh, parts=parts)
 

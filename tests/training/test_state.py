@@ -68,16 +68,16 @@ def test_batch_statistics_are_variables_but_not_trained():
 
 def test_a_mesh_changes_where_a_state_lies_and_not_one_bit_of_it(mesh, fragile):
     arguments = {"model": fragile, "optimizer": optimizer()}
-    states = [sharded_new_state(mesh(*shape), 3, **arguments) for shape in ((1, 1), (2, 4))]
+    shapes = [abstract_state(mesh(*shape), **arguments) for shape in ((1, 1), (2, 4))]
+    states = [sharded_new_state(abstract, 3, **arguments) for abstract in shapes]
     one, split = states
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(one), jax.device_get(split))
-    other = sharded_new_state(mesh(1), 4, **arguments)
+    other = sharded_new_state(shapes[0], 4, **arguments)
     kernel = lambda state: np.asarray(state.params["image"]["projection"]["kernel"])  # noqa: E731
     assert not np.allclose(kernel(one), kernel(other))
-    described = abstract_state(mesh(2, 4), **arguments)
     same = jax.tree.map(
         lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding),
-        described,
+        shapes[1],
         split,
     )
     assert all(jax.tree.leaves(same))
