@@ -54,7 +54,7 @@ class ModelConfig(Settings):
     init_logit_bias: Bias | None = None  # None: the model has no bias (softmax loss)
     dtype: Dtype = "float32"  # of the towers' matrix products
     remat: Remat = "none"
-    unroll: Count = 1  # blocks in one turn of the loop over a tower's blocks
+    unroll: Count | None = None  # blocks in one turn of the loop over them; None: by the device
     attention: AttentionKind = "auto"
 
     def __post_init__(self):
@@ -85,7 +85,9 @@ class ModelSettings(Settings, group="model."):
     name: str = "ViT-B-32"  # `clip-jax models` lists them; package.module:NAME is a ModelConfig
     dtype: Dtype = "bfloat16"  # of the towers' matrix products; parameters stay float32
     remat: Remat = "none"  # what the backward pass recomputes instead of keeping
-    unroll: Count = 1  # blocks in one turn of the loop over a tower's blocks: more compile longer
+    unroll: Count | None = (
+        None  # blocks in one turn of the loop over them; None: all on GPUs, else 1
+    )
     attention: AttentionKind = "auto"  # auto: the fastest exact one on this backend
     image_size: Count | None = None  # pixels; None: the architecture's
     context_length: Count | None = None  # tokens; None: the architecture's

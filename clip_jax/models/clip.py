@@ -12,10 +12,15 @@ from jax.experimental import checkify
 from jax.sharding import PartitionSpec as P
 
 from clip_jax.config import ModelConfig, PreprocessConfig
+from clip_jax.hardware import target_device
 from clip_jax.models.architectures import model_config
 from clip_jax.models.layers import identity
 from clip_jax.models.tower import Compute, Head
 from clip_jax.numerics import explicit_mesh, first_dim_axes, on_auto_axes
+
+MOST_UNROLLED = (
+    24  # blocks of a tower that are unrolled without being asked to: more compile for long
+)
 
 
 class Outputs(NamedTuple):
@@ -224,9 +229,21 @@ def compute_of(config: ModelConfig, constrain: Callable = identity) -> Compute:
         dtype=jnp.dtype(config.dtype),
         remat=config.remat,
         attention=config.attention,
-        unroll=config.unroll,
+        unroll=unroll_of(config),
         constrain=constrain,
     )
+
+
+def unroll_of(config: ModelConfig) -> int:
+    """Blocks in one turn of the loop over a tower's blocks, on the device that is traced for.
+
+    Without a loop XLA for GPUs neither writes stacks of activations nor reads them. TPUs gain less than the
+    longer compiling costs (docs/plan.md).
+    """
+    if config.unroll is not None:
+        return config.unroll
+    depth = max(getattr(tower, "depth", 1) for tower in config.towers.values())
+    return depth if target_device().platform == "gpu" and depth <= MOST_UNROLLED else 1
 
 
 def abstract_inputs(config: ModelConfig, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -23,7 +23,7 @@ from clip_jax.planning.hlo.groups import axes_of, slices_in
 from clip_jax.planning.hlo.module import Program
 from clip_jax.planning.roofline import StepTime, compiler_seconds, step_time
 from clip_jax.planning.search import by_speed, fitting_changes, settings_of, try_with_largest
-from clip_jax.planning.steps import make_step, refusals
+from clip_jax.planning.steps import make_step, refusals, with_unroll
 from clip_jax.planning.topologies import Topology
 from clip_jax.training.state import FROZEN, replication_warning
 
@@ -151,6 +151,8 @@ def make_plan(
     Raises:
       ValueError: settings that contradict each other or the topology, or libtpu is missing.
     """
+
+    cfg = with_unroll(cfg, devices_of(topology))
 
     @functools.cache
     def trial_of(changed: TrainConfig, read: bool) -> Trial:

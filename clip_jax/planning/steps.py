@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from clip_jax import sharding
 from clip_jax.config import ModelConfig, TrainConfig
 from clip_jax.hardware import traced_for
-from clip_jax.models.clip import CLIP
+from clip_jax.models.clip import CLIP, unroll_of
 from clip_jax.training import setup
 from clip_jax.training.state import TrainState, abstract_state, check_batch_statistics
 from clip_jax.training.step import abstract_batch, jit_train_step
@@ -52,6 +52,13 @@ class Step:
         )
         with traced_for(self.mesh.devices.flat[0]):
             return step.lower(self.state, self.batch)
+
+
+def with_unroll(cfg: TrainConfig, devices: Sequence[Any]) -> TrainConfig:
+    """The run with what `model.unroll=None` means on these devices."""
+    with traced_for(devices[0]):
+        unroll = unroll_of(setup.named_model(cfg))
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, unroll=unroll))
 
 
 def make_step(cfg: TrainConfig, devices: Sequence[Any]) -> Step:

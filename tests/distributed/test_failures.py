@@ -126,6 +126,7 @@ def test_the_failure_of_one_process_is_told_by_all(start, tmp_path):
 @pytest.mark.parametrize("at_fault", [0, 1])
 def test_an_evaluation_that_fails_in_one_process_ends_no_training(start, tmp_path, pairs, at_fault):
     evaluates = ["--data.eval-source", f"pairs:{pairs}", "--evaluation.every-steps", "3"]
+    evaluates.append("--logging.report")  # whose matrices are measured too, at the first step
     faults = ["fail_to_read_test_data=0" if index == at_fault else None for index in range(2)]
     with start(*((evaluates, fault) for fault in faults)) as both:
         for command in both:

@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from clip_jax.config import ModelSettings, TrainConfig
 from clip_jax.hardware import traced_for
 from clip_jax.models import attention as module
+from clip_jax.models.architectures import model_config
+from clip_jax.models.clip import unroll_of
 from clip_jax.models.layers import Transformer
 from clip_jax.models.linear import Dense, SeparateQkv
 from clip_jax.numerics import add_bias, project_apart
 from clip_jax.planning.gpu_compiler import absent_gpu
+from clip_jax.planning.steps import with_unroll
 
 HOPPER = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100", compute_capability="9.0")
 KERNEL = "dot_product_attention_fwd_wrapper["
@@ -88,6 +92,31 @@ def test_activations_outside_a_loop_are_pinned_to_their_layout(unroll, pinned, v
     with absent_gpu(HOPPER):
         program = jax.make_jaxpr(transformer(unroll=unroll).apply)(variables, x_BLD)
     assert ("layout_constraint" in str(program)) == pinned
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "turns"),
+    [
+        ("ViT-test", {}, 2),
+        ("ViT-B-16", {}, 12),
+        ("ViT-L-14", {}, 24),  # whose texts have 12
+        ("ViT-H-14", {}, 1),  # 32
+        ("RN50", {}, 12),
+        ("ViT-B-16", {"unroll": 4}, 4),
+        ("ViT-B-16", {"unroll": 1}, 1),
+    ],
+)
+def test_a_gpu_unrolls_all_blocks_of_towers_that_are_not_deep(name, changes, turns):
+    config = model_config(name, **changes)
+    assert unroll_of(config) == changes.get("unroll", 1)  # on a CPU
+    with traced_for(HOPPER):
+        assert unroll_of(config) == turns
+        assert (
+            with_unroll(
+                TrainConfig(model=ModelSettings(name=name, **changes)), [HOPPER]
+            ).model.unroll
+            == turns
+        )
 
 
 def test_separate_queries_keys_and_values_are_columns_without_two_of_the_biases():

@@ -15,7 +15,7 @@ from clip_jax.planning.topologies import parse_topology
 TOPOLOGY = parse_topology("h100:8")
 # With a tile, memory grows in a straight line with the batch, as the stand-in below has it.
 CFG = TrainConfig(
-    model=ModelSettings(name="ViT-test"),
+    model=ModelSettings(name="ViT-test", unroll=1),
     data=DataConfig(batch_size=256),
     loss=LossConfig(distributed="ring", tile=8),
 )
