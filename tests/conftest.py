@@ -46,6 +46,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setenv("XLA_FLAGS", f"{os.environ['XLA_FLAGS']} --xla_cpu_use_fusion_emitters=false")
     jax.devices()
 
+TESTS = Path(__file__).parent
 LIMIT_S = 600  # the slowest test takes a minute and a half on two busy cores
 
 
@@ -99,6 +100,12 @@ def programs(program_cache):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CLIP_JAX_TEST_CACHE", str(program_cache))
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    """First the tests that wait for processes: they would be what other workers wait for at the end."""
+    waiting = ("distributed", "end_to_end", "launch")
+    items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in waiting)
 
 
 @pytest.hookimpl(wrapper=True)
