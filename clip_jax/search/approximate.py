@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from clip_jax.collection.embeddings import Embeddings, Vectors
+from clip_jax.registry import Bounds, Settings
 from clip_jax.search.exact import ExactSearch, Found, best_of, unit
 from clip_jax.storage.checksums import file_checksum
 
@@ -26,11 +27,11 @@ TIE = 1e-6  # of a score that is as good as another
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Graph:
+class Graph(Settings):
     """How a graph is built; more is slower, and finds more."""
 
-    connectivity: int = 16  # neighbours of a row
-    expansion_add: int = 128  # candidates while a row is added
+    connectivity: Annotated[int, Bounds(2, 1024)] = 16  # neighbours of a row
+    expansion_add: Annotated[int, Bounds(1, 65_536)] = 128  # candidates while a row is added
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,7 +151,9 @@ def open_search(info: dict, folder: Path, vectors: Vectors) -> ApproximateSearch
     module, path = load(method), folder / KINDS[method].file
     if "checksum" in info and (not path.is_file() or file_checksum(path)[1] != info["checksum"]):
         raise ValueError(f"{path} has other bytes than were written: build the index again")
-    effort = info.get("candidates") or info["expansion_search"]  # as graphs had it before
+    effort = info.get("candidates") or info.get("expansion_search")  # as graphs had it before
+    if not effort:
+        raise ValueError(f"{folder} does not say how many candidates are taken: build it again")
     candidates = module.open_file(path, len(vectors), vectors.dim)
     return ApproximateSearch(candidates, vectors, effort=effort)
 

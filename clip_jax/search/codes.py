@@ -38,7 +38,7 @@ def open_file(path: Path, rows: int, dim: int) -> Candidates:
         # The number is one of the thread that calls, and there is one for each query at most.
         faiss.omp_set_num_threads(max(1, min(cores or 1, len(z_QE))))
         _, row_QC = index.search(_filled(z_QE, index.d), min(rows, k + max(k, effort)))
-        return row_QC
+        return _with_lowest(row_QC, rows)
 
     return candidates
 
@@ -54,6 +54,16 @@ def write(vectors: Vectors, path: Path, settings: Codes, report: Report):
         index.add(_filled(part_NE, index.d))
     with replacing(path) as partial:
         faiss.write_index(index, os.fspath(partial))
+
+
+def _with_lowest(row_QC: np.ndarray, rows: int) -> np.ndarray:
+    """With rows in place of -1: faiss leaves out those with the lowest score that a code can have."""
+    for row_C in row_QC:
+        if missing := int((row_C < 0).sum()):
+            left_N = np.ones(rows, bool)
+            left_N[row_C[row_C >= 0]] = False
+            row_C[row_C < 0] = np.flatnonzero(left_N)[:missing]
+    return row_QC
 
 
 def _filled(x_NE: np.ndarray, width: int) -> np.ndarray:

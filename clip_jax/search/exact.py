@@ -99,7 +99,8 @@ class ExactSearch:
 
 def unit(z_QE: np.ndarray) -> np.ndarray:
     """Vectors of unit length in the same directions; zero stays zero."""
-    length_Q1 = np.linalg.norm(z_QE, axis=-1, keepdims=True)
+    # In float64, as float32 has no squares of numbers above 1e19 or below 1e-23.
+    length_Q1 = np.linalg.norm(z_QE.astype(np.float64), axis=-1, keepdims=True)
     return (z_QE / np.where(length_Q1 > 0, length_Q1, 1)).astype(np.float32)
 
 

@@ -1,6 +1,7 @@
 """An index over an embedded collection: exact or approximate search, its metadata, filters."""
 
 import json
+import operator
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,9 +72,10 @@ class SearchIndex:
           one vector without the first axis. Where there are fewer rows, -inf and -1.
 
         Raises:
-          ValueError: the vectors have another width, or numbers that are not finite.
+          ValueError: the vectors have another width, no direction, or numbers that are not finite;
+            `allowed_N` is no mask of the rows.
         """
-        z_QE = np.atleast_2d(np.asarray(z, np.float32))
+        z_QE, k = np.atleast_2d(np.asarray(z, np.float32)), operator.index(k)
         if z_QE.ndim != 2 or z_QE.shape[1] != self.vectors.dim or k < 1:
             raise ValueError(
                 f"a search takes vectors of {self.vectors.dim} numbers and k of at least 1; given "
@@ -81,6 +83,12 @@ class SearchIndex:
             )
         if not np.isfinite(z_QE).all():
             raise ValueError("a vector to search for has numbers in it that are not finite")
+        if not z_QE.any(axis=1).all():
+            raise ValueError("a vector to search for is zero: it has no direction")
+        if allowed_N is not None and (allowed_N.shape, allowed_N.dtype) != ((len(self),), bool):
+            raise ValueError(f"allowed_N must be {len(self):_} truth values, one for each row")
+        if not len(z_QE):
+            return Found(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
         z_QE = unit(z_QE)
         found = self._search(z_QE, k) if allowed_N is None else self._allowed(z_QE, k, allowed_N)
         return Found(*(array[0] for array in found)) if np.ndim(z) == 1 else found
@@ -167,6 +175,8 @@ def build_index(
     Raises:
       ValueError, FileNotFoundError: the embeddings cannot be used.
     """
+    if not 0 <= target <= 1:
+        raise ValueError(f"recall={target:g} must be from 0 to 1")
     opened, folder = open_embeddings(embeddings), Path(out).expanduser()
     kind = kind or next(iter(opened.vectors))
     if kind not in opened.vectors:
@@ -291,9 +301,7 @@ def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchInd
         check_lengths(opened.vectors[kind])
         info = {"method": "exact", "rows": opened.rows, "kind": kind}
         return SearchIndex(opened, kind, info, opened.metadata, _exact(opened.vectors[kind]))
-    info = json.loads((folder / INDEX).read_text())
-    if info.get("format") != FORMAT:
-        raise ValueError(f"{folder} is an index of format {info.get('format')!r}, not {FORMAT!r}")
+    info = _read_info(folder)
     opened = open_embeddings(os.path.normpath(folder / info["embeddings"]))
     if fingerprint(opened) != info["fingerprint"]:
         raise ValueError(f"{opened.root} has changed since {folder} was built: build it again")
@@ -302,8 +310,33 @@ def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchInd
         search = approximate.open_search(info, folder, vectors).search
     else:
         search = _exact(vectors)
-    table = pa.ipc.open_file(pa.memory_map(os.fspath(folder / TABLE))).read_all()
-    return SearchIndex(opened, info["kind"], info, table, search)
+    return SearchIndex(opened, info["kind"], info, _read_table(folder, opened.rows), search)
+
+
+def _read_info(folder: Path) -> dict:
+    try:
+        info = json.loads((folder / INDEX).read_text())
+        found = info.get("format")
+    except (ValueError, AttributeError) as error:  # no JSON, or no object
+        raise ValueError(f"{folder / INDEX} is damaged: build the index again") from error
+    if found != FORMAT:
+        raise ValueError(f"{folder} is an index of format {found!r}, not {FORMAT!r}")
+    missing = {"embeddings", "fingerprint", "kind", "method"} - info.keys()
+    if missing or info["method"] not in ("exact", *approximate.KINDS):
+        what = f"no {min(missing)}" if missing else f"an unknown method, {info['method']!r}"
+        raise ValueError(f"{folder / INDEX} has {what}: build the index again")
+    return info
+
+
+def _read_table(folder: Path, rows: int) -> pa.Table:
+    """The metadata, mapped into memory."""
+    try:
+        table = pa.ipc.open_file(pa.memory_map(os.fspath(folder / TABLE))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{folder / TABLE} cannot be read: build the index again") from error
+    if len(table) != rows:
+        raise ValueError(f"{folder / TABLE} has not {rows:_} rows: build the index again")
+    return table
 
 
 def _exact(vectors: Vectors) -> Callable[[np.ndarray, int], Found]:

@@ -14,7 +14,7 @@ import clip_jax.search
 from clip_jax.cli.environment import explain
 from clip_jax.collection.embeddings import open_embeddings
 from clip_jax.search import approximate
-from clip_jax.search.approximate import KINDS, Codes, Graph
+from clip_jax.search.approximate import KINDS, ApproximateSearch, Codes, Graph
 from clip_jax.search.exact import Found
 from clip_jax.search.index import build_index
 
@@ -267,3 +267,52 @@ def test_scores_are_those_of_the_rows(dtype, write_embeddings, vectors_of, tmp_p
     for wrong in (-1, 900):
         with pytest.raises(IndexError):
             vectors.scores(z_QE, np.full((3, 1), wrong))
+
+
+@pytest.mark.parametrize("dim", [1, 7])
+def test_all_rows_are_found_where_so_many_are_asked_for(
+    dim, write_embeddings, vectors_of, tmp_path
+):
+    """faiss leaves out rows whose code has the lowest score that there can be: of width 1, half of them."""
+    folder = write_embeddings(tmp_path / "e", vectors_of(0, 1500, dim), dtype="float32")
+    build_index(folder, tmp_path / "i", method="approximate")
+    index, z_QE = clip_jax.search.open(tmp_path / "i"), vectors_of(1, 9, dim)
+    found = index.search(z_QE, 1500)
+    assert (np.sort(found.row_QK) == np.arange(1500)).all()
+    expected_QN = -np.sort(-(z_QE @ index.vectors.take(np.arange(1500)).T))
+    np.testing.assert_allclose(found.score_QK, expected_QN, atol=1e-6)
+    assert (index.search(z_QE, 1200).row_QK >= 0).all()
+
+
+def test_a_candidate_that_was_not_found_is_no_result(embeddings):
+    vectors = open_embeddings(embeddings).vectors["image"]
+    given_QC = np.array([[-1, 5, -1, 9], [3, -1, -1, -1]])
+    search = ApproximateSearch(lambda z_QE, k, effort: given_QC, vectors, effort=4)
+    found = search.search(vectors.take(np.array([9, 0])), 3)
+    assert found.row_QK.tolist() == [[9, 5, -1], [3, -1, -1]]
+    assert np.isneginf(found.score_QK[0, 2]) and np.isneginf(found.score_QK[1, 1:]).all()
+
+
+def test_a_search_asks_for_no_more_candidates_than_there_are_rows(embeddings):
+    vectors, asked = open_embeddings(embeddings).vectors["image"], []
+
+    def candidates(z_QE, k, effort):
+        asked.append(k)
+        return np.arange(k)[None]
+
+    search = ApproximateSearch(candidates, vectors, effort=4)
+    found = search.search(vectors.take(np.array([9])), 100_000)
+    assert asked == [1200] and found.row_QK.shape == (1, 100_000)
+
+
+def test_few_rows_are_in_memory_at_once(embeddings, vectors_of, monkeypatch):
+    vectors, read = open_embeddings(embeddings).vectors["image"], []
+    gather = vectors._gather
+    monkeypatch.setattr(vectors, "_gather", lambda rows: read.append(len(rows)) or gather(rows))
+    monkeypatch.setattr("clip_jax.collection.embeddings.GATHERED", 100)
+    rows_QK = np.random.default_rng(0).integers(0, 1200, (10, 30))
+    z_QE = vectors_of(1, 10, 32)
+    score_QK = vectors.scores(z_QE, rows_QK)
+    assert read == [90, 90, 90, 30]
+    expected_QK = np.take_along_axis(z_QE @ vectors.take(np.arange(1200)).T, rows_QK, 1)
+    np.testing.assert_allclose(score_QK, expected_QK, atol=1e-6)

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import clip_jax.search
-from clip_jax.search.index import build_index
+from clip_jax.search.approximate import Graph
+from clip_jax.search.index import build_index, write_table
 
 METHODS = ("exact", "approximate", "graph")
 
@@ -61,6 +62,21 @@ def test_wrong_vectors_are_refused(index):
         index.search(np.full(32, np.nan), 5)
     with pytest.raises(ValueError, match="k=0"):
         index.search(np.ones(32), 0)
+    with pytest.raises(ValueError, match="is zero"):
+        index.search(np.eye(3, 32, 1) * [[1], [0], [1]], 5)
+
+
+def test_what_numpy_counts_with_is_a_k_and_no_query_has_no_result(index, vectors_of):
+    z_QE = vectors_of(7, 2, 32)
+    found = index.search(z_QE, np.int64(5))
+    np.testing.assert_array_equal(found.row_QK, index.search(z_QE, 5).row_QK)
+    assert [array.shape for array in index.search(z_QE[:0], 5)] == [(0, 5)] * 2
+
+
+@pytest.mark.parametrize("allowed_N", [np.ones(1199, bool), np.arange(1200), np.array([3, 4])])
+def test_what_is_no_mask_of_the_rows_is_refused(allowed_N, index):
+    with pytest.raises(ValueError, match="allowed_N must be 1_200 truth values"):
+        index.search(np.ones(32), 5, allowed_N=allowed_N)
 
 
 def test_embeddings_alone_are_searched_exactly(embeddings, indexes, vectors_of):
@@ -106,9 +122,11 @@ def test_vectors_without_unit_length_are_refused(write_embeddings, vectors_of, t
 
 def test_scores_are_cosines_however_long_the_query_is(index, vectors_of):
     z_E = vectors_of(7, 1, 32)[0]
-    short, long = index.search(z_E, 5), index.search(40 * z_E, 5)
-    np.testing.assert_array_equal(short.row_QK, long.row_QK)
-    np.testing.assert_allclose(short.score_QK, long.score_QK, rtol=1e-5)
+    plain = index.search(z_E, 5)
+    for length in (40, 1e30, 1e-30):  # of which float32 has no squares
+        found = index.search(length * z_E, 5)
+        np.testing.assert_array_equal(found.row_QK, plain.row_QK)
+        np.testing.assert_allclose(found.score_QK, plain.score_QK, rtol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 0.0])
@@ -135,3 +153,38 @@ def test_vectors_of_another_model_with_the_same_sizes_are_refused(
 def test_a_kind_that_is_not_there_is_refused(embeddings, tmp_path):
     with pytest.raises(ValueError, match="no text vectors"):
         build_index(embeddings, tmp_path / "i", kind="text")
+
+
+@pytest.mark.parametrize(
+    "name, content, named",
+    [
+        ("index.json", "{", r"index\.json is damaged"),
+        ("index.json", "[]", r"index\.json is damaged"),
+        ("index.json", '{"format": "clip_jax index 1"}', r"index\.json has no embeddings"),
+        ("index.json", ("exact", "later"), "an unknown method, 'later'"),
+        ("metadata.arrow", "hello" * 99, r"metadata\.arrow cannot be read"),
+        ("metadata.arrow", "", r"metadata\.arrow cannot be read"),
+        ("metadata.arrow", 59, r"metadata\.arrow has not 60 rows"),
+    ],
+)
+def test_a_damaged_index_is_refused_by_name(
+    name, content, named, write_embeddings, vectors_of, tmp_path
+):
+    build_index(write_embeddings(tmp_path / "e", vectors_of(0, 60, 8)), tmp_path / "i")
+    path = tmp_path / "i" / name
+    if isinstance(content, int):  # of another collection
+        write_table(pa.table({"row": np.arange(content)}), path)
+    else:
+        text = content if isinstance(content, str) else path.read_text().replace(*content)
+        path.write_text(text)
+    with pytest.raises(ValueError, match=named):
+        clip_jax.search.open(tmp_path / "i")
+
+
+@pytest.mark.parametrize("recall", [-1, 2, float("nan")])
+def test_a_recall_that_cannot_be_is_refused(recall, embeddings, tmp_path):
+    with pytest.raises(ValueError, match="must be from 0 to 1"):
+        build_index(embeddings, tmp_path / "i", method="approximate", target=recall)
+    for settings in ({"connectivity": 1}, {"expansion_add": -5}):
+        with pytest.raises(ValueError, match="must be a whole number at least"):
+            Graph(**settings)
