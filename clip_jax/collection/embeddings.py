@@ -34,7 +34,7 @@ class Vectors:
         if len(widths) != 1:
             raise ValueError(f"{files[0].parent}: the parts have rows of {sorted(widths)} numbers")
         (self.dim,) = widths
-        self.dtype = self.parts[0].dtype
+        self.dtype = np.result_type(*{part.dtype for part in self.parts})  # in which all are exact
         # Of the same memory, without what NumPy's class of mapped files does for each slice.
         self._arrays = [part.view(np.ndarray) for part in self.parts]
         self.first = np.cumsum([0, *(len(part) for part in self.parts)])
@@ -171,10 +171,21 @@ def open_embeddings(path: str | os.PathLike) -> Embeddings:
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder of embeddings {root}")
     if (root / MANIFEST).is_file():
-        return Embeddings(root, json.loads((root / MANIFEST).read_text()))
+        return Embeddings(root, _read_manifest(root / MANIFEST))
     if (root / SETTINGS).is_file():
         raise ValueError(f"{root} is not complete: run the same clip-jax embed again, it resumes")
     return Embeddings(root, None)
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        manifest = json.loads(path.read_text())
+        missing = {"kinds", "dtype", "rows"} - manifest.keys()
+    except (ValueError, AttributeError) as error:  # no JSON, or no object
+        raise ValueError(f"{path} is damaged: run the same clip-jax embed again") from error
+    if missing:
+        raise ValueError(f"{path} has no {min(missing)}: it is none of clip-jax embed")
+    return manifest
 
 
 def _parts(folder: Path, ending: str) -> list[Path]:
@@ -185,7 +196,10 @@ def _parts(folder: Path, ending: str) -> list[Path]:
 
 def _open(file: Path, dtype: str | None) -> np.ndarray:
     """A memory-mapped part. NumPy has no name for bfloat16, and reads it as bytes."""
-    array = np.load(file, mmap_mode="r")
+    try:
+        array = np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:  # cut off, or something else
+        raise ValueError(f"{file} cannot be read as .npy: embed it again") from error
     if array.ndim != 2:
         raise ValueError(f"{file} has the shape {array.shape}, and must have rows of vectors")
     if dtype == "bfloat16" and array.dtype.itemsize == 2:

@@ -76,3 +76,34 @@ def test_a_collection_that_is_not_complete_is_refused(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match="not complete"):
         open_embeddings(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no numbers" * 50, None], ids=["empty", "other", "cut"])
+def test_a_part_that_cannot_be_read_is_named(content, tmp_path):
+    written_by_clip_retrieval(tmp_path)
+    path = tmp_path / "img_emb/img_emb_2.npy"
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(ValueError, match=r"img_emb_2\.npy cannot be read as \.npy"):
+        open_embeddings(tmp_path)
+
+
+def test_parts_of_several_types_are_not_rounded(tmp_path):
+    written_by_clip_retrieval(tmp_path)
+    x_NE = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)
+    np.save(tmp_path / "img_emb/img_emb_2.npy", x_NE)
+    vectors = open_embeddings(tmp_path).vectors["image"]
+    assert [str(part.dtype) for part in vectors.parts] == ["float16", "float32", "float16"]
+    np.testing.assert_array_equal(vectors.take(np.arange(7, 16)), x_NE)
+    z_1E = np.ones((1, 4), np.float32)
+    np.testing.assert_allclose(
+        vectors.scores(z_1E, np.arange(7, 16)[None])[0], x_NE.sum(axis=1), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": 24}'])
+def test_a_damaged_manifest_is_refused(content, tmp_path):
+    """Not taken for a folder of another program, whose numbers may have another type."""
+    written_by_clip_retrieval(tmp_path)
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json (is damaged|has no dtype)"):
+        open_embeddings(tmp_path)
