@@ -1,6 +1,7 @@
 """The commands on an index: index, search, serve."""
 
 import json
+import re
 import secrets
 import socket
 from dataclasses import dataclass
@@ -98,6 +99,7 @@ def search(args: list[str]) -> int:
 SERVE_HELP = """A search page and a JSON API for an index, on this machine alone unless --host says otherwise.
 
 With another --host each request needs the token that is printed."""
+TOKEN = r"[A-Za-z0-9._~-]+"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -126,6 +128,10 @@ def serve(args: list[str]) -> int:
     from clip_jax.search.queries import load_encoder
     from clip_jax.search.server import Service, create_app
 
+    if not 0 <= settings.port < 2**16:
+        raise ValueError(f"port={settings.port} must be from 0 to 65535")
+    if settings.token and not re.fullmatch(TOKEN, settings.token):
+        raise ValueError("a token has letters of ASCII, digits and -._~ alone: it is in an address")
     limit_memory()
     local = settings.host in LOCAL
     token = settings.token or (None if local else secrets.token_urlsafe(24))

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -227,6 +228,8 @@ def _parse(text: str) -> Part:
         raise ValueError(f"{text!r}: a weight is from -{MOST_WEIGHT:g} to {MOST_WEIGHT:g}")
     if value.startswith("row:") and value[4:].isdecimal():
         return Part("row", int(value[4:]), number)
+    if re.fullmatch(r"row:\s*[-+\d.]*", value):
+        raise ValueError(f"{text!r}: a row is a whole number from 0 on, such as row:5")
     if os.path.isfile(value):
         with open(value, "rb") as file:
             data = file.read()

@@ -114,7 +114,8 @@ async def page(request: Request, service: Service) -> Response:
     """The page. A token in its address goes into a cookie, so that it stays out of the history."""
     if token := request.query_params.get("token"):
         response = RedirectResponse("/", 303)
-        response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/")
+        if token.isascii():  # as those of servers are
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/")
         return response
     headers = {"Content-Security-Policy": service.policy, "Cache-Control": "no-cache"}
     return Response(service.page, media_type="text/html; charset=utf-8", headers=headers)

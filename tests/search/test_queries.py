@@ -144,6 +144,10 @@ def test_a_command_line_gives_texts_pictures_rows_and_weights(tmp_path, png):
     for weight in ("nan", "inf", "-101"):
         with pytest.raises(ValueError, match="a weight is from -100 to 100"):
             parse_parts([f"red={weight}"])
+    for row in ("row:-1", "row:1.5=2", "row: 3", "row:"):  # no texts
+        with pytest.raises(ValueError, match="a row is a whole number"):
+            parse_parts([row])
+    assert parse_parts(["row: of houses"]) == [Part("text", "row: of houses")]
 
 
 def test_a_type_is_chosen_by_what_the_model_makes_of_texts_and_pictures(loaded, index, monkeypatch):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clip_jax.cli.main import main
 from clip_jax.search import http as search_http
 from clip_jax.search.http import LimitedProtocol
 from clip_jax.search.requests import printable
@@ -288,6 +289,24 @@ def test_with_a_token_nobody_else_is_answered(way, shop, start_server):
             status, headers, _ = ask(address, "GET", "/?token=sesame")
             assert (status, headers["location"]) == (303, "/")
             assert "HttpOnly" in headers["set-cookie"] and "strict" in headers["set-cookie"].lower()
+
+
+def test_a_token_that_no_cookie_can_hold_is_no_failure_of_the_server(address):
+    status, headers, _ = ask(address, "GET", "/?token=%D0%BF%ff")
+    assert status == 303 and "set-cookie" not in headers
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (["--port", "99999"], "port=99999 must be from 0 to 65535"),
+        (["--token", "a&b"], "a token has letters"),
+        (["--token", "\u043f"], "a token has letters"),
+    ],
+)
+def test_what_the_server_cannot_be_is_refused(options, named, capsys):
+    assert main(["serve", "index", *options]) == 2
+    assert named in capsys.readouterr().err
 
 
 def test_on_this_machine_other_names_are_refused(address):
