@@ -1,6 +1,7 @@
 """Queries that come together give what each gives alone, and a wrong one fails alone."""
 
 import asyncio
+import threading
 import time
 
 import numpy as np
@@ -42,6 +43,9 @@ QUERIES = [
     Query((Part("text", "cc"),), 4, (Condition("label", "=", 3),)),
     Query((Part("text", "cc"),), 4, (Condition("colour", "=", 3),)),
     Query((Part("row", 1199),), 1),
+    Query((Part("row", 1200),), 1),
+    Query((Part("text", "cc"),), 4, (Condition("label", "=", 2),)),
+    Query((Part("text", "cc"),), 4, (Condition("label", "=", 3), Condition("caption", "~", "7"))),
 ]
 
 
@@ -50,17 +54,22 @@ def test_together_is_as_alone(index):
     batcher = Batcher(index, encode)
     together = batcher.search_now(QUERIES)
     alone = [batcher.search_now([query])[0] for query in QUERIES]
-    assert encode.batches[0] == sum(len(query.parts) for query in QUERIES) - 1
+    assert encode.batches[0] == sum(len(query.parts) for query in QUERIES) - 2
     for one, other in zip(together, alone):
         if isinstance(one, Exception):
             assert str(one) == str(other)
         else:
             np.testing.assert_array_equal(one.row_QK, other.row_QK)
     assert [type(one).__name__ for one in together] == [
-        "Found", "Found", "IndexError", "ValueError", "Found", "ValueError", "Found",
+        "Found", "Found", "IndexError", "ValueError", "Found", "ValueError", "Found", "IndexError",
+        "Found", "Found",
     ]  # fmt: skip
-    assert (together[4].row_QK % 5 == 3).all()
+    assert (together[4].row_QK % 5 == 3).all() and (together[8].row_QK % 5 == 2).all()
+    assert all(row % 5 == 3 and "7" in str(row) for row in together[9].row_QK.tolist())
     assert together[6].row_QK.tolist() == [1199]
+    row_E, text_E = encode.vectors(QUERIES[1].parts)
+    expected_K = index.search(row_E - 0.5 * text_E, 9).row_QK
+    np.testing.assert_array_equal(together[1].row_QK, expected_K)
     assert [len(one.row_QK) for one in together[:2]] == [5, 9]
 
 
@@ -97,6 +106,33 @@ def test_a_device_that_fails_fails_its_batch_and_not_the_next(index):
             return await batcher.search(QUERIES[6])
 
     assert asyncio.run(run()).row_QK.tolist() == [1199]
+
+
+def test_clients_that_leave_fail_nobody_and_those_that_wait_are_not_searched_for(index):
+    encode = Encode(index)
+    vectors, begun, held = encode.vectors, threading.Event(), threading.Event()
+
+    def hold(parts):
+        begun.set()
+        assert held.wait(20)
+        return vectors(parts)
+
+    encode.vectors = hold
+
+    async def run():
+        async with Batcher(index, encode) as batcher:
+            searched = asyncio.create_task(batcher.search(QUERIES[0]))
+            await asyncio.to_thread(begun.wait, 20)
+            waiting = [asyncio.create_task(batcher.search(QUERIES[1])) for _ in range(3)]
+            await asyncio.sleep(0)
+            for left in (searched, *waiting):
+                left.cancel()
+            await asyncio.sleep(0)
+            held.set()
+            return await asyncio.wait_for(batcher.search(QUERIES[6]), 20)
+
+    assert asyncio.run(run()).row_QK.tolist() == [1199]
+    assert encode.batches == [1, 1]
 
 
 def test_a_text_where_there_is_no_tokenizer_fails_alone(index):

@@ -111,3 +111,45 @@ def test_a_model_whose_vectors_are_no_numbers_stays_as_it_is(made, monkeypatch, 
     assert fast_model(model, broken, inputs).dtype == "float32"
     half = model.clone(config=dataclasses.replace(model.config, dtype="bfloat16"))
     assert fast_model(half, variables, inputs).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "cosines, expected",
+    [
+        ({}, "bfloat16"),
+        ({"image": [0.99995, 0.99991, 1.0], "text": [0.99992, 1.0, 0.99999]}, "bfloat16"),
+        ({"image": [1.0, 0.99985, 1.0]}, "float32"),
+        ({"text": [1.0, 0.99985, 1.0]}, "float32"),
+        ({"text": [1.0, 1.0, np.nan]}, "float32"),
+    ],
+)
+def test_one_vector_that_is_not_as_good_decides(cosines, expected, monkeypatch, tmp_path):
+    """Of any text or picture, by itself."""
+    (tmp_path / "cpuinfo").write_text("flags : amx_bf16\n")
+    monkeypatch.setattr("clip_jax.search.model.CPU_INFO", tmp_path / "cpuinfo")
+
+    class Turned:
+        """Vectors that products of bfloat16 turn by the cosines. An input is the number of its row."""
+
+        def __init__(self, model, variables, dtype=None):
+            self.dtype = dtype or "float32"
+
+        def encode(self, kind, x):
+            rows = np.ravel(x)
+            cosine = np.array(cosines.get(kind, [1.0] * 3))[rows]
+            if self.dtype == "float32":
+                cosine = np.ones(len(rows))
+            return np.stack([cosine, np.sqrt(1 - cosine**2)], axis=1).astype(np.float32)
+
+    monkeypatch.setattr("clip_jax.search.model.QueryModel", Turned)
+    inputs = {"image": np.arange(3), "text": np.arange(3)}
+    assert fast_model(create_model("ViT-test"), {}, inputs).dtype == expected
+
+
+def test_a_model_that_is_in_bfloat16_is_not_compared_with_itself(made, monkeypatch, tmp_path):
+    model, variables, inputs = made
+    (tmp_path / "cpuinfo").write_text("flags : amx_bf16\n")
+    monkeypatch.setattr("clip_jax.search.model.CPU_INFO", tmp_path / "cpuinfo")
+    half = model.clone(config=dataclasses.replace(model.config, dtype="bfloat16"))
+    monkeypatch.setattr(QueryModel, "encode", lambda *args: pytest.fail("it was compared"))
+    assert fast_model(half, variables, inputs).dtype == "bfloat16"
