@@ -7,6 +7,7 @@ import pytest
 
 import clip_jax.search
 from clip_jax.search.approximate import Graph
+from clip_jax.search.exact import Found
 from clip_jax.search.index import build_index, write_table
 
 METHODS = ("exact", "approximate", "graph")
@@ -53,6 +54,29 @@ def test_a_filter_is_satisfied_by_all_and_loses_none(index, on_host, vectors_of,
     assert np.mean([len(set(one) & set(other)) / 6 for one, other in pairs]) > 0.9
     few = index.search(z_QE[0], 6, allowed_N=np.arange(1200) == 3)
     assert few.row_QK.tolist() == [3, -1, -1, -1, -1, -1]
+
+
+def test_a_filter_is_satisfied_for_each_of_several_queries(index, vectors_of, monkeypatch):
+    """Also where one has enough rows among its first candidates, and another has none."""
+    monkeypatch.setattr(clip_jax.search.index, "ON_HOST", 0)
+    near_E = vectors_of(5, 1, 32)[0]
+    score_N = index.vectors.take(np.arange(1200)) @ near_E
+    nearest_N = np.argsort(-score_N)[:60]
+    allowed_N = np.isin(np.arange(1200), nearest_N)
+    found = index.search(np.stack([near_E, -near_E]), 5, allowed_N=allowed_N)
+    assert allowed_N[found.row_QK].all()
+    if index.info["method"] != "graph":  # which may not reach all rows
+        assert found.row_QK[1].tolist() == nearest_N[::-1][:5].tolist()
+
+
+def test_rows_that_a_search_does_not_reach_are_found_by_a_filter(index, vectors_of, monkeypatch):
+    def nothing(z_QE, k):
+        return Found(np.full((len(z_QE), k), -np.inf), np.full((len(z_QE), k), -1))
+
+    monkeypatch.setattr(clip_jax.search.index, "ON_HOST", 0)
+    monkeypatch.setattr(index, "_search", nothing)
+    found = index.search(vectors_of(5, 1, 32)[0], 5, allowed_N=np.arange(1200) >= 1170)
+    assert (found.row_QK >= 1170).all()
 
 
 def test_wrong_vectors_are_refused(index):
