@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -87,7 +88,10 @@ def search(args: list[str]) -> int:
     mask_N = allowed(opened.table, filters) if filters else None
     (z_E,) = load_encoder(opened, settings.model)([parts])
     found = opened.search(z_E, min(settings.k, len(opened)), allowed_N=mask_N)
-    for row in opened.results(found):
+    results = opened.results(found)
+    if not results:
+        print(f"No row satisfies {' and '.join(settings.where)}", file=sys.stderr)
+    for row in results:
         if settings.as_json:
             print(json.dumps(printable(row), ensure_ascii=False))
         else:

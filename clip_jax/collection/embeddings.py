@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import ml_dtypes
@@ -138,7 +138,9 @@ class Embeddings:
         if manifest:
             lengths["manifest"] = manifest["rows"]
         if self.metadata_files:
-            lengths["metadata"] = sum(pq.read_metadata(x).num_rows for x in self.metadata_files)
+            lengths["metadata"] = sum(
+                _parquet(pq.read_metadata, x).num_rows for x in self.metadata_files
+            )
         if len(set(lengths.values())) > 1:
             raise ValueError(f"{root}: the numbers of rows differ: {lengths}")
         self.rows = next(iter(lengths.values()))
@@ -148,7 +150,7 @@ class Embeddings:
         """A row for each vector: image_path, caption, key, shard, sample, label where ours."""
         if not self.metadata_files:
             return pa.table({"row": np.arange(self.rows)})
-        tables = [pq.read_table(file) for file in self.metadata_files]
+        tables = [_parquet(pq.read_table, file) for file in self.metadata_files]
         return pa.concat_tables(tables, promote_options="default")
 
     def damage(self) -> str | None:
@@ -158,6 +160,13 @@ class Embeddings:
                 if file_checksum(self.root / name) != checksum:
                     return f"{self.root / name} has other bytes than were written"
         return None
+
+
+def _parquet(read: Callable, file: Path):
+    try:
+        return read(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read as Parquet: {error}") from error
 
 
 def open_embeddings(path: str | os.PathLike) -> Embeddings:

@@ -237,8 +237,8 @@ def compute_of(config: ModelConfig, constrain: Callable = identity) -> Compute:
 def unroll_of(config: ModelConfig) -> int:
     """Blocks in one turn of the loop over a tower's blocks, on the device that is traced for.
 
-    Without a loop XLA for GPUs neither writes stacks of activations nor reads them. TPUs gain less than the
-    longer compiling costs (docs/plan.md).
+    Without a loop XLA for GPUs neither writes stacks of activations nor reads them. Elsewhere a loop
+    compiles sooner, and `clip-jax plan` says what it costs.
     """
     if config.unroll is not None:
         return config.unroll

@@ -305,6 +305,8 @@ def open_index(path: str | os.PathLike, *, kind: str | None = None) -> SearchInd
     opened = open_embeddings(os.path.normpath(folder / info["embeddings"]))
     if fingerprint(opened) != info["fingerprint"]:
         raise ValueError(f"{opened.root} has changed since {folder} was built: build it again")
+    if info["kind"] not in opened.vectors:
+        raise ValueError(f"{opened.root} has no {info['kind']} vectors: build the index again")
     vectors = opened.vectors[info["kind"]]
     if info["method"] != "exact":
         search = approximate.open_search(info, folder, vectors).search

@@ -87,6 +87,15 @@ def test_a_part_that_cannot_be_read_is_named(content, tmp_path):
         open_embeddings(tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"no table" * 50, None], ids=["other", "cut"])
+def test_metadata_that_cannot_be_read_is_named(content, tmp_path):
+    written_by_clip_retrieval(tmp_path)
+    path = sorted((tmp_path / "metadata").iterdir())[1]
+    path.write_bytes(path.read_bytes()[:-9] if content is None else content)
+    with pytest.raises(ValueError, match=rf"{path.name} cannot be read as Parquet"):
+        open_embeddings(tmp_path)
+
+
 def test_parts_of_several_types_are_not_rounded(tmp_path):
     written_by_clip_retrieval(tmp_path)
     x_NE = np.random.default_rng(1).normal(size=(9, 4)).astype(np.float32)

@@ -70,6 +70,9 @@ def test_index_and_search_find_rows_of_a_filter(embedded, capsys):
     assert [row["label"] for row in rows] == [3] * 4
     scores = [row["score"] for row in rows]
     assert scores == sorted(scores, reverse=True)
+    nothing = ["--where", "label=99", "label>=99"]
+    assert main(["search", str(embedded / "index"), "row:5", *nothing]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "No row satisfies label=99 and label>=99"
 
 
 def test_a_search_with_another_model_is_refused(embedded, finished_run, tmp_path, capsys):

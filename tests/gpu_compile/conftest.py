@@ -1,4 +1,4 @@
-"""These tests take an hour of processor time, and JAX's CUDA plugin: they run when they are asked for."""
+"""These tests take three hours of processor time, and JAX's CUDA plugin: they run when they are asked for."""
 
 from pathlib import Path
 

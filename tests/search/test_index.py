@@ -186,6 +186,7 @@ def test_a_kind_that_is_not_there_is_refused(embeddings, tmp_path):
         ("index.json", "[]", r"index\.json is damaged"),
         ("index.json", '{"format": "clip_jax index 1"}', r"index\.json has no embeddings"),
         ("index.json", ("exact", "later"), "an unknown method, 'later'"),
+        ("index.json", ("image", "sound"), "no sound vectors"),
         ("metadata.arrow", "hello" * 99, r"metadata\.arrow cannot be read"),
         ("metadata.arrow", "", r"metadata\.arrow cannot be read"),
         ("metadata.arrow", 59, r"metadata\.arrow has not 60 rows"),
