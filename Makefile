@@ -36,7 +36,7 @@ lint: $(VENV)/installed-test  ## format and lint, without changing a file
 # A run on eight CPU devices can hang: two of them wait in different all-gathers of one program (seen with jax 0.10.2).
 # conftest.py ends a worker that hangs, and what it was at is tried once more. A test that fails is not.
 test: lint  ## all tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal --max-worker-restart 2 --reruns 1 --only-rerun 'none that fails'
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 2 --reruns 1 --only-rerun 'none that fails'
 
 .venv-parity/installed: setup.py benchmarks/install_peers.py
 	$(PYTHON) -m venv --clear .venv-parity

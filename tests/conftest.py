@@ -103,7 +103,7 @@ def programs(program_cache):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]):
-    """First the tests that wait for processes: they would be what other workers wait for at the end."""
+    """First the files whose tests wait for processes: the last ones are then short."""
     waiting = ("distributed", "end_to_end", "launch")
     items.sort(key=lambda item: item.path.relative_to(TESTS).parts[0] not in waiting)
 
