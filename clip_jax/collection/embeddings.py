@@ -64,10 +64,7 @@ class Vectors:
         """
         rows_N = np.asarray(rows_N, np.int64)
         self._check(rows_N)
-        order_N = np.argsort(rows_N, kind="stable")
-        out_NE = np.empty((len(rows_N), self.dim), np.float32)
-        out_NE[order_N] = self._gather(rows_N[order_N])
-        return out_NE
+        return self._read(rows_N).astype(np.float32)
 
     def scores(self, z_QE: np.ndarray, rows_QK: np.ndarray) -> np.ndarray:
         """(Q, K) float32, the dot products of each query with rows of its own.
@@ -77,20 +74,14 @@ class Vectors:
         Raises:
           IndexError: there is no such row.
         """
-        rows_QK = np.asarray(rows_QK, np.int64)
+        z_QE, rows_QK = np.asarray(z_QE, np.float32), np.asarray(rows_QK, np.int64)
         self._check(rows_QK)
         score_QK = np.empty(rows_QK.shape, np.float32)
         at_once = max(1, GATHERED // max(1, rows_QK.shape[1]))  # queries whose rows are in memory
         for first in range(0, len(rows_QK), at_once):
             some = slice(first, first + at_once)
-            flat_N = rows_QK[some].ravel()
-            order_N = np.argsort(flat_N)
-            x_NE = np.empty((len(flat_N), self.dim), self.dtype)
-            x_NE[order_N] = self._gather(flat_N[order_N])
-            x_QKE = x_NE.reshape(*rows_QK[some].shape, self.dim)
-            for z_E, x_KE, score_K in zip(
-                np.asarray(z_QE, np.float32)[some], x_QKE, score_QK[some]
-            ):
+            x_QKE = self._read(rows_QK[some].ravel()).reshape(*rows_QK[some].shape, self.dim)
+            for z_E, x_KE, score_K in zip(z_QE[some], x_QKE, score_QK[some]):
                 for start in range(0, len(x_KE), IN_CACHE):
                     x_CE = x_KE[start : start + IN_CACHE].astype(np.float32)
                     score_K[start : start + IN_CACHE] = np.einsum("ke,e->k", x_CE, z_E)
@@ -99,6 +90,13 @@ class Vectors:
     def _check(self, rows: np.ndarray):
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
             raise IndexError(f"a row is outside of 0 to {len(self) - 1}")
+
+    def _read(self, rows_N: np.ndarray) -> np.ndarray:
+        """(N, dim) as they are stored, of rows in any order."""
+        order_N = np.argsort(rows_N, kind="stable")
+        out_NE = np.empty((len(rows_N), self.dim), self.dtype)
+        out_NE[order_N] = self._gather(rows_N[order_N])
+        return out_NE
 
     def _gather(self, rows_N: np.ndarray) -> np.ndarray:
         """(N, dim) as they are stored, of rows in ascending order: neighbours lie on the same pages."""
