@@ -133,7 +133,7 @@ def test_rematerialisation_computes_more_and_changes_no_number(variables, images
     expected = run(variables["params"], "none")
     jax.tree.map(
         # XLA rounds the two programs otherwise: the largest number says how much.
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, abs(b).max())),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1, abs(b).max())),
         run(variables["params"], "full"),
         expected,
     )
