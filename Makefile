@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint parity gpu-compile browser slurm clean help
+.PHONY: demo test lint parity gpu-compile gpu-decode browser slurm clean help
 
 help:  ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -55,6 +55,14 @@ parity: .venv-parity/installed  ## compare with open_clip and transformers (need
 gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on any x86-64 Linux machine (5 GB); ONLY=SigLIP: of such
 	.venv-gpu/bin/python -m pytest tests/gpu_compile $(if $(ONLY),-k '$(ONLY)') -n 2 --dist worksteal --max-worker-restart 0
 
+.venv-gpu-decode/installed: setup.py
+	$(PYTHON) -m venv --clear .venv-gpu-decode
+	.venv-gpu-decode/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,gpu-decode]'
+	@touch $@
+
+gpu-decode: .venv-gpu-decode/installed  ## decode through NVIDIA's DALI, on its CPU device (2 GB)
+	.venv-gpu-decode/bin/python -m pytest tests/gpu_decode
+
 browser: $(VENV)/installed-test  ## the search page in a headless Chromium, which is installed (Debian or Ubuntu, as root)
 	command -v chromedriver chromium || (apt-get update && apt-get install -y --no-install-recommends chromium chromium-driver)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,browser]'
@@ -64,5 +72,5 @@ slurm: $(VENV)/installed-test  ## preempt a run on a real Slurm of this one mach
 	tests/launch/slurm_cluster.sh
 
 clean:  ## remove the environments and caches, never data or runs
-	rm -rf $(VENV) .venv-parity .venv-gpu .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) .venv-parity .venv-gpu .venv-gpu-decode .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

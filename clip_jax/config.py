@@ -179,11 +179,21 @@ class DataConfig(Settings, group="data."):
     index: Literal["auto", "always", "never"] = "auto"
     read_ahead_mb: Count = 4096  # of blocks that a process and its workers hold, at most
     cache_mb: Whole = 0  # of blocks kept under data_dir for later epochs and starts; 0: none
+    # of training's JPEGs; gpu: by DALI on NVIDIA GPUs, whose pixels are rounded in other ways
+    decode: Literal["cpu", "gpu"] = "cpu"
     threads: Threads | None = None  # decoders in each process; None: one a core
     workers: Workers = 0  # processes that decode; 0: threads of the training process do
     prefetch: Threads = 2  # batches kept ready on the device
     max_bad_share: Share = 0.01  # of samples that may be unreadable before the run stops
     max_image_pixels: Count = 50_000_000  # larger images are refused as bombs
+
+    def __post_init__(self):
+        super().__post_init__()
+        on_gpu = self.decode == "gpu"
+        why = "data.decode=gpu decodes in the training process, by data.threads"
+        self.refuse_ignored(on_gpu, "workers", why)
+        exact = not on_gpu or self.augment.resize == "exact"
+        self.require(exact, "decode", "resizes as data.augment.resize=exact: leave it at that")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,14 +115,16 @@ class ThreadBatches(Batches):
         return arrays, bad
 
     def _ask(self, step: int):
-        rows = self._dataset.rows
-        spec = self._dataset.spec
-        arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in spec.items()}
-        parts = [
-            self._pool.submit(fill, arrays, self._dataset, step, range(rows)[first : first + self._rows])
-            for first in range(0, rows, self._rows)
-        ]  # fmt: skip
-        self._asked.append((arrays, parts))
+        arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in self.spec.items()}
+        self._asked.append((arrays, self._submit(fill, arrays, self._dataset, step)))
+
+    def _submit(self, function: Callable, *arguments) -> list[Future]:
+        """Call it with the arguments and some rows of a batch, for all rows."""
+        rows = range(self._dataset.rows)
+        return [
+            self._pool.submit(function, *arguments, rows[first : first + self._rows])
+            for first in range(0, len(rows), self._rows)
+        ]
 
     def _stop(self):
         self._asked.clear()

@@ -5,7 +5,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from clip_jax.config import DataConfig, PreprocessConfig
 from clip_jax.data.block_cache import BlockCache
 from clip_jax.data.block_order import BlockOrder, Rows
 from clip_jax.data.block_reader import BlockReader
-from clip_jax.data.images.transforms import ImageError, eval_image, train_image
+from clip_jax.data.images.transforms import ImageError, TrainCrop, draw_crop, eval_image
 from clip_jax.data.orders import GlobalOrder, make_order
 from clip_jax.data.samples import BadSample, Sample, Source
 from clip_jax.data.shuffle import hash64
@@ -173,6 +173,10 @@ class TrainDataset:
         return _spec(self.rows, self._image_size, self._tokenizer)
 
     def __getitem__(self, number: int) -> dict:
+        return self.row(number, TrainCrop.pixels)
+
+    def row(self, number: int, finish: Callable[[TrainCrop], Any]) -> dict:
+        """A row with what `finish` makes of its crop as "image"."""
         step, row = divmod(number, self.rows)
         position = step * self._cfg.batch_size + self._first + self._skipped + row
         source, index, epoch, stream, window = (int(each_B[row]) for each_B in self._plan(step))
@@ -184,8 +188,8 @@ class TrainDataset:
             rng = np.random.default_rng([self._seed, source, index, epoch])
             try:
                 sample = self._sample(step, source, index, (stream, epoch, window))
-                image_HWC, tokens_L = self._load(sample, rng)
-                return {"image": image_HWC, "tokens": tokens_L, "bad": bad}
+                image, tokens_L = self._load(sample, rng, finish)
+                return {"image": image, "tokens": tokens_L, "bad": bad}
             except BadSample as error:
                 bad.append(error)
         raise ValueError(
@@ -203,23 +207,18 @@ class TrainDataset:
             self._plans[step] = plan
         return plan
 
-    def _load(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _load(
+        self, sample: Sample, rng: np.random.Generator, finish: Callable
+    ) -> tuple[Any, np.ndarray]:
+        cfg = self._cfg
         if not sample.captions:
             raise BadSample("missing-caption", key=sample.key, shard=sample.shard)
         caption = sample.captions[0]
         if len(sample.captions) > 1:
             caption = sample.captions[int(rng.choice(len(sample.captions), p=sample.caption_probs))]
-        image_HWC = or_bad(
-            sample,
-            train_image,
-            sample.image,
-            rng,
-            self._cfg.augment,
-            self._preprocess,
-            self._image_size,
-            self._cfg.max_image_pixels,
-        )
-        return image_HWC, self._tokenizer([caption], rng, self._cfg.augment.text_mask)[0]
+        how = (cfg.augment, self._preprocess, self._image_size, cfg.max_image_pixels)
+        image = or_bad(sample, lambda: finish(draw_crop(sample.image, rng, *how)))
+        return image, self._tokenizer([caption], rng, cfg.augment.text_mask)[0]
 
 
 class EvalDataset:

@@ -8,6 +8,7 @@ from clip_jax.config import DataConfig, PreprocessConfig
 from clip_jax.data.bad_samples import BadSamples, refuse_lost
 from clip_jax.data.batches import Batches, EqualBatches, ThreadBatches
 from clip_jax.data.dataset import EvalDataset, Tokenizer, TrainDataset
+from clip_jax.data.device_decode import DeviceBatches, open_decoders
 from clip_jax.data.samples import Source
 from clip_jax.data.workers import WorkerBatches
 
@@ -49,7 +50,8 @@ def train_batches(
       b = cfg.batch_size / process_count.
 
     Raises:
-      ValueError: the batch does not divide, or, while reading, too many samples are bad.
+      ValueError: the batch does not divide, GPUs cannot decode, or, while reading, too many samples
+        are bad.
     """
     sources = list(source) if isinstance(source, Sequence) else [source]
     usual = start_step * cfg.batch_size
@@ -73,9 +75,11 @@ def train_batches(
     if cfg.workers:
         threads = cfg.threads or max(1, cores() // cfg.workers)
         return WorkerBatches(dataset, start_step, workers=cfg.workers, threads=threads, **counting)
-    return ThreadBatches(
-        dataset, start_step, sys.maxsize, threads=cfg.threads or cores(), **counting
-    )
+    threads = cfg.threads or cores()
+    if cfg.decode == "gpu":
+        counting["decoders"] = open_decoders(image_size, preprocess.interpolation, threads)
+        return DeviceBatches(dataset, start_step, sys.maxsize, threads=threads, **counting)
+    return ThreadBatches(dataset, start_step, sys.maxsize, threads=threads, **counting)
 
 
 def eval_batches(

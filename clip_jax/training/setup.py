@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from clip_jax import sharding
 from clip_jax.config import DataConfig, ModelConfig, ModelSettings, TrainConfig
+from clip_jax.data.device_decode import find_gpus
 from clip_jax.data.images.transforms import ImageError, decode
 from clip_jax.data.samples import BadSample, Source
 from clip_jax.data.sorted_data import warn_of_sorted_data
@@ -114,6 +115,8 @@ def prepare(cfg: TrainConfig, run: RunDirectory) -> Setup:
     check(cfg)
     mesh = sharding.make_mesh(cfg.mesh)
     check_devices(cfg, mesh)
+    if cfg.data.decode == "gpu":
+        find_gpus()
     architecture = named_model(cfg)
     opened = registry.open_sources(cfg.data, "train")
     if jax.process_index() == 0 and not run.holds_run:

@@ -104,6 +104,18 @@ def test_an_unknown_model_is_refused_before_the_data_are_opened(tmp_path, monkey
         prepare(cfg, RunDirectory(tmp_path))
 
 
+def test_decoding_on_gpus_that_are_not_there_is_refused_before_the_data_are_opened(
+    tmp_path, monkeypatch
+):
+    def opened(*args):
+        raise AssertionError("the data were opened")
+
+    monkeypatch.setattr(setup.registry, "open_sources", opened)
+    cfg = changed(data=DataConfig(batch_size=16, decode="gpu"))
+    with pytest.raises(ValueError, match=r"data.decode=gpu needs .* leave it at cpu"):
+        prepare(cfg, RunDirectory(tmp_path))
+
+
 def test_the_defaults_make_a_run(mesh):
     check(TrainConfig())
     check_devices(TrainConfig(), mesh(8))

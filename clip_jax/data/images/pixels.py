@@ -18,6 +18,11 @@ PILLOW_FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "nearest": Image.Resampling.NEAREST,
 }
+# By EXIF's orientation: steps of rows and columns, after a transposition from 5 on.
+TURNS = {
+    1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1),
+    5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1),
+}  # fmt: skip
 # Pillow's bicubic is the kernel with a = -1/2, which others call Catmull-Rom.
 KERNELS = {"bicubic": FilterType.catmull_rom, "bilinear": FilterType.bilinear}
 
@@ -129,23 +134,25 @@ def random_box(size: Size, rng: np.random.Generator, augment: AugmentConfig) -> 
     return left, top, left + w, top + h
 
 
-def jitter_colors(
-    pixels_HWC: np.ndarray,
-    rng: np.random.Generator,
-    strengths: tuple[float, float, float, float],
-) -> np.ndarray:
-    """Change brightness, contrast, saturation and hue, in random order (torchvision's rule)."""
+def draw_jitter(
+    rng: np.random.Generator, strengths: tuple[float, float, float, float]
+) -> list[tuple[int, float]]:
+    """Changes of brightness, contrast, saturation and hue (0 to 3), in random order, and how much."""
+    changes = []
+    for i in rng.permutation(4).tolist():
+        strength = strengths[i]
+        if strength:
+            least = max(0.0, 1 - strength) if i < 3 else -strength
+            changes.append((i, rng.uniform(least, 1 + strength if i < 3 else strength)))
+    return changes
+
+
+def jitter_colors(pixels_HWC: np.ndarray, changes: list[tuple[int, float]]) -> np.ndarray:
+    """Change brightness, contrast, saturation and hue as `draw_jitter` says (torchvision's rule)."""
     image = Image.fromarray(np.ascontiguousarray(pixels_HWC))
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    for i in rng.permutation(4):
-        strength = strengths[i]
-        if not strength:
-            continue
-        if i < 3:
-            factor = rng.uniform(max(0.0, 1 - strength), 1 + strength)
-            image = enhancers[i](image).enhance(factor)
-        else:
-            image = _shift_hue(image, rng.uniform(-strength, strength))
+    for i, amount in changes:
+        image = enhancers[i](image).enhance(amount) if i < 3 else _shift_hue(image, amount)
     return np.asarray(image)
 
 
@@ -160,3 +167,28 @@ def to_gray(pixels_HWC: np.ndarray) -> np.ndarray:
     """Luminance in all three channels."""
     image = Image.fromarray(np.ascontiguousarray(pixels_HWC)).convert("L")
     return np.asarray(image.convert("RGB"))
+
+
+def turn(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn pixels as EXIF's orientation says, without a copy."""
+    if orientation in (5, 6, 7, 8):
+        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
+    vertical, horizontal = TURNS[orientation]
+    return pixels_HWC[::vertical, ::horizontal]
+
+
+def turned_size(size: Size, orientation: int) -> Size:
+    """The size that `turn` gives an image of `size`."""
+    return size[::-1] if orientation in (5, 6, 7, 8) else size
+
+
+def stored_box(box: Box, size: Size, orientation: int) -> Box:
+    """Where a box of a turned image of `size` lies in the image as it is stored."""
+    left, top, right, bottom = box
+    width, height = size
+    vertical, horizontal = TURNS[orientation]
+    if vertical < 0:
+        top, bottom = height - bottom, height - top
+    if horizontal < 0:
+        left, right = width - right, width - left
+    return (top, left, bottom, right) if orientation in (5, 6, 7, 8) else (left, top, right, bottom)

@@ -14,9 +14,11 @@ from clip_jax.config import AugmentConfig, Interpolation, PreprocessConfig
 from clip_jax.data.images import formats
 from clip_jax.data.images.pixels import (
     PILLOW_FILTERS,
+    TURNS,
     Box,
     Size,
     center,
+    draw_jitter,
     eval_size,
     fast_resize,
     jitter_colors,
@@ -24,15 +26,12 @@ from clip_jax.data.images.pixels import (
     random_box,
     resize,
     to_gray,
+    turn,
+    turned_size,
 )
 
 JPEG_START = b"\xff\xd8\xff"
 ORIENTATION = 0x0112  # the EXIF tag
-# Steps of rows and columns, after a transposition from 5 on.
-TURNS = {
-    1: (1, 1), 2: (1, -1), 3: (-1, -1), 4: (-1, 1),
-    5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1),
-}  # fmt: skip
 PILLOW_TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
@@ -85,17 +84,28 @@ def train_image(
     Raises:
       ImageError: as `decode`.
     """
+    return draw_crop(data, rng, augment, preprocess, image_size, max_pixels).pixels()
+
+
+def draw_crop(
+    data: bytes,
+    rng: np.random.Generator,
+    augment: AugmentConfig,
+    preprocess: PreprocessConfig,
+    image_size: int,
+    max_pixels: int,
+) -> "TrainCrop":
+    """All that `train_image` draws for a file, of which only the header is read."""
     picture = open_picture(data, max_pixels, exif_rotation=preprocess.exif_rotation)
     box = random_box(picture.size, rng, augment)
+    flip = augment.flip and rng.random() < 0.5
+    jitters = augment.color_jitter is not None and rng.random() < augment.color_jitter_prob
+    jitter = draw_jitter(rng, augment.color_jitter) if jitters else []
+    gray = bool(augment.grayscale_prob) and rng.random() < augment.grayscale_prob
     size = (image_size, image_size)
-    pixels_HWC = picture.resized(box, size, preprocess.interpolation, augment.resize)
-    if augment.flip and rng.random() < 0.5:
-        pixels_HWC = pixels_HWC[:, ::-1]
-    if augment.color_jitter is not None and rng.random() < augment.color_jitter_prob:
-        pixels_HWC = jitter_colors(pixels_HWC, rng, augment.color_jitter)
-    if augment.grayscale_prob and rng.random() < augment.grayscale_prob:
-        pixels_HWC = to_gray(pixels_HWC)
-    return np.ascontiguousarray(pixels_HWC)
+    return TrainCrop(
+        picture, box, size, preprocess.interpolation, augment.resize, flip, jitter, gray
+    )
 
 
 def eval_image(
@@ -147,7 +157,7 @@ def _open_jpeg(data: bytes) -> "Jpeg | None":
         return None  # damaged, or of a rare subsampling that Pillow alone decodes
     if color_space in ("CMYK", "YCCK"):
         return None
-    return Jpeg(data, (width, height))
+    return Jpeg(data, (width, height), color_space)
 
 
 def _open_with_pillow(data: bytes) -> "Picture":
@@ -183,18 +193,6 @@ def exif_orientation(data: bytes) -> int:
     return found if found in TURNS else 1
 
 
-def _turn(pixels_HWC: np.ndarray, orientation: int) -> np.ndarray:
-    """Turn pixels as the orientation says, without a copy."""
-    if orientation in (5, 6, 7, 8):
-        pixels_HWC = pixels_HWC.transpose(1, 0, 2)
-    vertical, horizontal = TURNS[orientation]
-    return pixels_HWC[::vertical, ::horizontal]
-
-
-def _turned_size(size: Size, orientation: int) -> Size:
-    return size[::-1] if orientation in (5, 6, 7, 8) else size
-
-
 def _resize(
     pixels_HWC: np.ndarray, size: Size, interpolation: Interpolation, resizer: Resizer
 ) -> np.ndarray:
@@ -214,11 +212,12 @@ class Jpeg:
 
     data: bytes
     stored_size: Size
+    color_space: str
     orientation: int = 1
 
     @property
     def size(self) -> Size:
-        return _turned_size(self.stored_size, self.orientation)
+        return turned_size(self.stored_size, self.orientation)
 
     def resized(
         self, box: Box, size: Size, interpolation: Interpolation, resizer: Resizer = "exact"
@@ -232,7 +231,7 @@ class Jpeg:
         except ValueError as error:
             raise _jpeg_error(error) from error
         left, top, right, bottom = box
-        pixels_HWC = _turn(pixels_HWC, self.orientation)
+        pixels_HWC = turn(pixels_HWC, self.orientation)
         return _resize(pixels_HWC[top:bottom, left:right], size, interpolation, resizer)
 
     def _fast(self, box: Box, size: Size) -> np.ndarray:
@@ -243,7 +242,7 @@ class Jpeg:
             math.ceil(width * size[0] / (right - left)),
             math.ceil(height * size[1] / (bottom - top)),
         )
-        min_width, min_height = _turned_size(least, self.orientation)
+        min_width, min_height = turned_size(least, self.orientation)
         pixels_HWC = simplejpeg.decode_jpeg(
             self.data,
             fastdct=True,
@@ -252,7 +251,7 @@ class Jpeg:
             min_height=min_height,
             min_factor=2,
         )
-        pixels_HWC = _turn(pixels_HWC, self.orientation)
+        pixels_HWC = turn(pixels_HWC, self.orientation)
         y, x = pixels_HWC.shape[0] / height, pixels_HWC.shape[1] / width
         rows = slice(round(top * y), max(round(bottom * y), round(top * y) + 1))
         columns = slice(round(left * x), max(round(right * x), round(left * x) + 1))
@@ -268,7 +267,7 @@ class Picture:
 
     @property
     def size(self) -> Size:
-        return _turned_size(self.image.size, self.orientation)
+        return turned_size(self.image.size, self.orientation)
 
     def resized(
         self, box: Box, size: Size, interpolation: Interpolation, resizer: Resizer = "exact"
@@ -298,3 +297,32 @@ class Picture:
         if self.image.mode.startswith("I;16"):
             return Image.fromarray((np.asarray(self.image) >> 8).astype(np.uint8))
         return self.image
+
+
+@dataclass(frozen=True)
+class TrainCrop:
+    """A picture that is not decoded yet, and all that training does to it."""
+
+    picture: Jpeg | Picture
+    box: Box
+    size: Size
+    interpolation: Interpolation
+    resizer: Resizer
+    flip: bool
+    jitter: list[tuple[int, float]]
+    gray: bool
+
+    def pixels(self) -> np.ndarray:
+        """The pixels that the model sees, uint8."""
+        resized_HWC = self.picture.resized(self.box, self.size, self.interpolation, self.resizer)
+        return self.finished(resized_HWC)
+
+    def finished(self, pixels_HWC: np.ndarray) -> np.ndarray:
+        """What comes after the resizing."""
+        if self.flip:
+            pixels_HWC = pixels_HWC[:, ::-1]
+        if self.jitter:
+            pixels_HWC = jitter_colors(pixels_HWC, self.jitter)
+        if self.gray:
+            pixels_HWC = to_gray(pixels_HWC)
+        return np.ascontiguousarray(pixels_HWC)
