@@ -5,8 +5,9 @@
 #   PEER_PYTHON=.venv-parity/bin/python benchmarks/gpu_check.sh OUT      # an NVIDIA GPU of 80 GB
 #   DRY=1 benchmarks/gpu_check.sh OUT                                    # tiny sizes, on a CPU: only that it works
 #
-# PYTHON has clip_jax with jax[cuda12] or jax[cuda13]; without PEER_PYTHON nothing is compared with. Each stage has
-# a time of its own and leaves its lines in OUT; one that fails or is late does not stop the others.
+# PYTHON has clip_jax with jax[cuda12] or jax[cuda13], and DALI where its decoding is to be measured too; without
+# PEER_PYTHON nothing is compared with. Each stage has a time of its own and leaves its lines in OUT; one that fails
+# or is late does not stop the others.
 set -uo pipefail
 
 OUT=${1:?the folder for the results}
@@ -39,11 +40,13 @@ if [ -n "$DRY" ]; then
     ATTENTION=(--batch 1 --rounds 1)
     LOSS=(--batch 512 --kinds softmax)
     TOPOLOGY=h100:1
+    DECODE=(--on cpu --seconds 1)
     STEPS=(--rounds 2 --steps 2)
 else
     # Architecture, pairs, remat, blocks in one turn of the loop.
     MODELS=("ViT-B-32 1024 none 12" "ViT-B-16 512 attention 12" "ViT-L-14 256 attention 24")
     ATTENTION=()
+    DECODE=()
     LOSS=(--batch 262144 --no-naive --dtype bfloat16 --tile 1024 --kinds softmax)
     TOPOLOGY=$("$PYTHON" -c '
 import jax
@@ -79,6 +82,9 @@ for model in "${MODELS[@]}"; do
     stage "train_$name" 120 "$PYTHON" benchmarks/train_step.py --model "$name" --dtype bfloat16 --batch "$batch" \
         --remat "$remat" --unroll "$unroll" "${STEPS[@]}" "${PEER[@]}"
 done
+if "$PYTHON" -c "import nvidia.dali" 2>/dev/null; then
+    stage decode 40 "$PYTHON" benchmarks/device_decode.py "${DECODE[@]}"
+fi
 stage loss 40 "$PYTHON" benchmarks/loss_memory.py "${LOSS[@]}"
 wait "$planning" || failed=1
 

@@ -68,7 +68,7 @@ def open_decoders(image_size: int, interpolation: Interpolation, threads: int) -
         try:
             each = max(1, threads // len(gpus))
             decoders.append(Dali(gpu, image_size, interpolation, threads=each))
-        except RuntimeError as error:
+        except Exception as error:  # DALI raises errors of many kinds
             raise ValueError(
                 f"data.decode=gpu: DALI cannot decode on GPU {gpu} ({_end(error)}). If memory is short, "
                 "leave it more with XLA_PYTHON_CLIENT_MEM_FRACTION=0.7; data.decode=cpu needs none"
@@ -94,7 +94,7 @@ class Dali:
 
         Raises:
           DecodeError: for a file that it cannot decode.
-          RuntimeError: it can decode no file any more.
+          Exception: it can decode no file any more; what DALI raises.
         """
         boxes = [
             stored_box(crop.box, crop.picture.size, crop.picture.orientation) for crop in crops
@@ -102,7 +102,7 @@ class Dali:
         with self._lock:
             try:
                 found = self._run([crop.picture.data for crop in crops], boxes)
-            except RuntimeError as error:
+            except Exception as error:  # of which kind depends on the operator that met it
                 self._start()
                 raise DecodeError(_end(error)) from error
         return np.stack([turn(p, crop.picture.orientation) for p, crop in zip(found, crops)])
@@ -150,7 +150,7 @@ class Dali:
         self._pipeline.feed_input("starts", np.ascontiguousarray(start_N2))
         self._pipeline.feed_input("shapes", end_N2 - start_N2)
         (found,) = self._pipeline.run()
-        return found.as_cpu().as_array()
+        return np.array(found.as_cpu().as_array())  # the next run writes into the same memory
 
 
 class DeviceBatches(ThreadBatches):
@@ -212,7 +212,9 @@ class DeviceBatches(ThreadBatches):
 
         calls = [
             (rows, self._decoding.submit(decoder, [crops[row] for row in rows]))
-            for rows, decoder in zip(in_calls(crops), itertools.cycle(self._decoders))
+            for rows, decoder in zip(
+                in_calls(crops, len(self._decoders)), itertools.cycle(self._decoders)
+            )
         ]
         written, again = [], {}
         for rows, call in calls:
@@ -247,13 +249,14 @@ def is_for_device(crop: TrainCrop) -> bool:
     return picture.data.rstrip(b"\0").endswith(END_OF_IMAGE)
 
 
-def in_calls(crops: dict[int, TrainCrop]) -> Iterator[list[int]]:
-    """The rows in runs that are not too large for one call."""
+def in_calls(crops: dict[int, TrainCrop], parts: int) -> Iterator[list[int]]:
+    """The rows in parts for so many decoders, none of them too large for one call."""
+    most = min(MOST_ROWS, -(-len(crops) // parts))
     rows, pixels = [], 0
     for row, crop in crops.items():
         left, top, right, bottom = crop.box
         area = (right - left) * (bottom - top)
-        if rows and (len(rows) == MOST_ROWS or pixels + area > MOST_PIXELS):
+        if rows and (len(rows) == most or pixels + area > MOST_PIXELS):
             yield rows
             rows, pixels = [], 0
         rows.append(row)

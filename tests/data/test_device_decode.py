@@ -196,8 +196,14 @@ def test_a_call_is_bounded_by_rows_and_by_pixels(monkeypatch):
     small = crop_of(encoded(photo(0)))
     sides = {2: 1, 3: 9, 5: 5, 6: 20, 7: 1, 8: 1, 9: 1, 11: 1}
     crops = {row: dataclasses.replace(small, box=(2, 1, 2 + s, 1 + s)) for row, s in sides.items()}
-    assert list(in_calls(crops)) == [[2, 3], [5], [6], [7, 8, 9], [11]]
-    assert list(in_calls({})) == []
+    assert list(in_calls(crops, 1)) == [[2, 3], [5], [6], [7, 8, 9], [11]]
+    assert list(in_calls({}, 2)) == []
+
+
+def test_each_device_has_a_part_of_a_small_batch():
+    crops = dict.fromkeys(range(10), crop_of(encoded(photo(0))))
+    assert list(in_calls(crops, 1)) == [list(range(10))]
+    assert [len(rows) for rows in in_calls(crops, 4)] == [3, 3, 3, 1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 import pytest
+from nvidia.dali import Pipeline
 from PIL import Image
 
 from clip_jax.config import AugmentConfig, DataConfig, PreprocessConfig
@@ -83,16 +84,30 @@ def test_the_nearest_pixel_is_the_same_one():
     assert (pixels_HWC == crop.pixels()).mean() > 0.95
 
 
+def test_on_a_gpu_files_come_from_the_host_and_crops_stay_on_the_device(monkeypatch):
+    """The graph alone: DALI builds none without a GPU's driver."""
+    graphs = []
+    monkeypatch.setattr(Pipeline, "build", lambda *_: None)
+    monkeypatch.setattr(Pipeline, "set_outputs", lambda pipeline, out: graphs.append(out))
+    monkeypatch.setattr(Dali, "_run", lambda *_: None)
+    Dali(3, SIZE, "bicubic", threads=2)
+    (resized,) = graphs
+    (crops,) = resized.source.inputs
+    assert resized.device == crops.device == "gpu"
+    assert {each.device for each in crops.source.inputs} == {"cpu"}
+
+
 def test_a_file_that_it_refuses_fails_the_call_and_the_next_one_works():
     decoder = Dali(None, SIZE, "bicubic", threads=2)
     sound, broken = crop_of(WHOLE), crop_of(without_quantization(WHOLE))
     assert is_for_device(broken)
     with pytest.raises(ImageError, match="corrupt-jpeg"):
         broken.pixels()
+    outside = dataclasses.replace(sound, box=(0, 0, 9, 999))
     expected = decoder([sound])
-    for _ in range(3):
+    for refused in (broken, outside, broken):
         with pytest.raises(DecodeError):
-            decoder([sound, broken])
+            decoder([sound, refused])
         np.testing.assert_array_equal(decoder([sound]), expected)
 
 
