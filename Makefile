@@ -60,7 +60,7 @@ gpu-compile: .venv-gpu/installed  ## compile the train step for NVIDIA GPUs, on 
 	.venv-gpu-decode/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,gpu-decode]'
 	@touch $@
 
-gpu-decode: .venv-gpu-decode/installed  ## decode through NVIDIA's DALI, on its CPU device (2 GB)
+gpu-decode: .venv-gpu-decode/installed  ## decode through NVIDIA's DALI, on its CPU device (3 GB)
 	.venv-gpu-decode/bin/python -m pytest tests/gpu_decode
 
 browser: $(VENV)/installed-test  ## the search page in a headless Chromium, which is installed (Debian or Ubuntu, as root)

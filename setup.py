@@ -108,7 +108,7 @@ setup(
         "wandb": ["wandb>=0.22"],
         "parity": PARITY,
         "cuda": ["jax[cuda13]>=0.10.2"],
-        # Of the CUDA that "cuda" has. Wheels for x86-64 and ARM, Python 3.10 to 3.15, 1.5 GB with what they need.
+        # Of the CUDA that "cuda" has. Wheels for x86-64 and ARM, 0.6 GB with what they need.
         "gpu-decode": ["nvidia-dali-cuda130>=2.4,<3; sys_platform == 'linux'"],
         "tpu": ["jax[tpu]>=0.10.2"],
     },
