@@ -28,9 +28,9 @@ def compile_for():
 
     def compiled(topology: str, *, batch_size: int, name: str, dtype="bfloat16", **run) -> Compiled:
         accumulation = run.pop("accumulation", 1)
-        remat = run.pop("remat", "none")
+        model = {key: run.pop(key) for key in ("remat", "freeze") if key in run}
         cfg = TrainConfig(
-            model=ModelSettings(name=name, dtype=dtype, remat=remat),
+            model=ModelSettings(name=name, dtype=dtype, **model),
             data=DataConfig(batch_size=batch_size, accumulation=accumulation),
             **run,
         )

@@ -9,10 +9,20 @@ from clip_jax.planning.plan import make_plan
 from clip_jax.planning.topologies import parse_topology
 
 
-@pytest.mark.parametrize("name", ["ViT-B-32", "ViT-B-16"])
-def test_an_a100_takes_cudnn_attention_too(name, compile_for):
-    runs = compile_for("a100:1", batch_size=8, name=name).program.kernels
+@pytest.mark.parametrize(
+    ("topology", "name"),
+    [("a100:1", "ViT-B-32"), ("a100:1", "ViT-B-16"), ("a100-40gb:1", "ViT-B-32"), ("b200:1", "ViT-B-32")],
+)  # fmt: skip
+def test_others_take_cudnn_attention_too(topology, name, compile_for):
+    runs = compile_for(topology, batch_size=8, name=name).program.kernels
     assert runs["cuDNN attention, forward"] == runs["cuDNN attention, backward"] == 24
+
+
+@pytest.mark.parametrize("frozen", ["image", "text"])
+def test_a_frozen_tower_runs_forward_alone(frozen, compile_for):
+    runs = compile_for("h100:1", batch_size=8, name="ViT-B-32", freeze=frozen).program.kernels
+    assert runs["cuDNN attention, forward"] == 24
+    assert runs["cuDNN attention, backward"] == 12
 
 
 def test_float32_is_computed_with_plain_attention(compile_for):
