@@ -105,6 +105,7 @@ class BlockOrder:
         self._places = [np.flatnonzero(self._source_of_T == s) for s in range(len(counts))]
         self._period = int(np.lcm(len(self._source_of_T), self.lanes))
         self._turns = self._find_turns()
+        self._in_period = [np.sort(np.concatenate(turns)) for turns in self._turns]
         self._epochs: OrderedDict[tuple[int, int], _Epoch] = OrderedDict()
 
     def __str__(self) -> str:
@@ -159,24 +160,26 @@ class BlockOrder:
         return heapq.merge(*ways, key=lambda window: window.first_step)
 
     def _windows_of(self, stream: int, lane: int, step: int) -> Iterator[Window]:
+        if not len(self._turns[stream][lane]):  # such as each second lane of two even sources
+            return
         rank = int(self._lane_rank(stream, np.array([lane]), np.array([step * self.batch_size]))[0])
-        epoch = self._first_epoch(stream, step)
         while True:
+            epoch = self._epoch_of(stream, lane, rank)  # a small source has epochs without the lane
             order = self._epoch(stream, epoch)
             start, end = order.lane_start_L[lane : lane + 2].tolist()
             base = int(order.lane_rank_L[lane])
-            at = start + max(0, rank - base)
+            at = start + rank - base
             number = int(np.searchsorted(order.edge_W, at, side="right")) - 1
             while at < end:
                 low, high = order.edge_W[number : number + 2].tolist()
                 first, last = (
-                    self._step_of(stream, lane, base + place - start)
+                    self._place_of(stream, lane, base + place - start) // self.batch_size
                     for place in (max(at, low), high - 1)
                 )
                 pieces = tuple(self._pieces(stream, order.pieces(low, high)))
                 yield Window(first, last, stream, epoch, number, pieces)
                 at, number = high, number + 1
-            epoch += 1
+            rank = base + end - start
 
     def _pieces(self, stream: int, spans: Iterator[tuple[int, int]]) -> Iterator[Piece]:
         for start, end in spans:
@@ -219,16 +222,26 @@ class BlockOrder:
             rank_B[mine_B] = cycle_B[mine_B] * len(turns) + inside_B
         return rank_B
 
-    def _step_of(self, stream: int, lane: int, rank: int) -> int:
+    def _lane_ranks(self, stream: int, place: int) -> np.ndarray:
+        """The same of every lane, before one place."""
+        cycle, inside = divmod(place, self._period)
+        places_Q = self._in_period[stream]
+        before_Q = places_Q[: np.searchsorted(places_Q, inside)]
+        whole, part = (
+            np.bincount(some % self.lanes, minlength=self.lanes) for some in (places_Q, before_Q)
+        )
+        return cycle * whole + part
+
+    def _place_of(self, stream: int, lane: int, rank: int) -> int:
         turns = self._turns[stream][lane]
         cycle, inside = divmod(rank, len(turns))
-        return (cycle * self._period + int(turns[inside])) // self.batch_size
+        return cycle * self._period + int(turns[inside])
 
-    def _first_epoch(self, stream: int, step: int) -> int:
-        """The epoch in which a stream is when a step begins."""
-        cycle, inside = divmod(step * self.batch_size, len(self._source_of_T))
-        before = int(np.searchsorted(self._places[stream], inside))
-        return (cycle * int(self._counts[stream]) + before) // int(self._firsts[stream][-1])
+    def _epoch_of(self, stream: int, lane: int, rank: int) -> int:
+        """The epoch in which a lane has a place of a stream."""
+        cycle, inside = divmod(self._place_of(stream, lane, rank), len(self._source_of_T))
+        before = cycle * int(self._counts[stream]) + int(self._rank_of_T[inside])
+        return before // int(self._firsts[stream][-1])
 
     def _start_of(self, stream: int, epoch: int) -> int:
         """The place at which an epoch of a stream begins."""
@@ -239,13 +252,8 @@ class BlockOrder:
     def _epoch(self, stream: int, epoch: int) -> "_Epoch":
         found = self._epochs.get((stream, epoch))
         if found is None:
-            lanes_L = np.arange(self.lanes)
-            ranks_2L = [
-                self._lane_rank(
-                    stream, lanes_L, np.full(self.lanes, self._start_of(stream, number))
-                )
-                for number in (epoch, epoch + 1)
-            ]
+            starts = (self._start_of(stream, number) for number in (epoch, epoch + 1))
+            ranks_2L = [self._lane_ranks(stream, start) for start in starts]
             key = hash64(self.seed, epoch, stream)
             found = _Epoch(self._firsts[stream], *ranks_2L, self.lane_blocks, key)
             self._epochs[stream, epoch] = found

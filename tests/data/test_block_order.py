@@ -6,13 +6,14 @@ import itertools
 import numpy as np
 import pytest
 
+from clip_jax.data import block_order
 from clip_jax.data.block_order import BlockOrder, Blocks, block_bytes
 
 WEIGHTED = {"even": (0.5, 0.2, 0.3), "odd": (np.pi, 0.2, 0.3)}
 
 
 def blocks(count, seed=0):
-    sizes = np.random.default_rng(seed).integers(1, 40, count)
+    sizes = np.random.default_rng(seed).integers(1, 40, count) if count else [1]
     return Blocks(np.concatenate([[0], np.cumsum(sizes)]), 1e6)
 
 
@@ -101,10 +102,18 @@ def test_1000_steps_are_the_same_over_any_hosts_and_from_any_start(weights):
         )
 
 
-@pytest.mark.parametrize("weights", [None, (0.5, 0.2, 0.3)])
+MIXTURES = [
+    ((60, 7, 20), None),
+    ((60, 7, 20), (0.5, 0.2, 0.3)),
+    ((60, 7), (0.5, 0.5)),  # each in every second lane
+    ((60, 0), (0.5, 0.5)),  # a source of one sample, which comes round sixteen times a batch
+]
+
+
+@pytest.mark.parametrize(("counts", "weights"), MIXTURES)
 @pytest.mark.parametrize("share", [range(32), range(16, 24), range(5, 6)])
-def test_windows_say_ahead_what_a_host_reads_and_when(weights, share):
-    order = make(60, 7, 20, weights=weights)
+def test_windows_say_ahead_what_a_host_reads_and_when(counts, weights, share):
+    order = make(*counts, weights=weights)
     first, last, known = 5, 60, {}
     ahead = itertools.takewhile(lambda w: w.first_step < last, order.windows(share, first))
     starts = []
@@ -123,6 +132,22 @@ def test_windows_say_ahead_what_a_host_reads_and_when(weights, share):
             assert any(p.source == source and p.start <= index < p.end for p in window.pieces)
     if len(share) > 1:
         assert used == known.keys()  # nothing is read in vain
+
+
+def test_a_small_source_costs_no_more_than_the_samples_that_are_read(monkeypatch):
+    """Of a lane's own epochs alone the order is worked out, not of all that come round meanwhile."""
+    made, epoch = [], block_order._Epoch
+
+    def note(*args):
+        made.append(args)
+        return epoch(*args)
+
+    monkeypatch.setattr(block_order, "_Epoch", note)
+    order = make(600, 0, weights=(0.5, 0.5), batch_size=256, window=256e6)
+    assert order.lanes == 64
+    ahead = itertools.takewhile(lambda w: w.first_step < 2, order.windows(range(256), 0))
+    assert sum(window.stream == 1 for window in ahead) == 256
+    assert len(made) < 256 + 64 + 10
 
 
 def test_all_hosts_together_read_each_sample_about_once_an_epoch():
