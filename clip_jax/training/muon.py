@@ -1,5 +1,7 @@
 """Muon: momentum whose matrices are orthogonalised (Jordan et al., 2024)."""
 
+import functools
+import logging
 import math
 import re
 from collections.abc import Mapping
@@ -8,10 +10,14 @@ from typing import Any
 import jax
 import optax
 
-from clip_jax.models.tower import Tower
+from clip_jax.models.tower import Tower, name_of
 from clip_jax.sharding import path_name
 
+log = logging.getLogger(__name__)
+
 ORTHOGONALISED = r"(blocks|pool|conv)/.*kernel$"
+# Numbers of axes whose meaning is known: of kernels in a stack, the depth among them, and of others.
+KNOWN_AXES = {"stacked": (2, 3, 5), "alone": (2, 4)}
 
 
 def muon(
@@ -28,8 +34,16 @@ def muon(
     """
 
     def label(path, leaf):
-        matrix = re.search(ORTHOGONALISED, path_name(path)) and leaf.ndim >= 2
-        return "muon" if matrix else "adam"
+        known = re.search(ORTHOGONALISED, path_name(path))
+        axes = KNOWN_AXES["stacked" if known and known[1] == "blocks" else "alone"]
+        return "muon" if known and leaf.ndim in axes else "adam"
+
+    def labels(params):
+        found = jax.tree_util.tree_map_with_path(label, params)
+        for tower in sorted(params.keys() & towers.keys()):
+            if "muon" not in jax.tree.leaves(found[tower]):
+                _warn_of_adam(tower, name_of(towers[tower]))
+        return found
 
     orthogonal = optax.contrib.scale_by_muon(
         beta=b1,
@@ -43,8 +57,17 @@ def muon(
             "muon": _by_matrix(optax.chain(orthogonal, optax.stateless(_scale_like_adam)), towers),
             "adam": optax.scale_by_adam(b1, b2, eps, mu_dtype=moment_dtype),
         },
-        lambda params: jax.tree_util.tree_map_with_path(label, params),
+        labels,
     )
+
+
+@functools.cache  # optax asks for the labels several times
+def _warn_of_adam(tower: str, name: str):
+    log.warning(
+        "optimizer.name=muon leaves all of the %s tower %s to Adam: it takes kernels of parts named blocks, "
+        "pool or conv, of the axes (depth, inputs, outputs), (inputs, outputs) and (height, width, inputs, "
+        "outputs)", tower, name,
+    )  # fmt: skip
 
 
 def _by_matrix(
@@ -59,6 +82,11 @@ def _by_matrix(
         def matrices(path, leaf):
             tower, _, name = path_name(path).partition("/")
             count = towers[tower].matrices_of(name) if tower in towers else 1
+            if leaf.shape[-1] % count:
+                raise ValueError(
+                    f"{name_of(towers[tower])}.matrices_of({name!r}) is {count}, and the kernel has "
+                    f"{leaf.shape[-1]} outputs, which cannot be shared out among so many"
+                )
             # Every kernel gets the axis, so that each has the axes of `_matrix_axes`.
             return leaf.reshape(*leaf.shape[:-1], count, leaf.shape[-1] // count)
 
