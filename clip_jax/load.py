@@ -99,6 +99,7 @@ def load_run(
         config = model_config(model)
         variables = position_embeddings.resize(variables, stored, config)
     tokenizer = load_tokenizer(run.tokenizer, context_length=config.text.context_length)
+    tokenizer.rows = config.text.vocab_size
     return Loaded(CLIP(config), variables, tokenizer, preprocess_of(config))
 
 

@@ -1,5 +1,6 @@
 """Tests of `load`: runs and released weights."""
 
+import dataclasses
 import functools
 
 import chex
@@ -11,7 +12,7 @@ import pytest
 
 import clip_jax
 from clip_jax.config import CheckpointConfig, TrainConfig
-from clip_jax.data.tokenizers.registry import train_sentencepiece
+from clip_jax.data.tokenizers.registry import ClipTokenizer, train_sentencepiece
 from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import CLIP, init_variables
 from clip_jax.runs.checkpoints import Checkpoints
@@ -19,7 +20,7 @@ from clip_jax.runs.directory import RunDirectory
 from clip_jax.training.state import new_state
 from clip_jax.weights.export import export
 
-CONFIG = model_config("ViT-test")
+CONFIG = model_config("ViT-test", vocab_size=400)
 CAPTIONS = ["a red circle", "a blue square"]
 
 
@@ -79,16 +80,24 @@ def test_a_run_is_loaded_with_its_tokenizer(run, variables):
     assert loaded.model.apply(loaded.variables, images, method="encode_image").shape == (2, 16)
 
 
+def test_a_text_that_a_runs_model_has_no_row_for_is_refused(run):
+    with RunDirectory(run) as directory:
+        ClipTokenizer(8).save(directory.tokenizer)  # of another run
+    tokenizer = clip_jax.load(run).tokenizer
+    with pytest.raises(ValueError, match=r"gives 'a red circle' the id \d+, .* 0 to 399"):
+        tokenizer(CAPTIONS)
+
+
 def test_a_run_that_trained_with_a_gpu_s_kernel_is_loaded_anywhere(run):
     with RunDirectory(run) as directory:
-        directory.save_config(TrainConfig(), model_config("ViT-test", attention="cudnn"))
+        directory.save_config(TrainConfig(), dataclasses.replace(CONFIG, attention="cudnn"))
     loaded = clip_jax.load(run)
     images = np.zeros((1, 16, 16, 3), np.uint8)
     assert loaded.model.apply(loaded.variables, images, method="encode_image").shape == (1, 16)
 
 
 def test_a_run_is_loaded_at_another_image_size(run):
-    loaded = clip_jax.load(run, model_config("ViT-test", image_size=32))
+    loaded = clip_jax.load(run, model_config(CONFIG, image_size=32))
     images = np.zeros((1, 32, 32, 3), np.uint8)
     assert loaded.model.apply(loaded.variables, images, method="encode_image").shape == (1, 16)
 

@@ -83,7 +83,7 @@ class EmbedDataset:
         if "tokens" in self.spec:
             if not sample.captions:
                 raise BadSample("missing-caption", key=sample.key, shard=sample.shard)
-            found["tokens"] = self._tokenizer([sample.captions[0]])[0]
+            found["tokens"] = or_bad(sample, self._tokenizer, [sample.captions[0]])[0]
         if "image" in self.spec:
             found["image"] = or_bad(
                 sample,

@@ -17,6 +17,7 @@ from clip_jax.data.images.transforms import ImageError, TrainCrop, draw_crop, ev
 from clip_jax.data.orders import GlobalOrder, make_order
 from clip_jax.data.samples import BadSample, Sample, Source
 from clip_jax.data.shuffle import hash64
+from clip_jax.data.tokenizers.base import TokenError
 
 MAX_TRIES = 20  # samples that are tried for one row before the run stops
 KEPT_PLANS = 16  # batches whose order is remembered, more than are in work at once
@@ -218,7 +219,7 @@ class TrainDataset:
             caption = sample.captions[int(rng.choice(len(sample.captions), p=sample.caption_probs))]
         how = (cfg.augment, self._preprocess, self._image_size, cfg.max_image_pixels)
         image = or_bad(sample, lambda: finish(draw_crop(sample.image, rng, *how)))
-        return image, self._tokenizer([caption], rng, cfg.augment.text_mask)[0]
+        return image, or_bad(sample, self._tokenizer, [caption], rng, cfg.augment.text_mask)[0]
 
 
 class EvalDataset:
@@ -277,11 +278,12 @@ class EvalDataset:
                 self._image_size,
                 self._cfg.max_image_pixels,
             )
+            tokens_L = or_bad(sample, self._tokenizer, [sample.captions[0]])[0]
         except BadSample as error:
             return self._nothing(index, [error])
         return {
             "image": image_HWC,
-            "tokens": self._tokenizer([sample.captions[0]])[0],
+            "tokens": tokens_L,
             "mask": np.bool_(True),
             "index": np.int64(index),
             "label": np.int32(-1 if sample.label is None else sample.label),
@@ -339,8 +341,8 @@ def _spec(rows: int, image_size: int, tokenizer: Tokenizer) -> Spec:
 
 
 def or_bad(sample: Sample, load: Callable, *arguments):
-    """What `load` makes of the arguments; an image that cannot be used is a `BadSample`."""
+    """What `load` makes of the arguments; an image or text that cannot be used is a `BadSample`."""
     try:
         return load(*arguments)
-    except ImageError as error:
+    except (ImageError, TokenError) as error:
         raise BadSample(error.reason, key=sample.key, shard=sample.shard) from error

@@ -289,14 +289,14 @@ def resolve_model(cfg: TrainConfig, config: ModelConfig, tokenizer: Tokenizer) -
         kind = config.tokenizer if config.tokenizer != "sentencepiece" else "huggingface"
     vocab_size = config.text.vocab_size
     if cfg.model.vocab_size is not None:
-        if cfg.model.vocab_size < tokenizer.vocab_size:
+        if cfg.model.vocab_size < tokenizer.embedded:
             raise ValueError(
-                f"model.vocab_size={cfg.model.vocab_size} is below the {tokenizer.vocab_size} ids "
+                f"model.vocab_size={cfg.model.vocab_size} is below the {tokenizer.embedded} ids "
                 "of the tokenizer: raise it, or leave it at None"
             )
         kind = config.tokenizer
-    elif config.tokenizer != kind or vocab_size < tokenizer.vocab_size or kind == "sentencepiece":
-        vocab_size = tokenizer.vocab_size
+    elif config.tokenizer != kind or vocab_size < tokenizer.embedded or kind == "sentencepiece":
+        vocab_size = tokenizer.embedded
     text = config.text.with_vocabulary(vocab_size, tokenizer.end_id)
     return dataclasses.replace(config, text=text, tokenizer=kind)
 
@@ -321,7 +321,12 @@ def _tokenizer(
     """The run's own one where it has one already, else a new one."""
     context_length = config.text.context_length
     if (run.tokenizer / DESCRIPTION).exists():
-        return load_tokenizer(run.tokenizer, context_length=context_length)
+        tokenizer, stored = (
+            load_tokenizer(run.tokenizer, context_length=context_length),
+            run.load_model_config(),
+        )
+        tokenizer.rows = stored and stored.text.vocab_size
+        return tokenizer
     chosen = cfg.tokenizer.path is not None or cfg.tokenizer.kind != "auto"
     takes_text = cfg.model.init_towers in ("both", "text")
     if initial is not None and initial.tokenizer is not None and takes_text and not chosen:

@@ -55,6 +55,7 @@ def find_tokenizer(
 
 def _check(tokenizer: registry.Tokenizer, config: ModelConfig, directory: Path):
     rows, end = config.text.vocab_size, config.text.end_id
+    tokenizer.rows = rows
     if tokenizer.vocab_size > rows:
         tokens = tokenizer.tokens() if isinstance(tokenizer, TransformersTokenizer) else {}
         outside = [token for token, i in tokens.items() if i >= rows and not RESERVED.search(token)]

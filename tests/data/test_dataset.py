@@ -10,18 +10,19 @@ from PIL import Image
 from clip_jax.config import AugmentConfig, PreprocessConfig
 from clip_jax.data.dataset import MAX_TRIES, EvalDataset, TrainDataset, fill
 from clip_jax.data.samples import Sample
+from clip_jax.data.tokenizers.base import Tokenizer
 
 
 @pytest.fixture
 def train_rows(reading, settings):
-    def make(*sources, process=(0, 1), seed=0, **changes):
+    def make(*sources, process=(0, 1), seed=0, tokenizer=reading["tokenizer"], **changes):
         return TrainDataset(
             sources,
             cfg=settings(**changes),
             seed=seed,
             process_index=process[0],
             process_count=process[1],
-            **reading,
+            **reading | {"tokenizer": tokenizer},
         )
 
     return make
@@ -183,3 +184,28 @@ def test_evaluation_takes_samples_at_even_distances(letters, settings, numbered,
     )
     assert rows.batches == 2
     assert ids(batch_of(rows, 0)) + ids(batch_of(rows, 1)) == list(range(0, 100, 10))
+
+
+class Few(Tokenizer):
+    """Has bytes below that of z."""
+
+    kind, vocab_size, end_id, context_length = "few", ord("z"), 0, 6
+
+    def encode(self, texts):
+        return [list(text.encode()) for text in texts]
+
+
+def test_a_caption_whose_ids_no_model_has_is_a_bad_sample(train_rows, settings, numbered):
+    class Mixed(numbered):
+        def __getitem__(self, index):
+            sample = super().__getitem__(index)
+            return dataclasses.replace(sample, captions=("zzz",)) if index == 3 else sample
+
+    rows = train_rows(Mixed(10), tokenizer=Few())
+    bad = [error for place in range(10) for error in rows[place]["bad"]]
+    assert {(error.reason, error.key) for error in bad} == {("token-outside-vocabulary", "n/3")}
+    more = {"batch_size": 5, "image_size": 8, "preprocess": PreprocessConfig()}
+    more |= {"max_samples": None, "process_index": 0, "process_count": 1}
+    test_rows = EvalDataset(Mixed(10), Few(), settings(), **more)
+    assert [bool(test_rows[place]["mask"]) for place in range(5)] == [True] * 3 + [False, True]
+    assert [error.key for error in test_rows[3]["bad"]] == ["n/3"]

@@ -205,6 +205,7 @@ def tokenizer_of(kind: str, vocab_size: int):
     return types.SimpleNamespace(
         kind=kind,
         vocab_size=vocab_size,
+        embedded=vocab_size,
         end_id=vocab_size - 1 if ends_at_largest_id else 1,
         ends_at_largest_id=ends_at_largest_id,
     )
@@ -293,8 +294,11 @@ def test_the_preprocessing_comes_with_the_image_tower_and_stays(
         made = prepare(cfg, run)
         assert (made.model.config.preprocess == grey) == (towers == "both")
         run.save_config(cfg, made.model.config)
+        made.tokenizer.save(str(run.tokenizer))
         (run.checkpoints / "1").mkdir(parents=True)
-        assert prepare(cfg, run).model.config == made.model.config  # without the weights
+        again = prepare(cfg, run)  # without the weights
+        assert again.model.config == made.model.config
+        assert again.tokenizer.rows == made.model.config.text.vocab_size
 
 
 @pytest.mark.parametrize("kind", ["siglip", "clipa"])
@@ -315,9 +319,14 @@ def test_released_clipa_keeps_its_vocabulary_which_is_larger_than_its_tokenizers
     ("name", "kind", "rows"),
     [("ViT-B-32", "transformers", 49_408), ("ViT-B-16-SigLIP", "siglip-transformers", 32_000)],
 )
-def test_a_released_models_own_tokenizer_leaves_its_architecture_as_it_is(name, kind, rows):
+@pytest.mark.parametrize("reserved", [0, 100])
+def test_a_released_models_own_tokenizer_leaves_its_architecture_as_it_is(
+    name, kind, rows, reserved
+):
+    """Also where it has tokens beside those that the weights have rows for."""
     cfg = changed(model=ModelSettings(name=name))
-    tokenizer = tokenizer_of(kind, rows)
+    tokenizer = tokenizer_of(kind, rows + reserved)
+    tokenizer.embedded, tokenizer.ends_at_largest_id = rows, True
     config = resolve_model(cfg, named_model(cfg), tokenizer)
     assert (config.text, config.tokenizer) == (named_model(cfg).text, named_model(cfg).tokenizer)
 

@@ -117,6 +117,8 @@ def test_reserved_tokens_may_lie_outside_of_it(tmp_path):
     write(tmp_path, tokenizer_json(**{"<extra_id_0>": 12, "[unused7]": 13}))
     found = find_tokenizer(config(), tmp_path, library="huggingface")
     assert found(["a"]).max() < len(WORDS)
+    with pytest.raises(ValueError, match=r"gives 'a <extra_id_0>' the id 12, .* 0 to 11"):
+        found(["a <extra_id_0>"])  # for which a model would read the last row
 
 
 @pytest.mark.parametrize(("end", "fits"), [("[SEP]", True), ("</s>", False)])

@@ -15,6 +15,20 @@ TextMask = Literal["truncate", "random", "block"]
 DESCRIPTION = "description.json"
 
 
+class TokenError(ValueError):
+    """A text with an id that no row of the token embedding is for, of which a model would read another."""
+
+    reason = "token-outside-vocabulary"
+
+    def __init__(self, text: str, ids: list[int], tokenizer: "Tokenizer"):
+        found = next(i for i in ids if not 0 <= i < tokenizer.embedded)
+        super().__init__(
+            f"the tokenizer of kind {tokenizer.kind} gives {text[:40]!r} the id {found}, and the model has "
+            f"token embeddings for 0 to {tokenizer.embedded - 1}: leave the text out, or give the tokenizer the "
+            "vocab_size that its ids have"
+        )
+
+
 class Tokenizer(ABC):
     """Turns texts into rows of ids: a start token where the kind has one, the text, an end token.
 
@@ -23,6 +37,8 @@ class Tokenizer(ABC):
       vocab_size: ids are below it.
       end_id: closes every row. Except for SigLIP's it is the largest id, so a model finds it.
       pad_id: fills the row after the end token.
+      rows: of the token embedding of its model, where that may have fewer than `vocab_size`: released
+        weights have none for tokens that are reserved, and a text can spell these all the same.
     """
 
     kind: str
@@ -30,6 +46,7 @@ class Tokenizer(ABC):
     vocab_size: int
     end_id: int
     pad_id: int = 0
+    rows: int | None = None
     start_ids: tuple[int, ...] = ()
 
     def __call__(
@@ -48,6 +65,10 @@ class Tokenizer(ABC):
 
         Returns:
           (texts, context_length) int32.
+
+        Raises:
+          ValueError: what is given is no list of texts.
+          TokenError: a token of a text has no place in the model's table.
         """
         if isinstance(texts, str):
             raise ValueError(f"a tokenizer takes a list of texts, not one text: [{texts[:40]!r}]")
@@ -60,7 +81,16 @@ class Tokenizer(ABC):
                 ids = keep(ids, room, rng)
             ids = [*self.start_ids, *ids, self.end_id]
             row[: len(ids)] = ids
+        outside_M = np.flatnonzero(((rows < 0) | (rows >= self.embedded)).any(axis=1))
+        if outside_M.size:
+            first = int(outside_M[0])
+            raise TokenError(whole[first], rows[first].tolist(), self)
         return rows
+
+    @property
+    def embedded(self) -> int:
+        """Ids that may be in a row: below `vocab_size`, and in the table of the model."""
+        return min(self.vocab_size, self.rows or self.vocab_size)
 
     @property
     def ends_at_largest_id(self) -> bool:

@@ -83,9 +83,7 @@ def make_tokenizer(
         raise ValueError(
             f'tokenizer.kind="{kind}" needs a {record.file} file: set tokenizer.path to it'
         )
-    if kind not in KINDS:
-        made.kind = kind  # by which `load_tokenizer` finds it again
-    return made
+    return _named(made, kind)
 
 
 def tokenizer_format(kind: str) -> TokenizerFormat:
@@ -113,6 +111,16 @@ def load_tokenizer(directory: str | os.PathLike, context_length: int | None = No
     file = [_read(path.parent / description["file"])] if description["file"] else []
     length = context_length or description["context_length"]
     made = _of_file(path.parent, tokenizer_format(kind).tokenizer, *file, length)
+    return _named(made, kind)
+
+
+def _named(made: Any, kind: str) -> Tokenizer:
+    """A tokenizer of a kind, by which `load_tokenizer` finds it again."""
+    if not isinstance(made, Tokenizer):
+        raise ValueError(
+            f"tokenizer.kind={kind} made a {type(made).__name__}: a tokenizer is a subclass of "
+            "clip_jax.data.tokenizers.base.Tokenizer"
+        )
     if kind not in KINDS:
         made.kind = kind
     return made

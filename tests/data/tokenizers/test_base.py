@@ -1,7 +1,9 @@
-"""Tests of how texts that are too long lose tokens."""
+"""Tests of how texts that are too long lose tokens, and of ids that no model has rows for."""
 
 import numpy as np
+import pytest
 
+from clip_jax.data.tokenizers.base import TokenError, Tokenizer
 from clip_jax.data.tokenizers.registry import ClipTokenizer
 
 
@@ -28,3 +30,31 @@ def test_without_a_generator_nothing_is_random():
     tokenizer = ClipTokenizer(8)
     text = "one two three four five six seven eight nine ten"
     np.testing.assert_array_equal(tokenizer([text], None, "random"), tokenizer([text]))
+
+
+class Letters(Tokenizer):
+    """Says that it has 26 letters and an end token."""
+
+    kind, vocab_size, end_id, context_length = "letters", 27, 26, 5
+
+    def encode(self, texts):
+        return [[ord(letter) - ord("a") for letter in text] for text in texts]
+
+
+@pytest.mark.parametrize(("text", "found"), [("a|b", 27), ("a[b", -6), ("\N{SNOWMAN}", 9634)])
+def test_an_id_beyond_the_vocabulary_is_refused_with_its_text(text, found):
+    tokenizer = Letters()
+    assert tokenizer(["az"]).tolist() == [[0, 25, 26, 0, 0]]
+    with pytest.raises(TokenError, match=rf"kind letters .*the id {found}, .* 0 to 26"):
+        tokenizer(["abc", text])
+    tokenizer.rows = 100  # a model that has more
+    with pytest.raises(TokenError, match="0 to 26"):
+        tokenizer([text])
+
+
+def test_an_id_beyond_the_models_table_is_refused_too():
+    tokenizer = Letters()
+    tokenizer.rows = 26
+    with pytest.raises(TokenError, match=r"the id 26, .* 0 to 25"):
+        tokenizer(["a"])
+    assert tokenizer([]).shape == (0, 5)

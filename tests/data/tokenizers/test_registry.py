@@ -211,6 +211,11 @@ def test_mistakes_are_named(tmp_path):
             load_tokenizer(tmp_path)
 
 
+def test_a_kind_that_makes_no_tokenizer_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"kind=builtins:complex made a complex: .* subclass of"):
+        make_tokenizer(TokenizerConfig(kind="builtins:complex"), "clip", 8, lambda: [])
+
+
 def test_a_file_that_clips_own_tokenizer_would_not_read_is_refused():
     cfg = TokenizerConfig(path="spiece.model")
     with pytest.raises(ValueError, match=r"tokenizer.path=spiece.model .* tokenizer.kind"):
