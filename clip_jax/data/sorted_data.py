@@ -1,5 +1,6 @@
 """Notices data whose neighbours are alike, such as data sorted by class: blocks of neighbours do not mix it."""
 
+import contextlib
 import itertools
 import logging
 from collections.abc import Sequence
@@ -72,23 +73,21 @@ def _runs(source: Source) -> list[list[Sample]]:
 
 
 def _read(source: Source, start: int, end: int) -> list[Sample]:
+    found = []
     try:
         span = source.span(start, end)
         if span.end - span.start > MOST_BYTES:
             return []
         data = storage.read_range(span.path, span.start, span.end, info=span.info)
         run = source.unpack(start, end, data)
+        for index in range(start, end):
+            with contextlib.suppress(BadSample):
+                found.append(run[index])
+            if found and found[0].path is not None:  # the image of each is a request of its own
+                return []
     except (OSError, ValueError) as error:
         log.info("%s: samples %d to %d cannot be read (%s)", source.name, start, end, error)
         return []
-    found = []
-    for index in range(start, end):
-        try:
-            found.append(run[index])
-        except BadSample:
-            continue
-        if found[0].path is not None:  # the image of each is a request of its own
-            return []
     return found
 
 

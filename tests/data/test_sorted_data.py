@@ -82,15 +82,20 @@ def test_a_run_of_neighbours_ends_with_its_block(written, settings, monkeypatch)
     assert len(asked) > 4 and all(end == blocks[start] for start, end in asked)
 
 
-def test_images_that_lie_apart_are_not_read_for_it(monkeypatch):
+@pytest.mark.parametrize("lost", [False, True])
+def test_images_that_lie_apart_are_not_read_for_it(lost, monkeypatch):
+    """And no storage that is out of order, which training waits for, ends the run before it begins."""
     read = []
 
     class Run:
         def __getitem__(self, index):
             read.append(index)
+            if lost:
+                raise OSError(f"{index}.jpg cannot be read, after 6 tries")
             return Sample(image=b"", captions=("a",), key="", shard="", path=f"{index}.jpg")
 
     source = types.SimpleNamespace(
+        name="apart",
         blocks=block_order.Blocks(np.arange(0, 321, 20), 1e5),
         span=lambda start, end: types.SimpleNamespace(path="", start=0, end=1, info=None),
         unpack=lambda start, end, data: Run(),
