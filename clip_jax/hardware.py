@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -111,16 +111,23 @@ def chip_of(device_kind: str) -> Chip | None:
     return next(matching, None)
 
 
-_target: ContextVar[jax.Device | None] = ContextVar("target", default=None)
+class Anywhere(NamedTuple):
+    """Stands for all devices at once: computations take the forms that each of them knows."""
+
+    platform: str = "cpu"
+    device_kind: str = "cpu"
 
 
-def target_device() -> jax.Device:
+_target: ContextVar[Any] = ContextVar("target", default=None)
+
+
+def target_device() -> Any:
     """The device that is to run what is traced now: JAX's first one, unless `traced_for` names it."""
     return _target.get() or jax.devices()[0]
 
 
 @contextlib.contextmanager
-def traced_for(device: jax.Device) -> Iterator[None]:
+def traced_for(device: Any) -> Iterator[None]:
     """Choose the forms of computations for this device. What is compiled ahead of time needs it.
 
     JAX's caches of traces know nothing of it: make the function that is traced again.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clip_jax.hardware import Anywhere, traced_for
 from clip_jax.models.clip import CLIP, abstract_inputs
 
 EXAMPLE = '''"""Run an exported CLIP model; needs jax, flatbuffers and numpy: python run.py [PHOTO.npy]"""
@@ -72,22 +73,24 @@ def export_portable(
     portable = CLIP(config, checked=False)
     arrays = flax.traverse_util.flatten_dict(dict(variables), sep="/")
 
-    def encode(method: str):
+    def encode(method: str, inputs: jax.ShapeDtypeStruct) -> jax.export.Exported:
         def call(weights: dict, batch: jax.Array) -> jax.Array:
             nested = flax.traverse_util.unflatten_dict(weights, sep="/")
             return portable.apply(nested, batch, method=method)
 
-        return jax.export.export(jax.jit(call), platforms=tuple(platforms))
+        return jax.export.export(jax.jit(call), platforms=tuple(platforms))(shapes, inputs)
 
     shapes = {
         name: jax.ShapeDtypeStruct(array.shape, jnp.float32) for name, array in arrays.items()
     }
     (B,) = jax.export.symbolic_shape("batch")
     images_BHWC, tokens_BL = abstract_inputs(config, B)
-    programs = {
-        "encode_image.bin": encode("encode_image")(shapes, images_BHWC).serialize(),
-        "encode_text.bin": encode("encode_text")(shapes, tokens_BL).serialize(),
-    }
+    # A GPU's own forms hold what no file can, such as layouts, and others would not run them.
+    with traced_for(Anywhere()):
+        programs = {
+            "encode_image.bin": encode("encode_image", images_BHWC).serialize(),
+            "encode_text.bin": encode("encode_text", tokens_BL).serialize(),
+        }
     partial = path.with_name(f".{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

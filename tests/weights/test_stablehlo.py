@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
+from clip_jax.hardware import traced_for
 from clip_jax.models.clip import CLIP
 from clip_jax.weights.stablehlo import export_portable
 
@@ -32,6 +34,20 @@ def test_an_artifact_gives_the_models_embeddings_for_any_batch(name, configs, va
         )
         for batch, rows in ((whole, expected), (whole[:1], expected[:1])):
             np.testing.assert_allclose(program.call(weights, batch), rows, atol=1e-6)
+
+
+def test_it_is_the_same_on_a_gpu_whose_own_forms_no_file_can_hold(configs, variables, tmp_path):
+    model, hopper = CLIP(configs["plain"]), SimpleNamespace(platform="gpu", device_kind="H100")
+    export_portable(model, variables["plain"], tmp_path / "here")
+    with traced_for(hopper):
+        export_portable(model, variables["plain"], tmp_path / "there")
+    for name in ("encode_image.bin", "encode_text.bin"):
+        here, there = (
+            [line for line in program.mlir_module().splitlines() if not line.startswith("#loc")]
+            for place in ("here", "there")
+            for program in [jax.export.deserialize((tmp_path / place / name).read_bytes())]
+        )
+        assert here == there
 
 
 def test_the_example_beside_it_runs_without_clip_jax(configs, variables, tmp_path):
