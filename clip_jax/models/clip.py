@@ -242,8 +242,13 @@ def unroll_of(config: ModelConfig) -> int:
     """
     if config.unroll is not None:
         return config.unroll
-    depth = max(getattr(tower, "depth", 1) for tower in config.towers.values())
+    depth = deepest(config)
     return depth if target_device().platform == "gpu" and depth <= MOST_UNROLLED else 1
+
+
+def deepest(config: ModelConfig) -> int:
+    """Blocks of the tower that has most; 1 where none has any."""
+    return max(1, *(tower.depth for tower in config.towers.values()))
 
 
 def abstract_inputs(config: ModelConfig, batch: int = 1) -> tuple[jax.ShapeDtypeStruct, ...]:

@@ -124,7 +124,7 @@ def available_bytes(topology: Topology, *, gpu_share: float = JAX_SHARE) -> floa
 
 def estimated_bytes(step: Step, topology: Topology, *, batch_size: int | None = None) -> float:
     """What a step would need, from shapes alone, with its own batch or another."""
-    device = _target(step, topology)
+    device = target_of(topology, step.mesh.devices.flat[0])
     return memory.estimate(step, batch_size=batch_size, device=device).peak
 
 
@@ -142,13 +142,13 @@ def _estimated(step: Step, topology: Topology, gpu_share: float, read: bool) -> 
 
 def _is_fused(step: Step, topology: Topology) -> bool:
     """Whether all towers' attention is a GPU's kernel, which takes any length."""
-    device, any_length = _target(step, topology), 64
+    device, any_length = target_of(topology, step.mesh.devices.flat[0]), 64
     towers = (tower for tower in step.config.towers.values() if tower.depth)
     return all(memory.logits_of(step, each, device)(any_length) == "fused" for each in towers)
 
 
-def _target(step: Step, topology: Topology) -> Any:
-    """The device that a step is for, also where CPU devices stand for it."""
+def target_of(topology: Topology, device: Any) -> Any:
+    """What a device of a topology is, also where a CPU's stands for it."""
     if topology.chip.kind == "gpu" and not is_compiled(topology):
         return AbsentGpu.of(topology.chip)
-    return step.mesh.devices.flat[0]
+    return device

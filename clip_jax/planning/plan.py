@@ -16,6 +16,7 @@ from clip_jax.planning.backends import (
     available_bytes,
     devices_of,
     is_compiled,
+    target_of,
     try_step,
 )
 from clip_jax.planning.compiler import GIB
@@ -152,7 +153,7 @@ def make_plan(
       ValueError: settings that contradict each other or the topology, or libtpu is missing.
     """
 
-    cfg = with_unroll(cfg, devices_of(topology))
+    cfg = with_unroll(cfg, target_of(topology, devices_of(topology)[0]))
 
     @functools.cache
     def trial_of(changed: TrainConfig, read: bool) -> Trial:

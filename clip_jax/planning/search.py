@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from clip_jax.config import TrainConfig
+from clip_jax.models.clip import deepest
 from clip_jax.planning.backends import Trial, devices_of, estimated_bytes
 from clip_jax.planning.steps import Step, make_step
 from clip_jax.planning.topologies import Topology
@@ -140,8 +141,7 @@ def by_speed(
     if not found or not unroll:
         return sorted(found, key=_seconds)
     fastest = min(found, key=_seconds)[1].step.cfg
-    config = first.step.config
-    depth = max(getattr(tower, "depth", 1) for tower in (config.vision, config.text))
+    depth = deepest(first.step.config)
     unrolls = {1, min(SOME_UNROLLED, depth), depth} - {cfg.model.unroll}
     found += try_all([_unroll(fastest, blocks) for blocks in sorted(unrolls)[-2:]])
     return sorted(found, key=_seconds)

@@ -54,9 +54,9 @@ class Step:
             return step.lower(self.state, self.batch)
 
 
-def with_unroll(cfg: TrainConfig, devices: Sequence[Any]) -> TrainConfig:
-    """The run with what `model.unroll=None` means on these devices."""
-    with traced_for(devices[0]):
+def with_unroll(cfg: TrainConfig, device: Any) -> TrainConfig:
+    """The run with what `model.unroll=None` means on a device."""
+    with traced_for(device):
         unroll = unroll_of(setup.named_model(cfg))
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, unroll=unroll))
 

@@ -14,6 +14,7 @@ from clip_jax.models.architectures import model_config
 from clip_jax.models.clip import unroll_of
 from clip_jax.models.layers import Transformer
 from clip_jax.models.linear import Dense, SeparateQkv
+from clip_jax.models.towers.resnet import ResNetConfig
 from clip_jax.numerics import add_bias, project_apart
 from clip_jax.planning.gpu_compiler import absent_gpu
 from clip_jax.planning.steps import with_unroll
@@ -112,11 +113,15 @@ def test_a_gpu_unrolls_all_blocks_of_towers_that_are_not_deep(name, changes, tur
     with traced_for(HOPPER):
         assert unroll_of(config) == turns
         assert (
-            with_unroll(
-                TrainConfig(model=ModelSettings(name=name, **changes)), [HOPPER]
-            ).model.unroll
+            with_unroll(TrainConfig(model=ModelSettings(name=name, **changes)), HOPPER).model.unroll
             == turns
         )
+
+
+def test_towers_without_blocks_have_nothing_to_unroll():
+    config = SimpleNamespace(unroll=None, towers={"image": ResNetConfig(), "text": ResNetConfig()})
+    with traced_for(HOPPER):
+        assert unroll_of(config) == 1
 
 
 def test_separate_queries_keys_and_values_are_columns_without_two_of_the_biases():

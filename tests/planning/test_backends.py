@@ -17,6 +17,7 @@ from clip_jax.planning.backends import (
     start,
     try_step,
 )
+from clip_jax.planning.plan import make_plan
 from clip_jax.planning.steps import Step, make_step, refusals
 from clip_jax.planning.topologies import parse_topology
 from clip_jax.sharding import make_mesh
@@ -74,6 +75,13 @@ def test_a_config_fits_the_hardware_that_it_names(config, topology):
     assert estimated_bytes(step, place) <= available_bytes(place)
 
 
+def test_an_estimate_is_of_blocks_as_the_gpu_would_have_them():
+    """CPU devices stand for it, on which `model.unroll=None` means a loop."""
+    plan = make_plan(CFG, parse_topology("h100:1"), search=False, propose=True)
+    assert plan.unroll == 2
+    assert plan.proposal.change.endswith("--model.unroll 2")
+
+
 def test_one_gpu_needs_no_partitioning():
     trial = try_step(CFG, parse_topology("h200:1"))
     assert trial.program.flops > 0
@@ -102,7 +110,9 @@ def test_attention_is_as_the_backend_has_it(topology, name, settings, forms):
     step = Step(cfg, make_mesh(cfg.mesh, list(devices_of(place))), config, None, None)
     lengths = {"image": 577 if "336" in name else 50, "text": 77}
     assert forms == [
-        memory.logits_of(step, tower, backends._target(step, place))(lengths[side])
+        memory.logits_of(step, tower, backends.target_of(place, step.mesh.devices.flat[0]))(
+            lengths[side]
+        )
         for side, tower in config.towers.items()
     ]
     if name == "RN50":  # at 256 pixels it has arrays of 64 x 64 x 64, which are no logits
