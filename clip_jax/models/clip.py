@@ -147,7 +147,7 @@ class CLIP(nn.Module):
 
         Raises:
           ValueError: for texts that are too long, and for ids outside of the vocabulary, of traced
-            ids under `checkify` alone.
+            ids under `checkify` alone. Without it texts with such ids have embeddings of NaN.
         """
         return self._text(tokens_BL, train)[0]
 

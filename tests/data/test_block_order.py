@@ -8,6 +8,7 @@ import pytest
 
 from clip_jax.data import block_order
 from clip_jax.data.block_order import BlockOrder, Blocks, block_bytes
+from clip_jax.data.shuffle import MAX_CYCLE
 
 WEIGHTED = {"even": (0.5, 0.2, 0.3), "odd": (np.pi, 0.2, 0.3)}
 
@@ -43,6 +44,7 @@ def test_an_epoch_holds_every_sample_once(counts, batch_size):
 def test_a_mixture_keeps_its_proportions_and_its_sources_their_epochs(weights):
     order = make(100, 7, 50, weights=weights, batch_size=64)
     found = rows(order, 0, 150)
+    assert order._period <= MAX_CYCLE  # of which all places are kept, also of odd shares
     share = np.array(weights) / np.sum(weights)
     for step in range(150):
         counts = np.bincount(found.source[step * 64 : step * 64 + 64], minlength=3)
@@ -104,6 +106,7 @@ def test_1000_steps_are_the_same_over_any_hosts_and_from_any_start(weights):
 
 MIXTURES = [
     ((60, 7, 20), None),
+    ((7,), None),  # in four lanes, which the rows of hosts need not be
     ((60, 7, 20), (0.5, 0.2, 0.3)),
     ((60, 7), (0.5, 0.5)),  # each in every second lane
     ((60, 0), (0.5, 0.5)),  # a source of one sample, which comes round sixteen times a batch
@@ -111,7 +114,7 @@ MIXTURES = [
 
 
 @pytest.mark.parametrize(("counts", "weights"), MIXTURES)
-@pytest.mark.parametrize("share", [range(32), range(16, 24), range(5, 6)])
+@pytest.mark.parametrize("share", [range(32), range(16, 24), range(5, 6), range(12, 20)])
 def test_windows_say_ahead_what_a_host_reads_and_when(counts, weights, share):
     order = make(*counts, weights=weights)
     first, last, known = 5, 60, {}
@@ -169,6 +172,16 @@ def test_what_is_needed_at_once_is_a_window():
         found = rows(order, step, step + 1)
         windows = set(zip(found.stream, found.epoch, found.window))
         assert len(windows) <= 2 * order.lanes  # of each lane one, or two where one ends
+
+
+def test_lanes_begin_their_windows_at_different_steps():
+    """So that no step waits for blocks of all of them."""
+    even = Blocks(np.arange(0, 25_601, 10), 1e6)
+    order = BlockOrder([even], None, batch_size=64, window=256e6, seed=3)
+    assert (order.lanes, order.lane_blocks) == (64, 4)
+    ahead = itertools.takewhile(lambda w: w.first_step < 200, order.windows(range(64), 0))
+    begun = np.bincount([window.first_step for window in ahead])
+    assert begun[0] == 64 and 0 < begun[1:].max() <= 64 // 4
 
 
 def test_a_stand_in_comes_from_the_window():

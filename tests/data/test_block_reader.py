@@ -12,8 +12,10 @@ from clip_jax.data import block_order
 from clip_jax.data.block_cache import BlockCache, Span
 from clip_jax.data.block_order import BlockOrder
 from clip_jax.data.block_reader import BlockReader
+from clip_jax.data.dataset import TrainDataset
 from clip_jax.data.loader import train_batches
 from clip_jax.data.sources.registry import open_source
+from clip_jax.data.workers import WorkerBatches
 
 STEPS = 8
 
@@ -72,6 +74,24 @@ def test_blocks_are_the_order_behind_urls_alone(read, reference):
 def test_worker_processes_share_the_rows_and_change_nothing(read, reference):
     found = read(workers=3, threads=1, start=2, steps=STEPS - 2)
     assert [digest(batch) for batch in found] == reference[2:]
+
+
+def test_workers_have_whole_lanes_and_all_rows_and_the_memory_of_one_process(
+    many, settings, reading
+):
+    cfg = settings(shuffle="block", batch_size=48, shuffle_window_mb=1)
+    source = open_source(f"tar:{many}/*.tar", "train", cfg)
+    dataset = TrainDataset([source], cfg=cfg, seed=0, process_index=0, process_count=1, **reading)
+    each = 48 // dataset.order.lanes
+    assert each > 1
+    for workers in (3, 5, 40):
+        parts = [dataset.share(number, workers) for number in range(workers)]
+        rows = [row for part in parts for row in range(part._first, part._first + part.rows)]
+        assert rows == list(range(48))
+        assert all(part._first % each == 0 for part in parts) or workers * each > 48
+        assert sum(part._memory for part in parts) <= dataset._memory
+    options = {"threads": 1, "bad_samples": None, "check": None}
+    assert WorkerBatches(dataset.share(0, 24), 0, workers=3, **options)._count == 2
 
 
 @pytest.mark.parametrize("hosts", [2, 8])

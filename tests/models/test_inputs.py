@@ -93,6 +93,22 @@ def test_a_model_that_is_not_checked_has_no_checks_and_is_called_without_python(
         CLIP(CONFIG, checked=False).apply(variables, np.full((2, 8), 64), method="encode_text")
 
 
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("wrong", [-1, 64, 49_407])
+def test_traced_ids_that_no_row_is_for_make_their_texts_nan_and_no_others(wrong, checked):
+    """Where nobody calls `checkify` an index would clamp or wrap them."""
+    model, tokens = CLIP(CONFIG, checked=checked), np.ones((2, 8), np.int32)
+    variables = jax.jit(CLIP(CONFIG).init)(jax.random.key(0), PIXELS, tokens)
+    encode = lambda tokens: model.apply(variables, tokens, method="encode_text")  # noqa: E731
+    expected = jax.jit(encode)(tokens)
+    tokens[1, 3] = wrong
+    found = jax.jit(encode)(tokens)
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert np.isfinite(expected).all() and np.isnan(found[1]).all()
+    one_by_one = jax.vmap(lambda tokens_L: encode(tokens_L[None])[0])(tokens)
+    np.testing.assert_array_equal(np.isnan(one_by_one), np.isnan(found))
+
+
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_derivatives_are_those_that_the_docstring_names(tower):
     model = CLIP(CONFIG)

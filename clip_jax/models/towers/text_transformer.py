@@ -125,8 +125,12 @@ class TextTransformer(nn.Module):
         position_LD = self.param(
             "position_embedding", nn.initializers.normal(0.01), (cfg.context_length, D)
         )
+        # An index alone would clamp or wrap ids that are not in the table, and these may be traced.
+        x_BLD = embedding_VD.at[tokens_BL].get(
+            mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
+        )
         # Added in float32, so that the positions' gradient is summed over the batch in float32.
-        x_BLD = (embedding_VD[tokens_BL] + position_LD[None, :L]).astype(dtype)
+        x_BLD = (x_BLD + position_LD[None, :L]).astype(dtype)
         x_BLD = transformer(cfg, self.compute, causal=cfg.causal)(x_BLD)
         if cfg.pool == "argmax":
             # The end token has the largest id, so argmax finds its position.
