@@ -64,8 +64,11 @@ def test_policies_recompute_more_the_less_they_keep(variables, x_BLD):
 
 
 def test_unrolling_changes_no_number(variables, x_BLD, expected):
-    _, found = loss_and_gradients(transformer(unroll=2), variables, x_BLD)
+    program, found = loss_and_gradients(transformer(unroll=2), variables, x_BLD)
     assert_close(found, expected)
+    assert "stablehlo.while" in program.as_text()
+    program, _ = loss_and_gradients(transformer(unroll=3), variables, x_BLD)
+    assert "stablehlo.while" not in program.as_text()
     more_than_there_are = transformer(unroll=99)
     assert jax.eval_shape(more_than_there_are.apply, variables, x_BLD).shape == x_BLD.shape
 
@@ -79,6 +82,20 @@ def test_unrolled_blocks_are_rematerialised_all_the_same(unroll, variables, x_BL
         return program.compile().cost_analysis()["flops"]
 
     assert flops(remat="full") > 1.2 * flops(remat="none")
+
+
+@pytest.mark.parametrize(
+    ("depth", "unroll", "barrier"),
+    [(5, 1, False), (5, 2, True), (4, 2, False), (4, 4, True), (6, 4, True)],
+)
+def test_blocks_outside_a_loop_have_a_barrier_before_they_are_computed_again(
+    depth, unroll, barrier, x_BLD
+):
+    """Those that are left over by the turns too; inside a loop it would cost a copy."""
+    model = transformer(depth=depth, unroll=unroll, remat="full")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x_BLD)
+    program = str(jax.make_jaxpr(model.apply)(shapes, x_BLD))
+    assert ("prevent_cse=True" in program) == barrier
 
 
 def test_blocks_are_stacked_so_that_the_program_does_not_grow_with_depth(x_BLD):

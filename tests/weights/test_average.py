@@ -14,7 +14,7 @@ from clip_jax.weights.average import average, greedy_soup, write_run
 
 @pytest.fixture(scope="module")
 def model():
-    return create_model("ViT-test")
+    return create_model("ViT-test", vocab_size=ClipTokenizer.vocab_size)
 
 
 @pytest.fixture(scope="module")
