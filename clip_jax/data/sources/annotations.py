@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
+from clip_jax.data.sources.tar_members import what_it_is
 from clip_jax.storage.json_text import parse_json
 
 SPLITS = {"train": ("train", "restval"), "test": ("test", "val")}
@@ -19,7 +20,10 @@ def rows_of_json(data: bytes, path: str, split: str) -> tuple[list[dict], str | 
     except ValueError as error:
         if (lines := _lines_of_json(data)) is not None:
             return lines, None
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        if (kind := what_it_is(data[:512])) is not None:
+            raise ValueError(f"{path} {kind}") from error
+        mend = isinstance(error, UnicodeDecodeError) and "; set data.encoding, such as latin-1"
+        raise ValueError(f"{path} is not JSON: {error}{mend or ''}") from error
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
         return content, None
     images = content.get("images") if isinstance(content, dict) else None
@@ -61,7 +65,7 @@ def _coco(images: list[dict], annotations: list[dict], path: str) -> tuple[list[
             "captions_train2017.json and the like"
         )
     rows = [
-        {"image": image.get("file_name"), "caption": captions[image["id"]]}
+        {"image": image["file_name"], "caption": captions[image["id"]]}
         for image in images
         if image.get("id") in captions
     ]

@@ -18,7 +18,7 @@ CAPTION_NAMES = (
     "caption", "captions", "text", "title", "txt", "description", "sentence", "sentences",
     "raw_text", "alt_text", "alt", "top_caption", "comment",
 )  # fmt: skip
-NUMBERED = re.compile(r"(caption|text|sentence|comment|description)_?\d+")
+NUMBERED = re.compile(r"(caption|text|sentence|comment|description)[_.]?\d+")  # pandas has a dot
 LABEL_NAMES = ("label", "cls", "class", "class_id")
 # What programs write where a table has no value, as far as pandas reads it so.
 MISSING = {"NaN", "nan", "None", "NULL", "null", "N/A", "n/a", "NA", "<NA>", "#N/A"}
@@ -165,6 +165,28 @@ def find_captions(
     return found
 
 
+def unread(captions: CaptionColumns, given: str | None, columns: Sequence[str]) -> tuple[str, ...]:
+    """Notes on columns that are called as captions or a split are, and not read."""
+    others = [
+        name
+        for name in columns
+        if (name.lower() in CAPTION_NAMES or NUMBERED.fullmatch(name.lower()))
+        and name not in captions.tops(columns)
+    ]
+    notes = []
+    if given is None and others:
+        notes.append(
+            f"columns that are not read: {', '.join(others)}; data.caption_column="
+            f"{','.join((*captions.names, *others))} takes captions out of all of them"
+        )
+    notes += [
+        f"rows of all splits are read: the column {name!r} is not looked at"
+        for name in columns
+        if name.lower() == "split"
+    ]
+    return tuple(notes)
+
+
 def texts_of(value) -> list[str]:
     """The texts of one column of a row, without empty ones; None and NaN are missing.
 
@@ -244,7 +266,10 @@ def refuse_numbers(captions: Iterable[str], column: str, *, where: str):
 
 
 def _kind(text: str) -> str:
-    if _is_number(text):
+    words = text.split()
+    if len(words) not in (2, 3, 4) and all(
+        map(_is_number, words)
+    ):  # 5 are a detector's class and box
         return "numbers"
     if text.lower() in ("true", "false"):
         return "truth values"

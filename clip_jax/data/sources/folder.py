@@ -15,6 +15,7 @@ from clip_jax.data.sources import labels, pairs, splits
 from clip_jax.data.sources.caption_files import LISTS, CaptionFilesSource, beside, open_list_inside
 from clip_jax.data.sources.folder_listing import files_below, folders_of, left_out
 from clip_jax.data.sources.image_files import read_image
+from clip_jax.data.sources.list_format import DELIMITED, LINES
 from clip_jax.data.sources.list_index import cache_folder
 from clip_jax.data.sources.packed_strings import PackedStrings
 
@@ -143,12 +144,17 @@ def _check_folders(root: str, counts: dict[str, int], files: list[str]):
         found = f"{images:_} images without captions beside them and " if images else ""
         raise ValueError(
             f"{root} has {found}no folders in it; there must be one of images for each class, or a .txt "
-            "or .json file beside each image"
+            f"or .json file beside each image, or a list that pairs: reads{_lists(files, root)}"
         )
     nested = {path.partition("/")[0] for path in files if path.count("/") > 1 and is_image(path)}
     splits.refuse_folders(root, counts, nested)
+    alone = next(iter(counts))
+    if len(counts) == 1 and alone.lower() in splits.FILLERS and not nested:
+        raise ValueError(
+            f"{root} has a single folder, {alone}, which is no class: write a .txt file beside each image, "
+            f"or a list of images and captions that pairs: reads{_lists(files, root)}"
+        )
     if len(counts) == 1 and nested:
-        (alone,) = counts
         raise ValueError(
             f"{root} has a single folder, {alone}, with folders in it, which would be one class: read "
             f"folder:{root}/{alone}"
@@ -160,6 +166,13 @@ def _check_folders(root: str, counts: dict[str, int], files: list[str]):
             f"{', '.join(empty[:3])}{', ...' if len(empty) > 3 else ''}. Remove or fill them, since "
             "each counts as a class"
         )
+
+
+def _lists(files: list[str], root: str) -> str:
+    """The file in a folder that may be its list of captions, for a message."""
+    known = (*DELIMITED, *LINES, *pairs.LAYOUTS)
+    found = (path for path in files if "/" not in path and path.lower().endswith(known))
+    return next((f", such as pairs:{root}/{path}" for path in found), "")
 
 
 FORMAT = SourceFormat(open_source)

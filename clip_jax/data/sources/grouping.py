@@ -10,7 +10,7 @@ import xxhash
 
 from clip_jax import storage
 
-VERSION = 1  # of what is kept in the cache
+VERSION = 2  # of what is kept in the cache
 
 
 class RowsOfSamples:

@@ -64,6 +64,7 @@ def none_there(
     paths: Sequence[str | None], *, where: str, folder: str, mend: str = ""
 ) -> FileNotFoundError:
     """What is said where none of the first images is there."""
+    mend += "; write / for each \\ in them" if "\\" in (paths[0] or "") else ""
     return FileNotFoundError(
         f"{where}: none of its first {len(paths)} images is there; the first is "
         f"{(paths[0] or '')[:SHOWN]!r}, looked for in {folder or '.'}. Relative paths "

@@ -3,13 +3,16 @@
 import codecs
 import csv
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from clip_jax import storage
 from clip_jax.config import DataConfig
-from clip_jax.data.sources.columns import CAPTION_NAMES, IMAGE_NAMES, NUMBERED
+from clip_jax.data.images.formats import is_image
+from clip_jax.data.sources.columns import CAPTION_NAMES, CHECKED, IMAGE_NAMES, NUMBERED
 from clip_jax.data.sources.tar_members import what_it_is
 from clip_jax.storage.json_text import parse_json
 
@@ -48,8 +51,8 @@ class ListFormat:
             if any(field.strip() for field in fields[len(self.names) :]):
                 raise ValueError(
                     f"{self.path} line {number} has {len(fields)} fields and the header "
-                    f"{len(self.names)}: put fields that hold the separator {self.separator!r} in "
-                    f"quotes, or set data.separator; the line is {_short(self.separator.join(fields))!r}"
+                    f"{len(self.names)}: name all columns in the header, put fields that hold the "
+                    f"separator {self.separator!r} in quotes, or set data.separator; the line is {_short(self.separator.join(fields))!r}"
                 )
             fields = fields[: len(self.names)]
         return {name: field.strip() for name, field in zip(self.names, fields)}, count
@@ -167,18 +170,31 @@ def read_format(path: str, shown: str, cfg: DataConfig) -> ListFormat:
             skipped += 1
         else:
             raise ValueError(f"{shown} is empty; it must hold an image and a caption in each row")
-    if json_lines:
-        unnamed = ListFormat(shown, (), None, False, skipped)
-        row, _ = unnamed.row([first], skipped + 1)
-        return ListFormat(shown, tuple(row), None, False, skipped)
+        if json_lines:
+            return _json_format(itertools.chain([first], file), shown, skipped)
     separator = _separator(cfg.separator, first, path, cfg)
     format = ListFormat(shown, (), separator, cfg.quoting == "csv", skipped + 1)
     fields, _ = format.fields([first], skipped + 1)
-    names = tuple(name.strip() for name in fields)
-    twice = sorted({name for name in names if name and names.count(name) > 1})
+    last = max((place for place, name in enumerate(fields, start=1) if name.strip()), default=1)
+    # Excel ends lines in separators, and pandas gives an index no name.
+    names = tuple(name.strip() or f"column {n}" for n, name in enumerate(fields[:last], start=1))
+    twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{shown} has several columns called {twice[0]!r}; rename all but one")
+    if cfg.image_column not in names and any(is_image(n) or storage.is_url(n) for n in names):
+        raise ValueError(
+            f"{shown} has a row in the place of its header, {_short(separator.join(fields))!r}: write "
+            f"the names of the columns above it, such as image{separator}caption"
+        )
     return ListFormat(shown, names, separator, cfg.quoting == "csv", skipped + 1)
+
+
+def _json_format(lines: Iterable[bytes], shown: str, skipped: int) -> ListFormat:
+    """The format of lines of JSON, of which some rows may lack what others have."""
+    unnamed = ListFormat(shown, (), None, False, skipped)
+    numbered = enumerate(itertools.islice(lines, CHECKED), start=skipped + 1)
+    rows = [unnamed.row([line], number)[0] for number, line in numbered if line.strip()]
+    return ListFormat(shown, tuple(dict.fromkeys(itertools.chain(*rows))), None, False, skipped)
 
 
 def _separator(given: str | None, header: bytes, path: str, cfg: DataConfig) -> str:

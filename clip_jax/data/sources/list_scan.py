@@ -182,6 +182,8 @@ class _Block:
         return hash_pieces(self._data, start_R, end_R), end_R - start_R
 
     def _labels_of_plain(self, line_R: np.ndarray) -> set[bytes]:
+        if not len(line_R):  # as in lists of JSON
+            return set()
         start_R, end_R = strip(self._byte_N, *self._columns(self._wanted.label, line_R))
         spans = zip(start_R.tolist(), end_R.tolist())
         return {self._data[start:end] for start, end in spans}
@@ -276,7 +278,7 @@ def _is_text(data: bytes) -> bool:
 def plain_path(text: str) -> str:
     """A path as others may write it too: without spaces around, and without ./ before it."""
     text = text.strip()
-    while text.startswith("./"):
+    while text.startswith("./") and text[2:3] != "/":  # .//a is no path from the root on
         text = text[2:]
     return text
 

@@ -16,6 +16,10 @@ MANY_IMAGES = (
     "there are samples with several images, of which one is read; data.image_column names its "
     "extension"
 )
+MANY_TEXTS = (
+    "there are samples with several texts, of which one is read; data.caption_column names one or more "
+    "of them by their extensions"
+)
 ODD_LABEL = "there are samples whose {} is no number of a class; they have no label"
 
 
@@ -46,8 +50,11 @@ class Members:
         """What a person should know of how this sample is read."""
         texts = (data for name, data in parts.items() if name.rpartition(".")[2] in TEXTS)
         found = {MANY_LINES} if any(b"\n" in data.strip() for data in texts) else set()
-        if sum(name.rpartition(".")[2] in EXTENSIONS for name in parts) > 1:
+        endings = [name.rpartition(".")[2] for name in parts]
+        if sum(ending in EXTENSIONS for ending in endings) > 1:
             found.add(MANY_IMAGES)
+        if self.columns is None and sum(ending in TEXTS for ending in endings) > 1:
+            found.add(MANY_TEXTS)
         label = parts.get(self.label, _json(parts.get("json")).get(self.label))
         if label is not None and labels.parse_label(label) is None:
             found.add(ODD_LABEL.format(self.label))

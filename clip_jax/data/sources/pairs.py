@@ -57,6 +57,7 @@ class PairsSource:
         if info["grouped"]:  # the order is another one, so that a run cannot resume without a word
             self.fingerprint = xxhash.xxh3_64_hexdigest(f"{self.fingerprint} grouped".encode())
         self.notes = tuple(_notes(info, len(self), left_out))
+        self.notes += columns.unread(self._columns, cfg.caption_column, names)
         self._labels = labels.ListLabels(info["labels"], asked=cfg.label_column is not None)
         if not len(self):
             raise ValueError(f"{path} names its columns but has no rows")
@@ -163,7 +164,7 @@ class PairsSource:
                 "the right one with data.image_column"
             )
         image_files.refuse_base64(first[0], where=path, inside="list")
-        mend = ", or at data.image_folder"
+        mend = f", or at data.image_folder; data.image_column names another column than {self._image!r}"
         raise image_files.none_there(first, where=path, folder=self._folders[0], mend=mend)
 
 
@@ -248,7 +249,9 @@ def _path(value) -> str | None:
 
 
 def _suffix(path: str) -> str:
-    return os.path.splitext(path)[1].lower()
+    """What the format is known by; Flickr8k's list of captions is called Flickr8k.token.txt."""
+    path = path.lower()
+    return os.path.splitext(path.removesuffix(".txt") if path.endswith(".token.txt") else path)[1]
 
 
 FORMAT = SourceFormat(open_source, has_test_split=has_test_split)

@@ -89,8 +89,8 @@ class ParquetSource:
             captioned = bool(self._captions.names)
             labels.check_names(self, training=training, captioned=captioned)
         tops = self._captions.tops(schema.names)
-        label = [self._label] if self._label else []
-        self._wanted = list(dict.fromkeys([self._image, *tops, *label]))
+        self._wanted = list(dict.fromkeys(filter(None, [self._image, *tops, self._label])))
+        self.notes += columns.unread(self._captions, cfg.caption_column, schema.names)
         parquet_types.check_same(paths, [one.schema for one in heads], self._wanted)
         parquet_types.check_image(schema, self._image, where=paths[0])
         parquet_types.check_captions(schema, self._captions, where=paths[0])
@@ -244,7 +244,8 @@ class ParquetSource:
             ]
 
         try:
-            return np.concatenate(storage.retry(lambda: or_damaged(read, path, number), path))
+            parts = storage.retry(lambda: or_damaged(read, path, number), path)
+            return np.concatenate([np.empty(0, np.uint64), *parts])
         except DamagedGroup:
             return np.zeros(int(self._first_G[group + 1] - self._first_G[group]), np.uint64)
 

@@ -117,7 +117,7 @@ def image_hashes(
     """A hash of the image of each row and its label; 0 of one without an image or a caption."""
     column = table[image]
     if pa.types.is_struct(column.type):
-        has = [field.name for field in column.type if field.name in ("bytes", "path")]
+        has = [name for name in ("bytes", "path") if column.type.get_field_index(name) >= 0]
         parts = [pc.struct_field(column, name).cast(pa.large_binary()) for name in has]
         column = pc.coalesce(*parts)
     missing_N = np.asarray(pc.is_null(column))

@@ -47,28 +47,36 @@ def expand_folder(location: str, endings: Sequence[str]) -> tuple[list[str], str
     if not storage.is_folder(location):
         return expand(location), None
     folder = location.rstrip("/") or "/"
-    paths, others = [], []
-    for path in _files_of(folder):
-        name = os.path.basename(path)
+    paths, others, deeper = [], [], []
+    for path, is_file in _entries_of(folder):
+        name = os.path.basename(path.rstrip("/"))
         if not name.startswith("."):
-            (paths if name.lower().endswith(tuple(endings)) else others).append(path)
+            wanted = paths if name.lower().endswith(tuple(endings)) else others
+            (wanted if is_file else deeper).append(path)
+    said = []
+    if others:
+        kinds = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in others)
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
+        said.append(f"{len(others):_} files are left out ({counts}), such as {min(others)}")
+    if deeper:
+        said.append(
+            f"{len(deeper):_} folders in it are not looked into, such as {min(deeper)}; a pattern such as "
+            f"{folder}/*/*{endings[0]} names what lies in them"
+        )
     if not paths:
-        raise FileNotFoundError(f"{location!r} has no file in it that ends in {endings[0]}")
-    if not others:
-        return sorted(paths), None
-    kinds = Counter(os.path.splitext(path)[1].lower() or "no ending" for path in others)
-    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(8))
-    return sorted(paths), f"{len(others):_} files are left out ({said}), such as {min(others)}"
+        more = f": {said[-1]}" if deeper else ""
+        raise FileNotFoundError(f"{location!r} has no file in it that ends in {endings[0]}{more}")
+    return sorted(paths), "; ".join(said) or None
 
 
-def _files_of(folder: str) -> list[str]:
-    """The files that lie in a folder, not those further down."""
+def _entries_of(folder: str) -> list[tuple[str, bool]]:
+    """The files and folders in a folder, and whether each is a file."""
     if not storage.is_url(folder):
         with os.scandir(os.path.expanduser(folder)) as entries:
-            return [entry.path for entry in entries if entry.is_file()]
+            return [(entry.path, entry.is_file()) for entry in entries]
     filesystem, name = fsspec.core.url_to_fs(folder)
     found = storage.retry(lambda: filesystem.ls(name, detail=True), folder)
-    return [filesystem.unstrip_protocol(one["name"]) for one in found if one["type"] == "file"]
+    return [(filesystem.unstrip_protocol(one["name"]), one["type"] == "file") for one in found]
 
 
 def _braces(pattern: str) -> list[str]:

@@ -61,6 +61,7 @@ def after_dots(byte_N: np.ndarray, start_R: np.ndarray, end_R: np.ndarray) -> np
     while True:
         at_R = np.minimum(start_R, len(byte_N) - 2)
         dots_R = (byte_N[at_R] == ord(".")) & (byte_N[at_R + 1] == ord("/")) & (end_R - start_R > 1)
+        dots_R &= byte_N[np.minimum(at_R + 2, len(byte_N) - 1)] != ord("/")
         if not dots_R.any():
             return start_R
         start_R = start_R + 2 * dots_R

@@ -13,7 +13,10 @@ KINDS = {
 }  # fmt: skip
 NAME = re.compile(rf"(?:^|[-_./])({'|'.join(KINDS)})(?:20\d\d)?(?=[-_./]|\d|$)", re.IGNORECASE)
 # Words beside them in the names of folders.
-FILLERS = {"set", "images", "image", "imgs", "img", "data", "dataset", "split", "samples", "pairs"}
+FILLERS = {
+    "set", "images", "image", "imgs", "img", "data", "dataset", "split", "samples", "pairs", "photos",
+    "pictures",
+}  # fmt: skip
 TESTS = ("test", "validation")  # the first that is there is evaluated on
 
 

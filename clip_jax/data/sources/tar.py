@@ -18,6 +18,7 @@ from clip_jax.data.sources.members import make_members
 from clip_jax.data.sources.tar_counts import TarCounts, open_counts
 from clip_jax.data.sources.tar_index import TarIndex, build_index, find_index, open_index
 from clip_jax.data.sources.tar_run import TarRun, take_apart
+from clip_jax.data.sources.tar_scan import CAPTION_EXTENSIONS
 from clip_jax.data.sources.tar_shards import (
     DATASET_TYPE,
     count_lost,
@@ -168,10 +169,16 @@ class TarSource:
         )
 
     def _image(self, parts: dict[str, bytes]) -> bytes | None:
-        """The member whose whole extension is an image's, or else whose last part is."""
+        """The member whose whole extension is an image's, or else whose last part is.
+
+        Of several it is the one of a text's whole name: of 1.5.png, 1.6.png and 1.6.txt the second.
+        """
         whole = (name for name in self._images if name in parts)
         last = (name for name in parts if name.rpartition(".")[2] in self._images)
-        return next((parts[name] for name in (*whole, *last)), None)
+        split = (name.rpartition(".") for name in parts)
+        texts = {stem for stem, _, end in split if end in CAPTION_EXTENSIONS}
+        found = sorted((*whole, *last), key=lambda name: name.rpartition(".")[0] not in texts)
+        return parts[found[0]] if found else None
 
     def _refuse_what_cannot_be_trained_on(self, caption_column: str | None):
         shards = list(zip(self._index.paths, self._index.shards))
@@ -227,7 +234,8 @@ class TarSource:
 
     def _refuse_shards_without(self, what: str):
         shards = list(zip(self._index.paths, self._index.shards))
-        empty = [path for path, shard in shards if shard.samples and not getattr(shard, what)]
+        whole = [(path, shard) for path, shard in shards if shard.samples and not shard.damage]
+        empty = [path for path, shard in whole if not getattr(shard, what)]
         if empty:
             raise ValueError(
                 f"{self.name}: {len(empty)} of {len(shards)} tar shards have no {what} in them "

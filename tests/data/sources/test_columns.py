@@ -38,3 +38,9 @@ def test_numbers_with_one_caption_among_them_are_captions():
 
 def test_empty_captions_are_not_numbers():
     refuse_numbers(["", "  "], "text", where="f")
+
+
+def test_labels_of_a_detector_are_no_captions():
+    boxes = ["0 0.5 0.5 0.1 0.1", "1 0.25 0.5 0.5 0.1\n7 0.5 0.5 1 1"]
+    with pytest.raises(ValueError, match="holds numbers"):
+        refuse_numbers(boxes, "caption", where="f")

@@ -216,3 +216,19 @@ def test_a_folder_around_the_class_folders_is_no_class(write, settings):
     root = write({"images/cat/1.png": 1, "images/dog/1.png": 2})
     with pytest.raises(ValueError, match=rf"single folder, images, .* read folder:{root}/images$"):
         open_source(f"folder:{root}", "train", settings())
+
+
+@pytest.mark.parametrize("name", ["Images", "photos"])
+def test_a_folder_of_pictures_with_a_list_beside_it_is_no_class(write, settings, name):
+    files = {f"{name}/0.png": 0, f"{name}/1.png": 1, "captions.txt": "image,caption\n0.png,a\n"}
+    root = write(files)
+    with pytest.raises(
+        ValueError, match=rf"folder, {name}, which is no class.*pairs:{root}/captions"
+    ):
+        open_source(f"folder:{root}", "train", settings())
+
+
+def test_pictures_with_a_list_beside_them_are_told_its_source(write, settings):
+    root = write({"0.png": 0, "captions.csv": "image,caption\n0.png,a\n"})
+    with pytest.raises(ValueError, match=rf"such as pairs:{root}/captions\.csv$"):
+        open_source(f"folder:{root}", "train", settings())

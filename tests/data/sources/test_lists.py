@@ -496,3 +496,85 @@ def test_a_line_that_is_no_object_is_shown_in_one_line(read):
     with pytest.raises(ValueError, match=r"line 1 is not a JSON object: \[1\]$") as caught:
         read("l.jsonl", "[1]\n")
     assert "\n" not in str(caught.value)
+
+
+def test_labels_of_a_list_in_json_are_read(read):
+    lines = [{"image": f"{k:02}.png", "caption": f"text {k}", "label": k} for k in range(3)]
+    for name, text in (
+        ("l.json", json.dumps(lines)),
+        ("l.jsonl", "\n".join(map(json.dumps, lines))),
+    ):
+        source = read(name, text, "test")
+        assert [(s.label, s.captions) for s in source] == [(k, (f"text {k}",)) for k in range(3)]
+
+
+def test_columns_that_the_first_row_lacks_are_columns_too(read):
+    lines = [{"image": "00.png"}, {"image": "01.png", "text_0": "one"},
+             {"label": 1, "image": "02.png", "text_0": "two", "text_1": "also two"}]  # fmt: skip
+    source = read("l.jsonl", "\n".join(map(json.dumps, lines)), "test")
+    assert [(source[k].label, source[k].captions) for k in (1, 2)] == [
+        (None, ("one",)),
+        (1, ("two", "also two")),
+    ]
+    with pytest.raises(BadSample, match=r"00\.png: missing-caption"):
+        source[0]
+
+
+@pytest.mark.parametrize("end", [",,", ""])  # Excel leaves them out further down
+def test_columns_without_a_name_at_the_end_of_a_header_are_none(read, end):
+    text = "image,caption,,\r\n" + rows().replace("\n", f"{end}\r\n")
+    source = read("l.csv", text)
+    assert captions(source) == NUMBERS[:4] and not source.notes
+    inside = "image,,caption,\n" + "".join(f"{k:02}.png,,picture number {k},\n" for k in range(4))
+    assert captions(read("l.csv", inside)) == NUMBERS[:4]
+
+
+def test_columns_that_look_like_captions_or_splits_and_are_not_read_are_named(read):
+    header = "image,caption,caption.1,Title,split\n"
+    text = header + "".join(f"{k:02}.png,a{k},b{k},c{k},test\n" for k in range(2))
+    source = read("l.csv", text)
+    assert captions(source) == [("a0",), ("a1",)]
+    (others, splits) = source.notes
+    assert "not read: caption.1, Title; data.caption_column=caption,caption.1,Title" in others
+    assert "the column 'split' is not looked at" in splits
+    source = read("l.csv", text, caption_column="caption,caption.1,Title")
+    assert captions(source)[0] == ("a0", "b0", "c0") and source.notes == (splits,)
+
+
+@pytest.mark.parametrize("text", [rows(), rows("\t"), "a dog\thttps://example.org/0?w=1\n"])
+def test_a_list_without_a_header_is_told_to_have_one(read, text):
+    with pytest.raises(
+        ValueError, match=r"l\.csv has a row in the place of its header, '.*': write"
+    ):
+        read("l.csv", text)
+
+
+def test_flickr8k_is_read_under_its_own_name(read):
+    text = "".join(f"{k:02}.png#{j}\tpicture {k} view {j} .\n" for k in range(2) for j in range(2))
+    source = read("Flickr8k.token.txt", text)
+    assert captions(source) == [
+        (f"picture {k} view 0 .", f"picture {k} view 1 .") for k in range(2)
+    ]
+
+
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_a_path_with_two_slashes_after_its_dot_is_no_path_from_the_root_on(read, quote):
+    source = read("l.csv", f"image,caption\n{quote}.//00.png{quote},a\n01.png,b\n")
+    assert captions(source) == [("a",), ("b",)]
+
+
+def test_images_that_are_not_there_are_said_with_what_may_mend_it(read):
+    with pytest.raises(FileNotFoundError, match=r"write / for each \\"):
+        read("l.csv", "image,caption\nimages\\00.png,a\n")
+    with pytest.raises(FileNotFoundError, match=r"data\.image_column names another.* 'image'$"):
+        read("l.csv", "image,image_path,caption\n0,00.png,a\n")
+
+
+def test_a_json_list_that_is_none_is_told_what_it_is(read):
+    with pytest.raises(ValueError, match=r"l\.json is compressed with gzip"):
+        read("l.json", gzip.compress(b"[]"))
+    with pytest.raises(ValueError, match=r"l\.json is not JSON.*set data\.encoding"):
+        read("l.json", '[{"image": "00.png", "caption": "caf\u00e9"}]'.encode("latin-1"))
+    coco = {"images": [{"id": 0}], "annotations": [{"image_id": 0, "caption": "a"}]}
+    with pytest.raises(ValueError, match=r"looks like COCO's layout.*'file_name'"):
+        read("l.json", json.dumps(coco))

@@ -464,3 +464,29 @@ def test_a_key_is_not_as_long_as_what_stands_in_a_row(tmp_path, settings, encode
     with pytest.raises(BadSample, match=r"p\.parquet/1 .*: unreadable-file") as caught:
         open_source(f"parquet:{tmp_path}", "train", settings())[1]
     assert len(caught.value.key) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("fields", [("path", "bytes"), ("bytes", "path")])
+def test_images_are_told_apart_by_their_bytes_whatever_their_names(
+    tmp_path, settings, encode, fields
+):
+    rows = [{"path": "image.png", "bytes": encode((k, k, k))} for k in (0, 1, 0)]
+    images = pa.StructArray.from_arrays([pa.array(r[f] for r in rows) for f in fields], fields)
+    pq.write_table(pa.table({"image": images, "caption": ["a", "b", "c"]}), tmp_path / "0.parquet")
+    source = open_source(f"parquet:{tmp_path}", "train", settings())
+    assert [sample.captions for sample in source] == [("a", "c"), ("b",)]
+    assert source[1].image == encode((1, 1, 1))
+
+
+def test_a_file_without_rows_before_the_others_is_passed_over(tmp_path, settings, encode):
+    table = pa.table({"image": [encode((1, 1, 1))] * 2, "caption": ["a", "b"]})
+    pq.write_table(table.slice(0, 0), tmp_path / "0.parquet")
+    pq.write_table(table, tmp_path / "1.parquet")
+    source = open_source(f"parquet:{tmp_path}", "train", settings())
+    assert [sample.captions for sample in source] == [("a", "b")]
+
+
+def test_caption_columns_that_are_not_read_are_named(tmp_path, settings, encode):
+    table = pa.table({"image": [encode((1, 1, 1))], "caption": ["a"], "caption_2": ["b"]})
+    pq.write_table(table, tmp_path / "0.parquet")
+    assert "not read: caption_2" in open_source(f"parquet:{tmp_path}", "train", settings()).notes[0]

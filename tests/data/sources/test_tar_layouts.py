@@ -304,3 +304,42 @@ def test_members_of_a_sample_that_are_not_read_are_said(read, picture):
 def test_other_files_in_place_of_a_shard_are_called_what_they_are(read, data, message):
     with pytest.raises(ValueError, match=message):
         read(data)
+
+
+def test_of_several_images_the_one_of_the_text_is_read(read, picture):
+    source = read(tar([("1.5.png", picture(0)), ("1.6.png", picture(1)), ("1.6.txt", b"a")]))
+    assert [(sample.image, sample.captions) for sample in source] == [(picture(1), ("a",))]
+    assert any("several images" in note for note in source.notes)
+
+
+def test_texts_of_a_sample_that_are_not_read_are_said(read, picture):
+    files = [("0.en.txt", b"one"), ("0.fr.txt", b"un"), ("0.json", b"{}"), ("0.png", picture(0))]
+    source = read(tar(files))
+    assert source[0].captions == ("one",)
+    assert any("several texts, of which one is read" in note for note in source.notes)
+    source = read(tar(files), caption_column="en.txt,fr.txt")
+    assert source[0].captions == ("one", "un") and not source.notes
+
+
+def test_a_shard_that_is_cut_off_in_its_first_sample_is_lost_and_no_reason_to_refuse(
+    read, picture, tmp_path, settings
+):
+    data = tar(pairs(picture, "ab"))
+    read(data, "0.tar")
+    (tmp_path / "1.tar").write_bytes(data[:560])
+    source = open_source(f"tar:{tmp_path}/{{0,1}}.tar", "train", settings())
+    assert source.lost == 1 and source[1].captions == ("picture number 1",)
+    with pytest.raises(BadSample, match="truncated-tar"):
+        source[2]
+
+
+def test_folders_with_more_shards_are_named(read, picture, tmp_path, settings):
+    data = tar(pairs(picture, "ab"))
+    read(data, "below/1.tar")
+    with pytest.raises(
+        FileNotFoundError, match=rf"ends in \.tar: 1 folders.*{tmp_path}/\*/\*\.tar"
+    ):
+        open_source(f"tar:{tmp_path}", "train", settings())
+    read(data, "0.tar")
+    (note,) = open_source(f"tar:{tmp_path}", "train", settings()).notes
+    assert f"not looked into, such as {tmp_path}/below" in note
