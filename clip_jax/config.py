@@ -85,7 +85,9 @@ class ModelSettings(Settings, group="model."):
     name: str = "ViT-B-32"  # `clip-jax models` lists them; package.module:NAME is a ModelConfig
     dtype: Dtype = "bfloat16"  # of the towers' matrix products; parameters stay float32
     remat: Remat = "none"  # what the backward pass recomputes instead of keeping
-    unroll: Count | None = None  # blocks in one turn of their loop; None: all of up to 24 on GPUs, else 1
+    unroll: Count | None = (
+        None  # blocks in one turn of their loop; None: all of up to 24 on GPUs, else 1
+    )
     attention: AttentionKind = "auto"  # auto: the fastest exact one on this backend
     image_size: Count | None = None  # pixels; None: the architecture's
     context_length: Count | None = None  # tokens; None: the architecture's

@@ -10,7 +10,7 @@ from clip_jax.data import block_order
 from clip_jax.data.block_order import BlockOrder, Blocks, block_bytes
 from clip_jax.data.shuffle import MAX_CYCLE
 
-WEIGHTED = {"even": (0.5, 0.2, 0.3), "odd": (np.pi, 0.2, 0.3)}
+WEIGHTED = {"even": (0.5, 0.2, 0.3), "odd": (np.e, 0.2, 0.3)}  # whose counts are no power of two
 
 
 def blocks(count, seed=0):

@@ -23,7 +23,7 @@ class TokenError(ValueError):
     def __init__(self, text: str, ids: list[int], tokenizer: "Tokenizer"):
         found = next(i for i in ids if not 0 <= i < tokenizer.embedded)
         super().__init__(
-            f"the tokenizer of kind {tokenizer.kind} gives {text[:40]!r} the id {found}, and the model has "
+            f"{tokenizer} gives {text[:40]!r} the id {found}, and the model has "
             f"token embeddings for 0 to {tokenizer.embedded - 1}: leave the text out, or give the tokenizer the "
             "vocab_size that its ids have"
         )
@@ -72,20 +72,28 @@ class Tokenizer(ABC):
         """
         if isinstance(texts, str):
             raise ValueError(f"a tokenizer takes a list of texts, not one text: [{texts[:40]!r}]")
-        rows = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        rows = np.full((len(texts), self.context_length), self.pad_id, np.int64)
         room = self.context_length - len(self.start_ids) - 1
         keep = MASKS[mask if rng is not None else "truncate"]
         whole = [_text(text, number) for number, text in enumerate(texts)]
-        for row, ids in zip(rows, self.encode(whole)):
+        encoded = self.encode(whole)
+        if len(encoded) != len(whole):
+            raise ValueError(f"{self} gives {len(encoded)} rows of ids for {len(whole)} texts")
+        for text, row, ids in zip(whole, rows, encoded):
             if len(ids) > room:
                 ids = keep(ids, room, rng)
-            ids = [*self.start_ids, *ids, self.end_id]
+            ids = np.array([*self.start_ids, *ids, self.end_id])
+            if ids.dtype.kind not in "iu":
+                raise ValueError(f"{self} gives {text[:40]!r} ids of {ids.dtype}, no whole numbers")
             row[: len(ids)] = ids
         outside_M = np.flatnonzero(((rows < 0) | (rows >= self.embedded)).any(axis=1))
         if outside_M.size:
             first = int(outside_M[0])
             raise TokenError(whole[first], rows[first].tolist(), self)
-        return rows
+        return rows.astype(np.int32)
+
+    def __str__(self) -> str:
+        return f"the tokenizer of kind {self.kind}"
 
     @property
     def embedded(self) -> int:

@@ -52,6 +52,24 @@ def test_an_id_beyond_the_vocabulary_is_refused_with_its_text(text, found):
         tokenizer([text])
 
 
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([[1.5]], r"kind letters gives 'a' ids of float64, no whole numbers"),
+        ([["1"]], r"kind letters gives 'a' ids of <U"),
+        ([[2**32 + 1]], "the id 4294967297,"),  # which is 1 in 32 bits
+        ([], "kind letters gives 0 rows of ids for 1 texts"),
+        ([[1], [2]], "kind letters gives 2 rows of ids for 1 texts"),
+    ],
+    ids=str,
+)
+def test_what_are_no_ids_is_refused(found, message):
+    tokenizer = Letters()
+    tokenizer.encode = lambda texts: found
+    with pytest.raises(ValueError, match=message):
+        tokenizer(["a"])
+
+
 def test_an_id_beyond_the_models_table_is_refused_too():
     tokenizer = Letters()
     tokenizer.rows = 26
