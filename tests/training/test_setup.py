@@ -7,6 +7,7 @@ import math
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 from PIL import Image
 
@@ -24,7 +25,7 @@ from clip_jax.config import (
 )
 from clip_jax.data.samples import BadSample, Sample
 from clip_jax.models.architectures import model_config
-from clip_jax.models.clip import CLIP, create_model
+from clip_jax.models.clip import CLIP, create_model, init_variables
 from clip_jax.runs.directory import RunDirectory
 from clip_jax.training import setup
 from clip_jax.training.setup import (
@@ -143,7 +144,14 @@ def test_no_more_blocks_are_unlocked_than_the_frozen_tower_has(name, tower, has)
 
 def test_layer_decay_needs_layers():
     cfg = changed(optimizer=OptimizerConfig(layer_decay=0.7, warmup_steps=0))
-    assert make_run_optimizer(cfg, create_model("ViT-test").config)
+    model = create_model("ViT-test")
+    optimizer = make_run_optimizer(cfg, model.config)
+    shapes = jax.eval_shape(lambda key: init_variables(model, key), jax.random.key(0))["params"]
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    updates, _ = optimizer.update(ones, optimizer.init(ones), ones)
+    below, above = (updates["text"][name] for name in ("token_embedding", "projection"))
+    ratio = below.mean() / above["kernel"].mean()
+    assert float(ratio) == pytest.approx(0.7 ** (model.config.text.depth + 1), rel=1e-3)
     with pytest.raises(
         ValueError, match=r"optimizer.layer_decay=0.7 .* resnet, a tower of RN-test"
     ):
