@@ -168,6 +168,7 @@ def test_all_hosts_together_read_each_sample_about_once_an_epoch():
 def test_what_is_needed_at_once_is_a_window():
     order = make(600, batch_size=64, window=48e6)
     assert order.lanes * order.lane_blocks == 32
+    assert make(7).lanes == 4  # as more would read each block several times
     for step in range(0, 100, 7):
         found = rows(order, step, step + 1)
         windows = set(zip(found.stream, found.epoch, found.window))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from clip_jax.data.block_order import BlockOrder
 from clip_jax.data.block_reader import BlockReader
 from clip_jax.data.dataset import TrainDataset
 from clip_jax.data.loader import train_batches
+from clip_jax.data.orders import make_order
 from clip_jax.data.sources.registry import open_source
 from clip_jax.data.workers import WorkerBatches
 
@@ -92,6 +94,12 @@ def test_workers_have_whole_lanes_and_all_rows_and_the_memory_of_one_process(
         assert sum(part._memory for part in parts) <= dataset._memory
     options = {"threads": 1, "bad_samples": None, "check": None}
     assert WorkerBatches(dataset.share(0, 24), 0, workers=3, **options)._count == 2
+
+
+def test_the_window_is_in_megabytes_of_blocks(settings):
+    source = types.SimpleNamespace(blocks=block_order.Blocks(np.arange(0, 10_001, 10), 2e6))
+    order = make_order([source], settings(shuffle="block", shuffle_window_mb=400), seed=0)
+    assert order.window_blocks == 200
 
 
 @pytest.mark.parametrize("hosts", [2, 8])
