@@ -66,6 +66,8 @@ def _check(tokenizer: registry.Tokenizer, config: ModelConfig, directory: Path):
                 f"the tokenizer in {directory} has ids up to {tokenizer.vocab_size - 1}{shown}, and the "
                 f"token embedding has {rows} rows: they do not belong together"
             )
+    if config.text.pool == "argmax":
+        end = int(tokenizer(["a photo of a cat"]).max())  # where such a model reads a text
     if end is not None and tokenizer.end_id != end:
         raise ValueError(
             f"the tokenizer in {directory} ends a text with id {tokenizer.end_id}, and the model reads "

@@ -28,7 +28,7 @@ def tokenizer_json(end: str = "[SEP]", **more) -> bytes:
 
 
 def config(vocab_size: int = len(WORDS), kind: str = "huggingface", **text) -> ModelConfig:
-    text = TextConfig(context_length=LENGTH, vocab_size=vocab_size, **text)
+    text = TextConfig(context_length=LENGTH, vocab_size=vocab_size, **{"pool": "last"} | text)
     return ModelConfig(text=text, tokenizer=kind)
 
 
@@ -129,6 +129,17 @@ def test_another_end_than_the_model_reads_at_is_refused(end, fits, tmp_path):
         assert find_tokenizer(wanted, tmp_path, library="huggingface").end_id == 6
         return
     with pytest.raises(ValueError, match="ends a text with id 7, and the model reads it at id 6"):
+        find_tokenizer(wanted, tmp_path, library="huggingface")
+
+
+@pytest.mark.parametrize("end", ["[SEP]", "[PAD]"])
+def test_a_model_that_reads_at_the_largest_id_needs_texts_that_end_there(end, tmp_path):
+    write(tmp_path, tokenizer_json(end), settings={"pad_token": "[PAD]"})
+    wanted = config(pool="argmax")
+    if end == "[SEP]":
+        assert find_tokenizer(wanted, tmp_path, library="huggingface").end_id == 6
+        return
+    with pytest.raises(ValueError, match="ends a text with id 0, and the model reads it at id 3"):
         find_tokenizer(wanted, tmp_path, library="huggingface")
 
 

@@ -154,13 +154,14 @@ def check_weights(specs: Sequence[str], weights: Sequence[float] | None):
 
 def _parse(spec: str) -> tuple[SourceFormat, str]:
     kind, _, location = spec.partition(":")
-    if "." in kind:  # no format has one, so that it is a module
-        name, _, location = location.partition(":")
+    name, _, rest = location.partition(":")
+    if "." in kind and registry.is_import_path(f"{kind}:{name}"):  # no format has a dot
+        location = rest
         found = registry.resolve("data.source", f"{kind}:{name}", {})
         return found if isinstance(found, SourceFormat) else SourceFormat(found), location
     if kind not in FORMATS:
         raise ValueError(
-            f"data.source {spec!r}: there is no format {kind!r}. A source is "
+            f"data.source {spec!r}: there is no format {kind!r}; a path has one before it. A source is "
             f"{', '.join(entry.example for entry in FORMATS.values())}, or package.module:NAME"
         )
     example, record = FORMATS[kind]

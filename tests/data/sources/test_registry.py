@@ -90,3 +90,14 @@ def test_an_index_is_made_anew_where_a_format_has_one(settings, shards, tmp_path
     (tmp_path / "c.csv").write_text("image,caption\na.png,x\n")
     found = index_source(f"pairs:{tmp_path}/c.csv", settings())
     assert "1 samples; this format needs no index" in found
+
+
+@pytest.mark.parametrize(
+    "spec", ["/data/captions.csv", "captions.csv", "s3://bucket/{0..9}.tar", "./a"]
+)
+def test_a_path_without_its_format_is_told_to_have_one(settings, spec):
+    kind = spec.partition(":")[0]
+    with pytest.raises(
+        ValueError, match=f"no format '{kind}'; a path has one before it.*pairs:FILE"
+    ):
+        open_source(spec, "train", settings())
