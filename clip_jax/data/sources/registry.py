@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import xxhash
+from absl import logging
 
 from clip_jax import registry
 from clip_jax.config import DataConfig
@@ -77,10 +78,17 @@ def open_sources(cfg: DataConfig, split: Split = "train") -> list[Source]:
             f"data.subset names {len(cfg.subset)} files for {len(cfg.source)} sources: give one for "
             'each, "all" where a source is taken whole'
         )
-    return [
+    opened = [
         _open_for_a_run(spec, split, replace(cfg, subset=cfg.subset[place : place + 1]))
         for place, spec in enumerate(cfg.source)
     ]
+    if (samples := sum(map(len, opened))) < cfg.batch_size:
+        logging.warning(
+            "data.batch_size=%d is more than the %d samples: some come several times in each batch, where "
+            "a copy counts as a wrong match",
+            *(cfg.batch_size, samples),
+        )
+    return opened
 
 
 def _open_for_a_run(spec: str, split: Split, cfg: DataConfig) -> Source:

@@ -66,6 +66,17 @@ def test_several_sources_are_opened_in_their_order(settings, tmp_path, encode):
     assert evaluated[0].captions == ("two",)
 
 
+@pytest.mark.parametrize(("batch_size", "warns"), [(2, False), (3, True)])
+def test_a_batch_of_more_rows_than_samples_is_warned_of(
+    settings, tmp_path, encode, caplog, batch_size, warns
+):
+    (tmp_path / "a.png").write_bytes(encode((1, 2, 3)))
+    (tmp_path / "a.csv").write_text("image,caption\na.png,one\na.png,two\n")
+    cfg = settings(source=(f"pairs:{tmp_path}/a.csv",), batch_size=batch_size, group_rows=False)
+    open_sources(cfg)
+    assert ("batch_size=3 is more than the 2 samples" in caplog.text) == warns
+
+
 def test_the_fingerprint_knows_contents_order_and_weights(numbered):
     class Other(numbered):
         fingerprint = "4567"
