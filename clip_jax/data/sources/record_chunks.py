@@ -30,15 +30,21 @@ def read_tail(path: str, info: storage.FileInfo) -> tuple[int, bytes]:
     """Where the footer of a file begins, and the bytes from there to its end."""
     start = info.size - BLOCK
     if start < 0 or start % BLOCK:
-        raise ValueError(f"{path} is not a whole ArrayRecord file; make it again")
+        raise ValueError(
+            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
+        )
     tail = storage.read_range(path, start, info.size, info=info)
     try:
         (record, *_), _ = _records(tail, 0, start)
         footer = _fields(record)[1]
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole ArrayRecord file; make it again") from error
+        raise ValueError(
+            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
+        ) from error
     if not 0 < footer < start:
-        raise ValueError(f"{path} is not a whole ArrayRecord file; make it again")
+        raise ValueError(
+            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
+        )
     return footer, storage.read_range(path, footer, start, info=info) + tail
 
 

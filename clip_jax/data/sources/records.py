@@ -102,6 +102,7 @@ class RecordsSource:
                 "image", image_column, columns.IMAGE_NAMES, names, where=paths[0]
             )
             self._captions = columns.find_captions(caption_column, names, where=paths[0])
+            self.notes += columns.unread(self._captions, caption_column, names)
             first = [self._texts(index) for index in range(min(PROBED, self._length))]
             for place, column in enumerate(self._captions.names):
                 texts = (text for row in first for text in row[place])
@@ -276,7 +277,9 @@ def _count(path: str) -> int:
         count = reader.num_records()
         reader.close()
     except Exception as error:  # the C++ library's errors have no type of their own
-        raise ValueError(f"{path} is not a whole ArrayRecord file; make it again") from error
+        raise ValueError(
+            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
+        ) from error
     return count
 
 

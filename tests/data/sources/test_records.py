@@ -275,3 +275,18 @@ def test_a_start_reads_records_of_a_few_files_of_a_bucket(bucket, settings, monk
     monkeypatch.setattr(RecordBlocks, "__getitem__", lambda s, i: read.append(i) or plain(s, i))
     assert len(open_source("records:memory://records/*", "train", settings())) == 22 * 6
     assert len({index // 6 for index in read}) <= 4
+
+
+def test_captions_that_are_not_read_are_named(tmp_path, settings, encode):
+    example = tf_example_pb2.Example()
+    for name, value in (("image", encode((1, 1, 1))), ("caption", b"a"), ("caption_2", b"b")):
+        example.features.feature[name].bytes_list.value.append(value)
+    path = write(tmp_path / "a.array_record", [example.SerializeToString()])
+    source = open_source(f"records:{path}", "train", settings())
+    assert source[0].captions == ("a",) and "not read: caption_2" in source.notes[0]
+
+
+def test_a_file_of_tfrecord_is_told_that_it_is_not_read(tmp_path, settings):
+    (tmp_path / "a.tfrecord").write_bytes(b"\x0a" + bytes(11) + b"x" * 10 + bytes(4))
+    with pytest.raises(ValueError, match=r"a\.tfrecord is not.*TFRecord is not read"):
+        open_source(f"records:{tmp_path}/a.tfrecord", "train", settings())
