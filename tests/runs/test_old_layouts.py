@@ -43,16 +43,27 @@ def tower(layout: int, seed: int) -> dict:
     return flax.traverse_util.unflatten_dict(arrays, sep="/")
 
 
+def as_it_was(path, leaf):
+    """A parameter's moment in the old layout."""
+    _, _, name = sharding.path_name(path).partition("/image/")
+    return leaf.reshape(SHAPES[name][WAS]) if name in SHAPES else leaf
+
+
 def state_after_one_update(rule: str, layout: int) -> TrainState:
     optimizer = make_optimizer(OptimizerConfig(name=rule, warmup_steps=0), 10)
     params, gradients = {"image": tower(layout, 0)}, {"image": tower(layout, 1)}
+    opt_state = optimizer.update(gradients, optimizer.init(params), params)[1]
+    if rule == "muon" and layout == WAS:  # which gives kernels with axes for heads to Adam today
+        opt_state = jax.tree_util.tree_map_with_path(
+            as_it_was, state_after_one_update(rule, IS).opt_state
+        )
     zero = jnp.zeros((), jnp.int32)
     return TrainState(
         step=zero,
         params=params,
         frozen={"text": tower(layout, 2)},
         batch_stats={},
-        opt_state=optimizer.update(gradients, optimizer.init(params), params)[1],
+        opt_state=opt_state,
         ema={"image": tower(layout, 3)},
         ema_batch_stats={},
         health=Health(zero, zero, jnp.zeros(()), zero),
