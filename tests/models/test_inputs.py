@@ -77,6 +77,20 @@ def test_a_model_refuses_them_too():
     model.apply(variables, NORMALIZED.astype(np.float32), method="encode_image")
 
 
+@pytest.mark.parametrize("name", ["ViT-test", "RN-test"])
+def test_variables_and_inputs_may_be_numpys(name):
+    config = model_config(name)
+    model, size = CLIP(config), config.vision.image_size
+    inputs = np.zeros((2, size, size, 3), np.uint8), np.asarray([[1, 5, 63], [1, 2, 63]], np.int32)
+    variables = model.init(jax.random.key(0), *inputs)
+    in_numpy = jax.tree.map(np.asarray, variables)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        model.apply(in_numpy, *inputs),
+        model.apply(variables, *inputs),
+    )
+
+
 def test_a_model_that_is_not_checked_has_no_checks_and_is_called_without_python():
     """JAX calls a program with an effect, such as a check, through Python."""
     tokens = np.ones((2, 8), np.int32)
