@@ -126,7 +126,8 @@ class TextTransformer(nn.Module):
             "position_embedding", nn.initializers.normal(0.01), (cfg.context_length, D)
         )
         # An index alone would clamp or wrap ids that are not in the table, and these may be traced.
-        x_BLD = jnp.asarray(embedding_VD).at[tokens_BL].get(
+        embedding_VD = jnp.asarray(embedding_VD)  # NumPy's have no `at`
+        x_BLD = embedding_VD.at[tokens_BL].get(
             mode="fill", fill_value=jnp.nan, wrap_negative_indices=False
         )
         # Added in float32, so that the positions' gradient is summed over the batch in float32.
