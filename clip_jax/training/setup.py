@@ -321,10 +321,8 @@ def _tokenizer(
     """The run's own one where it has one already, else a new one."""
     context_length = config.text.context_length
     if (run.tokenizer / DESCRIPTION).exists():
-        tokenizer, stored = (
-            load_tokenizer(run.tokenizer, context_length=context_length),
-            run.load_model_config(),
-        )
+        tokenizer = load_tokenizer(run.tokenizer, context_length=context_length)
+        stored = run.load_model_config()
         tokenizer.rows = stored and stored.text.vocab_size
         return tokenizer
     chosen = cfg.tokenizer.path is not None or cfg.tokenizer.kind != "auto"

@@ -267,9 +267,8 @@ def refuse_numbers(captions: Iterable[str], column: str, *, where: str):
 
 def _kind(text: str) -> str:
     words = text.split()
-    if len(words) not in (2, 3, 4) and all(
-        map(_is_number, words)
-    ):  # 5 are a detector's class and box
+    box = len(words) > 4  # a detector's class and box have five, a caption such as "7 11" has fewer
+    if (box or len(words) == 1) and all(map(_is_number, words)):
         return "numbers"
     if text.lower() in ("true", "false"):
         return "truth values"

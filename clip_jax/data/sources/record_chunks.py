@@ -26,25 +26,26 @@ class Layout(NamedTuple):
     first_C: np.ndarray  # the first record of each, and of all
 
 
+def not_whole(path: str) -> ValueError:
+    """What is said of a file that is no ArrayRecord, or a damaged one."""
+    return ValueError(
+        f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
+    )
+
+
 def read_tail(path: str, info: storage.FileInfo) -> tuple[int, bytes]:
     """Where the footer of a file begins, and the bytes from there to its end."""
     start = info.size - BLOCK
     if start < 0 or start % BLOCK:
-        raise ValueError(
-            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
-        )
+        raise not_whole(path)
     tail = storage.read_range(path, start, info.size, info=info)
     try:
         (record, *_), _ = _records(tail, 0, start)
         footer = _fields(record)[1]
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
-            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
-        ) from error
+        raise not_whole(path) from error
     if not 0 < footer < start:
-        raise ValueError(
-            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
-        )
+        raise not_whole(path)
     return footer, storage.read_range(path, footer, start, info=info) + tail
 
 

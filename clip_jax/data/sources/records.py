@@ -19,7 +19,7 @@ from clip_jax.config import DataConfig
 from clip_jax.data.block_cache import Span
 from clip_jax.data.block_order import Blocks
 from clip_jax.data.samples import BadSample, Sample, SourceFormat, Split
-from clip_jax.data.sources import columns, splits
+from clip_jax.data.sources import columns, record_chunks, splits
 from clip_jax.data.sources.patterns import expand
 from clip_jax.data.sources.record_blocks import RecordBlocks, RecordRun
 from clip_jax.storage.json_text import parse_json
@@ -277,9 +277,7 @@ def _count(path: str) -> int:
         count = reader.num_records()
         reader.close()
     except Exception as error:  # the C++ library's errors have no type of their own
-        raise ValueError(
-            f"{path} is not a whole ArrayRecord file (TFRecord is not read): make it again"
-        ) from error
+        raise record_chunks.not_whole(path) from error
     return count
 
 
