@@ -203,9 +203,9 @@ def plain_attention(
     v_BMNK: jax.Array,
     *,
     causal: bool,
-    length: int | None = None,
+    length: int | jax.Array | None = None,
 ) -> jax.Array:
-    """The reference that every other form must equal."""
+    """The reference that every other form must equal; `length` may be one for each sequence (B,)."""
     precision = None if q_BLNK.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
     logits_BNLM = jnp.einsum(
         "BLNK,BMNK->BNLM",
@@ -215,10 +215,12 @@ def plain_attention(
         preferred_element_type=jnp.promote_types(q_BLNK.dtype, jnp.float32),
     )
     L, M = logits_BNLM.shape[-2:]
-    visible_LM = jnp.broadcast_to(jnp.arange(M) < (M if length is None else length), (L, M))
-    if causal:
-        visible_LM = jnp.tril(visible_LM)
     if causal or length is not None:
-        logits_BNLM = jnp.where(visible_LM, logits_BNLM, jnp.finfo(logits_BNLM.dtype).min)
+        lengths_B = jnp.asarray(M if length is None else length).reshape(-1)
+        key_11M = jnp.arange(M)[None, None]
+        visible_BLM = key_11M < lengths_B[:, None, None]
+        if causal:
+            visible_BLM = visible_BLM & (key_11M <= jnp.arange(L)[None, :, None])
+        logits_BNLM = jnp.where(visible_BLM[:, None], logits_BNLM, jnp.finfo(logits_BNLM.dtype).min)
     weights_BNLM = jax.nn.softmax(logits_BNLM, axis=-1).astype(q_BLNK.dtype)
     return jnp.einsum("BNLM,BMNK->BLNK", weights_BNLM, v_BMNK, precision=precision)

@@ -2,9 +2,9 @@
 
 # X: queries, keys and values side by side, 3 D.
 
-import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +15,18 @@ from jax.sharding import Mesh
 
 from clip_jax.config import Activation, AttentionKind, Remat
 from clip_jax.hardware import target_device
-from clip_jax.models.attention import attention, even, kernel_attention, kind_for_blocks
-from clip_jax.models.linear import Dense, SeparateQkv
-from clip_jax.models.stack import Blocks
+from clip_jax.models.attention import (
+    attention,
+    even,
+    kernel_attention,
+    kind_for_blocks,
+    plain_attention,
+)
+from clip_jax.models.linear import Dense, QueriesOfSome, SeparateQkv
+from clip_jax.models.normalization import LayerNorm
+from clip_jax.models.stack import Blocks, leave_last
 from clip_jax.models.tower import Compute
-from clip_jax.numerics import add_bias, like_rows, pvary_like
+from clip_jax.numerics import add_bias
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -59,8 +66,25 @@ REMAT_POLICIES = {
 }
 
 
+# One position of all sequences, or one of each (B,).
+Position = int | jax.Array
+
+# Rows on a device from which a loop leaves its last block out. The parameters of the others are
+# copied for it, which costs more than few rows do.
+ROWS_TO_LEAVE_LAST = 8192
+
+
 def identity(x: jax.Array) -> jax.Array:
     return x
+
+
+def at(x_BLD: jax.Array, read: Position | None) -> jax.Array:
+    """x at one position of each sequence (B, D), or all of it."""
+    if read is None:
+        return x_BLD
+    if isinstance(read, int):
+        return x_BLD[:, read]
+    return jnp.take_along_axis(x_BLD, read[:, None, None], axis=1)[:, 0]
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -71,64 +95,6 @@ def row_major(x: jax.Array) -> jax.Array:
     if target_device().platform != "gpu":
         return x
     return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation in float32 at least, whatever the tower computes in."""
-
-    epsilon: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        D = x_BLD.shape[-1]
-        scale_D = self.param("scale", nn.initializers.ones, (D,))
-        bias_D = self.param("bias", nn.initializers.zeros, (D,))
-        return normalize(x_BLD, scale_D, bias_D, self.epsilon, self.dtype)
-
-
-def normalize(
-    x_BLD: jax.Array, scale_D: jax.Array, bias_D: jax.Array, epsilon: float, dtype: jnp.dtype
-) -> jax.Array:
-    return _normalize(*pvary_like(x_BLD, scale_D, bias_D), epsilon, dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalize(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype) -> jax.Array:
-    return _normalize_forward(x_BLD, scale_D, bias_D, epsilon, dtype)[0]
-
-
-def _normalize_forward(x_BLD, scale_D, bias_D, epsilon: float, dtype: jnp.dtype):
-    wide_BLD = x_BLD.astype(jnp.promote_types(dtype, jnp.float32))
-    mean_BL1 = wide_BLD.mean(axis=-1, keepdims=True)
-    variance_BL1 = jnp.square(wide_BLD - mean_BL1).mean(axis=-1, keepdims=True)
-    inverse_BL1 = jax.lax.rsqrt(variance_BL1 + epsilon)
-    scale_11D, bias_11D = (like_rows(v_D, x_BLD) for v_D in (scale_D, bias_D))
-    y_BLD = ((wide_BLD - mean_BL1) * inverse_BL1 * scale_11D + bias_11D).astype(dtype)
-    # x is kept in its 16 bits; with both numbers of each row the backward pass is one reduction.
-    return y_BLD, (x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D)
-
-
-def _normalize_backward(epsilon: float, dtype: jnp.dtype, saved, given_BLD):
-    x_BLD, mean_BL1, inverse_BL1, scale_D, bias_D = saved
-    z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
-    dy_BLD = given_BLD.astype(z_BLD.dtype)
-    dz_BLD = dy_BLD * like_rows(scale_D, dy_BLD)
-    constant_BL1 = dz_BLD.mean(axis=-1, keepdims=True)
-    along_BL1 = (dz_BLD * z_BLD).mean(axis=-1, keepdims=True)
-    dx_BLD = inverse_BL1 * (dz_BLD - constant_BL1 - z_BLD * along_BL1)
-    if target_device().platform == "gpu":
-        # Sums over rows are another kernel there, which had better read 16 bits again: XLA would
-        # write products of both in float32 for it.
-        x_BLD, again_BLD = jax.lax.optimization_barrier((x_BLD, given_BLD))
-        z_BLD = (x_BLD.astype(mean_BL1.dtype) - mean_BL1) * inverse_BL1
-        dy_BLD = again_BLD.astype(z_BLD.dtype)
-    rows = tuple(range(x_BLD.ndim - 1))
-    d_scale_D = (dy_BLD * z_BLD).sum(axis=rows).astype(scale_D.dtype)
-    return dx_BLD.astype(x_BLD.dtype), d_scale_D, dy_BLD.sum(axis=rows).astype(bias_D.dtype)
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 class Attention(nn.Module):
@@ -144,9 +110,19 @@ class Attention(nn.Module):
     mesh: Mesh | None = None  # what the batch is split over, as far as the model knows
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, read: Position | None = None) -> jax.Array:
+        """Of all positions (B, L, D), or of the one that is read (B, D)."""
         B, L, D = x_BLD.shape
         out = Dense(D, self.out_std, self.dtype, name="out")
+        if read is not None:
+            qkv = QueriesOfSome(self.in_std, self.dtype, name="qkv")
+            q_BD, k_BLD, v_BLD = qkv(at(x_BLD, read), x_BLD)
+            q_B1NK, k_BLNK, v_BLNK = (
+                x.reshape(B, -1, self.heads, D // self.heads) for x in (q_BD, k_BLD, v_BLD)
+            )
+            seen = read + 1 if self.causal else self.length
+            x_B1NK = plain_attention(q_B1NK, k_BLNK, v_BLNK, causal=False, length=seen)
+            return out(checkpoint_name(x_B1NK.reshape(B, D), "attended"))
         fused, shift_D = self.kind == "cudnn", None
         if fused:
             qkv, shift_D = SeparateQkv(self.in_std, self.dtype, name="qkv")(x_BLD)
@@ -205,7 +181,8 @@ class Block(nn.Module):
     constrain: Callable[[jax.Array], jax.Array]
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x_BLD: jax.Array, read: Position | None = None) -> tuple[jax.Array, None]:
+        """What follows from x (B, L, D): of that shape, or (B, D) at the position that is read."""
         D = x_BLD.shape[-1]
         # Standard deviations of OpenAI's text tower; the residual branches shrink with depth.
         in_std, out_std = D**-0.5, D**-0.5 * (2 * self.depth) ** -0.5
@@ -215,7 +192,7 @@ class Block(nn.Module):
         if not self.looped:
             x_BLD = row_major(x_BLD)
         y_BLD = LayerNorm(name="attention_norm", **norm)(x_BLD)
-        x_BLD = x_BLD + Attention(
+        x_BLD = at(x_BLD, read) + Attention(
             self.heads,
             self.causal,
             self.kind,
@@ -225,7 +202,7 @@ class Block(nn.Module):
             self.length,
             self.mesh,
             name="attention",
-        )(y_BLD)
+        )(y_BLD, read)
         y_BLD = LayerNorm(name="mlp_norm", **norm)(x_BLD)
         x_BLD = x_BLD + Mlp(
             self.mlp_width,
@@ -258,52 +235,90 @@ class Transformer(nn.Module):
     constrain: Callable[[jax.Array], jax.Array] = identity
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        L = x_BLD.shape[1]
+    def __call__(
+        self, x_BLD: jax.Array, read: Position | None = None
+    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+        """What the last block returns (B, L, D), and, given a position to `read`, that position of it (B, D).
+
+        The latter is computed by itself, as the last block's keys and values alone are needed of all
+        positions. Nobody pays for the former who does not use it: a program leaves out what nothing
+        follows from.
+        """
+        B, L, _ = x_BLD.shape
         mesh = getattr(self.constrain, "mesh", None)
         kind = kind_for_blocks(self.kind, self.dtype, x_BLD.shape, heads=self.heads, mesh=mesh)
         padded = even(L) if kind == "cudnn" else L
         # Once here, and not before each attention, where it would cost a copy.
         x_BLD = jnp.pad(x_BLD, ((0, 0), (0, padded - L), (0, 0)))
 
-        def scan(name: str, blocks: int, x_BLD: jax.Array) -> jax.Array:
+        def settings(blocks: int) -> dict:
+            """Of a block among so many in a scan."""
             # What stands outside a loop XLA would merge with what is computed again: a scan of
             # one turn, or the blocks that are left over by its turns. Else no barrier is needed.
             looped = blocks >= 2 * self.unroll and blocks % self.unroll == 0
-            block = Block
+            return {
+                "heads": self.heads,
+                "mlp_width": self.mlp_width,
+                "depth": self.depth,
+                "activation": self.activation,
+                "norm_epsilon": self.norm_epsilon,
+                "causal": self.causal,
+                "kind": kind,
+                "dtype": self.dtype,
+                "length": L if padded > L else None,
+                "looped": looped,
+                # Around the whole block stands a barrier already, where there is remat.
+                "prevent_cse": not looped and self.remat == "none",
+                "mesh": mesh,
+                "constrain": self.constrain,
+            }
+
+        def scan(name: str, blocks: int, x_BLD: jax.Array, params: Any = None) -> jax.Array:
+            """So many blocks, with these parameters in place of all that are there."""
+            block, given = Block, settings(blocks)
             if self.remat != "none":
                 policy = REMAT_POLICIES[self.remat]
-                block = nn.remat(Block, policy=policy, prevent_cse=not looped)
+                block = nn.remat(Block, policy=policy, prevent_cse=not given["looped"])
             stack = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=blocks,
                 unroll=min(self.unroll, blocks),
-            )(
-                heads=self.heads,
-                mlp_width=self.mlp_width,
-                depth=self.depth,
-                activation=self.activation,
-                norm_epsilon=self.norm_epsilon,
-                causal=self.causal,
-                kind=kind,
-                dtype=self.dtype,
-                length=L if padded > L else None,
-                looped=looped,
-                # Around the whole block stands a barrier already, where there is remat.
-                prevent_cse=not looped and self.remat == "none",
-                mesh=mesh,
-                constrain=self.constrain,
-                name=name,
             )
-            return stack(x_BLD)[0]
+            if params is not None:
+                stack = nn.map_variables(stack, "params", lambda _: {"params": params})
+            return stack(**given, name=name)(x_BLD)[0]
 
         locked = 0
         if self.has_variable("params", "locked_blocks"):
             locked = jax.tree.leaves(self.get_variable("params", "locked_blocks"))[0].shape[0]
             x_BLD = jax.lax.stop_gradient(scan("locked_blocks", locked, x_BLD))
-        return self.constrain(scan("blocks", self.depth - locked, x_BLD))[:, :L]
+        blocks = self.depth - locked
+        rows = B * L // (mesh.size if mesh is not None else 1)
+        if (
+            read is None
+            or self.is_initializing()
+            or (self.unroll < blocks and rows < ROWS_TO_LEAVE_LAST)
+        ):
+            x_BLD = self.constrain(scan("blocks", blocks, x_BLD))[:, :L]
+            return x_BLD if read is None else (x_BLD, at(x_BLD, read))
+
+        first, last = leave_last(self.get_variable("params", "blocks"))
+        if blocks > 1:
+            x_BLD = scan("blocks", blocks - 1, x_BLD, first)
+
+        def apply(read: Position | None) -> jax.Array:
+            def block(params, x_BLD):
+                with jax.named_scope("blocks"):
+                    made = Block(**settings(1), parent=None)
+                    return made.apply({"params": params}, x_BLD, read)[0]
+
+            if self.remat != "none":
+                block = jax.checkpoint(block, policy=REMAT_POLICIES[self.remat])
+            return block(last, x_BLD)
+
+        return self.constrain(apply(None))[:, :L], self.constrain(apply(read))
 
 
 def transformer(tower: Blocks, compute: Compute, *, causal: bool) -> Transformer:

@@ -81,3 +81,21 @@ class SeparateQkv(nn.Module):
         q_bias_D, _, v_bias_D = jnp.split(bias, 3)
         q_BLD = project(x_BLD, of_q, q_bias_D, rounds_once=True)
         return (q_BLD, project(x_BLD, of_k), project(x_BLD, of_v)), v_bias_D
+
+
+class QueriesOfSome(nn.Module):
+    """The parameters of a `Dense` of 3 D features: queries of some positions, keys and values of all."""
+
+    std: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, some_BD: jax.Array, all_BLD: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        D = all_BLD.shape[-1]
+        kernel = self.param("kernel", nn.initializers.normal(self.std), (D, 3 * D))
+        bias = self.param("bias", nn.initializers.zeros, (3 * D,))
+        q_BD = project(some_BD.astype(self.dtype), kernel[:, :D], bias[:D])
+        kv_BLX = project(all_BLD.astype(self.dtype), kernel[:, D:], bias[D:])
+        return q_BD, *jnp.split(kv_BLX, 2, axis=-1)

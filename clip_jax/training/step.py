@@ -14,6 +14,7 @@ from clip_jax import sharding
 from clip_jax.config import HealthConfig, OptimizerConfig, TrainConfig
 from clip_jax.losses.objective import Objective, make_objective
 from clip_jax.models.clip import CLIP, abstract_inputs
+from clip_jax.training import updates
 from clip_jax.training.gradients import batch_gradients
 from clip_jax.training.metrics import mean_cosines
 from clip_jax.training.optimizer import follow_step
@@ -91,9 +92,10 @@ def train_step(
 
     # The learning rate is that of the step, however many were skipped before it.
     opt_state = follow_step(state.opt_state, state.step)
-    updates, opt_state = optimizer.update(_written(grads, mesh), opt_state, before)
-    updates = _written(updates, mesh)
-    update_norm = optax.tree.norm(updates)
+    update = functools.partial(optimizer.update, updates.written(grads, mesh), opt_state, before)
+    twice = updates.is_made_twice(update, mesh)
+    made = update() if twice else updates.written(update(), mesh)
+    update_norm = updates.norm_of(made[0], in_passing=twice)
     sound, health = check_health(
         state.health,
         cfg.health,
@@ -101,22 +103,26 @@ def train_step(
         grad_norm=grad_norm,
         update_norm=update_norm,
     )
-    params = optax.apply_updates(before, updates)
-    most = jnp.log(cfg.loss.max_logit_scale)
-    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, most)
-    changed = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
+    unchanged = {"params": before, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
     if state.ema is not None:
-        decay = average_decay(cfg.optimizer, state.step)
-        changed["ema"], changed["ema_batch_stats"] = jax.tree.map(
-            lambda old, new: decay * old + (1 - decay) * new,
-            (state.ema, state.ema_batch_stats),
-            (params, gradients.batch_stats),
-        )
-    changed = jax.tree.map(
-        lambda after, before: jnp.where(sound, after, before),
-        changed,
-        {name: getattr(state, name) for name in changed} | {"params": before},
-    )
+        unchanged |= {"ema": state.ema, "ema_batch_stats": state.ema_batch_stats}
+
+    def after() -> dict:
+        step, opt_state = update() if twice else made
+        params = optax.apply_updates(before, step)
+        most = jnp.log(cfg.loss.max_logit_scale)
+        params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, most)
+        found = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
+        if state.ema is not None:
+            decay = average_decay(cfg.optimizer, state.step)
+            found["ema"], found["ema_batch_stats"] = jax.tree.map(
+                lambda old, new: decay * old + (1 - decay) * new,
+                (state.ema, state.ema_batch_stats),
+                (params, gradients.batch_stats),
+            )
+        return found
+
+    changed = updates.chosen(sound, after, unchanged, in_place=twice)
     metrics = {
         "loss": gradients.loss,
         **gradients.metrics,
@@ -134,16 +140,6 @@ def train_step(
         state.replace(step=state.step + 1, health=health, **changed),
         metrics,
     )
-
-
-def _written(tree: Any, mesh: Mesh) -> Any:
-    """The same arrays; on a CPU what follows reads them from memory.
-
-    There a norm and the optimizer share the squares of a gradient, so that XLA writes these to memory, and
-    reads them twice; behind a barrier each squares what it reads.
-    """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return jax.lax.optimization_barrier(tree) if on_cpu else tree
 
 
 def average_decay(cfg: OptimizerConfig, step: jax.Array) -> jax.Array | float:

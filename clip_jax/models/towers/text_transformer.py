@@ -10,8 +10,9 @@ import numpy as np
 from flax import linen as nn
 
 from clip_jax.config import Activation
-from clip_jax.models.layers import LayerNorm, transformer
+from clip_jax.models.layers import transformer
 from clip_jax.models.linear import Dense
+from clip_jax.models.normalization import LayerNorm
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
 from clip_jax.models.tower import Compute, TextTower
 from clip_jax.registry import Count, Positive, Whole
@@ -132,15 +133,14 @@ class TextTransformer(nn.Module):
         )
         # Added in float32, so that the positions' gradient is summed over the batch in float32.
         x_BLD = (x_BLD + position_LD[None, :L]).astype(dtype)
-        x_BLD = transformer(cfg, self.compute, causal=cfg.causal)(x_BLD)
         if cfg.pool == "argmax":
             # The end token has the largest id, so argmax finds its position.
-            last_B = tokens_BL.argmax(axis=-1)
+            read = tokens_BL.argmax(axis=-1)
         elif cfg.pool == "eos":
-            last_B = (tokens_BL == cfg.end_id).argmax(axis=-1)
+            read = (tokens_BL == cfg.end_id).argmax(axis=-1)
         else:
-            last_B = jnp.full(tokens_BL.shape[0], L - 1)
-        x_BD = jnp.take_along_axis(x_BLD, last_B[:, None, None], axis=1)[:, 0]
+            read = L - 1
+        x_BLD, x_BD = transformer(cfg, self.compute, causal=cfg.causal)(x_BLD, read)
         x_BD = LayerNorm(cfg.norm_epsilon, dtype, name="post_norm")(x_BD)
         if not cfg.projection:
             return x_BD, x_BLD

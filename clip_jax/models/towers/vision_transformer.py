@@ -12,8 +12,9 @@ from flax import linen as nn
 
 from clip_jax.config import Activation
 from clip_jax.models.attention import plain_attention
-from clip_jax.models.layers import LayerNorm, Mlp, transformer
+from clip_jax.models.layers import Mlp, transformer
 from clip_jax.models.linear import Dense, drawn_as_matrix
+from clip_jax.models.normalization import LayerNorm
 from clip_jax.models.positions import resize_grid, square_side
 from clip_jax.models.stack import SHARDING_ROWS, block_flops, block_parameters
 from clip_jax.models.tower import Compute, ImageTower
@@ -155,17 +156,23 @@ class VisionTransformer(nn.Module):
         norm = {"epsilon": cfg.norm_epsilon, "dtype": dtype}
         if cfg.pre_norm:
             x_BLD = LayerNorm(name="pre_norm", **norm)(x_BLD)
-        x_BLD = transformer(cfg, self.compute, causal=False)(x_BLD)
-        x_BD = self.pool(x_BLD, LayerNorm(name="post_norm", **norm))
+        blocks, post_norm = (
+            transformer(cfg, self.compute, causal=False),
+            LayerNorm(name="post_norm", **norm),
+        )
+        if cfg.pool == "class":
+            x_BLD, x_BD = blocks(x_BLD, 0)
+            x_BD = post_norm(x_BD)
+        else:
+            x_BLD = blocks(x_BLD)
+            x_BD = self.pool(x_BLD, post_norm)
         if cfg.projection:
             x_BD = Dense(self.embed_dim, D**-0.5, dtype, use_bias=False, name="projection")(x_BD)
         return x_BD, x_BLD
 
     def pool(self, x_BLD: jax.Array, norm: LayerNorm) -> jax.Array:
-        """One vector an image. A norm of one position alone is the cheaper order, and equal."""
+        """One vector of all positions of an image."""
         cfg = self.config
-        if cfg.pool == "class":
-            return norm(x_BLD[:, 0])
         if cfg.pool == "map":
             return AttentionPool(cfg, self.compute.dtype, name="pool")(norm(x_BLD))
         first = int(cfg.class_token)
