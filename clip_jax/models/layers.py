@@ -295,12 +295,7 @@ class Transformer(nn.Module):
             locked = jax.tree.leaves(self.get_variable("params", "locked_blocks"))[0].shape[0]
             x_BLD = jax.lax.stop_gradient(scan("locked_blocks", locked, x_BLD))
         blocks = self.depth - locked
-        rows = B * L // (mesh.size if mesh is not None else 1)
-        if (
-            read is None
-            or self.is_initializing()
-            or (self.unroll < blocks and rows < ROWS_TO_LEAVE_LAST)
-        ):
+        if read is None or self.is_initializing() or not self._leaves_last(blocks, B * L):
             x_BLD = self.constrain(scan("blocks", blocks, x_BLD))[:, :L]
             return x_BLD if read is None else (x_BLD, at(x_BLD, read))
 
@@ -319,6 +314,15 @@ class Transformer(nn.Module):
             return block(last, x_BLD)
 
         return self.constrain(apply(None))[:, :L], self.constrain(apply(read))
+
+    def _leaves_last(self, blocks: int, rows: int) -> bool:
+        """Whether it is cheaper to have the last block apart: outside a loop, and of many rows."""
+        if self.unroll >= blocks:
+            return True
+        mesh = getattr(self.constrain, "mesh", None)
+        devices = 1 if mesh is None else mesh.size
+        # A batch of any size is a symbol, and may be small.
+        return isinstance(rows, int) and rows // devices >= ROWS_TO_LEAVE_LAST
 
 
 def transformer(tower: Blocks, compute: Compute, *, causal: bool) -> Transformer:

@@ -16,7 +16,9 @@ import optax
 from jax.sharding import Mesh
 
 # Primitives of an update that costs more than memory. One that is not here costs time, and nothing else.
-COSTLY = re.compile(r"= (dot_general|conv_general|while|scan|eigh|svd|qr|cholesky|triangular_solve)\b")
+COSTLY = re.compile(
+    r"= (dot_general|conv_general|while|scan|eigh|svd|qr|cholesky|triangular_solve)\b"
+)
 # Squares that are added before they are written. Of 2, 4, 8 and 16 the fastest.
 FOLDS = 8
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, LayerNorm, Transformer, normalize
+from clip_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, Transformer
+from clip_jax.models.normalization import LayerNorm, normalize
 
 
 def transformer(**changes) -> Transformer:

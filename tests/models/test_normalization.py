@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from clip_jax.models.layers import normalize as own
+from clip_jax.models.normalization import normalize as own
 
 
 def normalize(x_BLD, scale_D, bias_D, *, epsilon, dtype):

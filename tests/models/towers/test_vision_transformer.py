@@ -81,7 +81,17 @@ def test_means_are_of_the_patches_and_not_of_the_class_token():
         found = pooled(x_BLD, **MEAN, **order)
         np.testing.assert_allclose(found, 2 * x_BLD[:, 1:].mean(axis=1), atol=1e-5)
         np.testing.assert_array_equal(found, pooled(changed_BLD, **MEAN, **order))
-    np.testing.assert_array_equal(pooled(x_BLD), 2 * x_BLD[:, 0])
+
+
+def test_the_class_token_is_read_after_the_last_block():
+    model = tower(projection=False)
+    images_BHWC = jnp.asarray(np.random.default_rng(0).normal(size=(2, 16, 16, 3)), jnp.float32)
+    (found_BD, tokens_BLD), _ = model.init_with_output(jax.random.key(0), images_BHWC)
+    class_BD = np.asarray(tokens_BLD[:, 0], np.float64)
+    exact_BD = (class_BD - class_BD.mean(axis=1, keepdims=True)) / class_BD.std(
+        axis=1, keepdims=True
+    )
+    np.testing.assert_allclose(found_BD, exact_BD, atol=1e-3)
 
 
 def test_without_a_projection_the_embedding_has_the_width():
