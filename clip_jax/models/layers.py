@@ -117,6 +117,9 @@ class Attention(nn.Module):
         if read is not None:
             qkv = QueriesOfSome(self.in_std, self.dtype, name="qkv")
             q_BD, k_BLD, v_BLD = qkv(at(x_BLD, read), x_BLD)
+            # Else XLA for GPUs joins their gradients, outer products, with the products that follow,
+            # for which Triton then has no tiles.
+            k_BLD, v_BLD = row_major(k_BLD), row_major(v_BLD)
             q_B1NK, k_BLNK, v_BLNK = (
                 x.reshape(B, -1, self.heads, D // self.heads) for x in (q_BD, k_BLD, v_BLD)
             )

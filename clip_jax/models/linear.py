@@ -96,6 +96,11 @@ class QueriesOfSome(nn.Module):
         D = all_BLD.shape[-1]
         kernel = self.param("kernel", nn.initializers.normal(self.std), (D, 3 * D))
         bias = self.param("bias", nn.initializers.zeros, (3 * D,))
-        q_BD = project(some_BD.astype(self.dtype), kernel[:, :D], bias[:D])
-        kv_BLX = project(all_BLD.astype(self.dtype), kernel[:, D:], bias[D:])
-        return q_BD, *jnp.split(kv_BLX, 2, axis=-1)
+        of_q, of_k, of_v = jnp.split(kernel, 3, axis=1)
+        q_bias_D, k_bias_D, v_bias_D = jnp.split(bias, 3)
+        some_BD, all_BLD = some_BD.astype(self.dtype), all_BLD.astype(self.dtype)
+        return (
+            project(some_BD, of_q, q_bias_D),
+            project(all_BLD, of_k, k_bias_D),
+            project(all_BLD, of_v, v_bias_D),
+        )

@@ -1,4 +1,7 @@
-"""The train step compiles for GPUs on every mesh, with every loss, and in both types."""
+"""The train step compiles for GPUs on every mesh, with every loss, and in both types.
+
+Blocks are unrolled, and the last one of each tower attends from the position that is read: no kernel.
+"""
 
 import pytest
 
@@ -15,14 +18,14 @@ from clip_jax.planning.topologies import parse_topology
 )  # fmt: skip
 def test_others_take_cudnn_attention_too(topology, name, compile_for):
     runs = compile_for(topology, batch_size=8, name=name).program.kernels
-    assert runs["cuDNN attention, forward"] == runs["cuDNN attention, backward"] == 24
+    assert runs["cuDNN attention, forward"] == runs["cuDNN attention, backward"] == 22
 
 
 @pytest.mark.parametrize("frozen", ["image", "text"])
 def test_a_frozen_tower_runs_forward_alone(frozen, compile_for):
     runs = compile_for("h100:1", batch_size=8, name="ViT-B-32", freeze=frozen).program.kernels
-    assert runs["cuDNN attention, forward"] == 24
-    assert runs["cuDNN attention, backward"] == 12
+    assert runs["cuDNN attention, forward"] == 22
+    assert runs["cuDNN attention, backward"] == 11
 
 
 def test_float32_is_computed_with_plain_attention(compile_for):
@@ -56,7 +59,7 @@ def test_eight_gpus_exchange_what_their_mesh_and_loss_need(settings, kinds, comp
 
 def test_b_16_is_trained_on_eight_gpus(compile_for):
     program = compile_for("h100:8", batch_size=64, name="ViT-B-16", remat="attention").program
-    assert program.kernels["cuDNN attention, backward"] == 24
+    assert program.kernels["cuDNN attention, backward"] == 22
     gradients = sum(c.count * c.bytes for c in program.collectives if c.kind == "all-reduce")
     assert gradients > 4 * 149e6  # of all parameters, in float32
     assert {c.dtype for c in program.collectives if c.kind == "all-reduce"} == {"f32"}
