@@ -24,7 +24,8 @@ from clip_jax.models.attention import (
 )
 from clip_jax.models.linear import Dense, QueriesOfSome, SeparateQkv
 from clip_jax.models.normalization import LayerNorm
-from clip_jax.models.stack import Blocks, leave_last
+from clip_jax.models.reading import Position, at, leave_last, position
+from clip_jax.models.stack import Blocks
 from clip_jax.models.tower import Compute
 from clip_jax.numerics import add_bias
 
@@ -66,9 +67,6 @@ REMAT_POLICIES = {
 }
 
 
-# One position of all sequences, or one of each (B,).
-Position = int | jax.Array
-
 # Rows on a device from which a loop leaves its last block out. The parameters of the others are
 # copied for it, which costs more than few rows do.
 ROWS_TO_LEAVE_LAST = 8192
@@ -76,15 +74,6 @@ ROWS_TO_LEAVE_LAST = 8192
 
 def identity(x: jax.Array) -> jax.Array:
     return x
-
-
-def at(x_BLD: jax.Array, read: Position | None) -> jax.Array:
-    """x at one position of each sequence (B, D), or all of it."""
-    if read is None:
-        return x_BLD
-    if isinstance(read, int):
-        return x_BLD[:, read]
-    return jnp.take_along_axis(x_BLD, read[:, None, None], axis=1)[:, 0]
 
 
 def row_major(x: jax.Array) -> jax.Array:
@@ -248,6 +237,7 @@ class Transformer(nn.Module):
         follows from.
         """
         B, L, _ = x_BLD.shape
+        read = None if read is None else position(read, B, L)
         mesh = getattr(self.constrain, "mesh", None)
         kind = kind_for_blocks(self.kind, self.dtype, x_BLD.shape, heads=self.heads, mesh=mesh)
         padded = even(L) if kind == "cudnn" else L

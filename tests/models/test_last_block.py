@@ -9,8 +9,9 @@ from clip_jax.hardware import traced_for
 from clip_jax.models import attention, layers
 from clip_jax.models.attention import plain_attention
 from clip_jax.models.clip import create_model, init_variables
-from clip_jax.models.layers import Transformer, at
-from clip_jax.models.stack import leave_last
+from clip_jax.models.layers import Transformer
+from clip_jax.models.reading import at, leave_last
+from clip_jax.sharding import constrain_batch
 from tests.models.test_gpu_blocks import HOPPER, distance
 
 READ = {"first": 0, "last": 5, "of each": jnp.asarray([4, 1, 5])}
@@ -153,6 +154,68 @@ def test_the_position_that_a_gpu_adds_is_not_seen(causal, read, variables, x_BLD
     with traced_for(HOPPER):
         found = gradients(read_alone, *args, causal=causal, kind="auto", dtype=jnp.bfloat16)[1]
     assert distance(found, exact) < 1.5 * distance(elsewhere, exact) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("read", "same"),
+    [(-1, 5), (-6, 0), (np.int64(2), 2), (jnp.int32(3), 3), (np.asarray([4, -1, 0]), [4, 5, 0])],
+    ids=str,
+)
+def test_positions_are_counted_as_in_an_index(read, same, variables, x_BLD):
+    found = read_alone(transformer(), variables, x_BLD, read)
+    exact = read_after(transformer(), variables, x_BLD, jnp.broadcast_to(jnp.asarray(same), (3,)))
+    np.testing.assert_allclose(found, exact, atol=1e-5)
+
+
+@pytest.mark.parametrize("read", [6, -7])
+def test_a_position_that_no_sequence_has_is_refused(read, variables, x_BLD):
+    with pytest.raises(ValueError, match=f"position {read} cannot be read of 6.*0 to 5"):
+        transformer().apply(variables, x_BLD, read)
+
+
+@pytest.mark.parametrize("unroll", [1, 3])
+def test_lengths_may_be_symbols(unroll, variables, x_BLD):
+    model = transformer(unroll=unroll)
+    shape = jax.export.symbolic_shape("b, l, 16", constraints=("l >= 1",))
+    read_last = jax.jit(lambda x_BLD: model.apply(variables, x_BLD, x_BLD.shape[1] - 1)[1])
+    exported = jax.export.export(read_last)(jax.ShapeDtypeStruct(shape, jnp.float32))
+    np.testing.assert_allclose(
+        exported.call(x_BLD), read_after(model, variables, x_BLD, 5), atol=1e-5
+    )
+
+
+def test_the_last_block_is_rematerialised_too(x_BLD):
+    def products(remat: str) -> int:
+        model = transformer(depth=1, remat=remat)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), x_BLD)
+        loss = lambda v: read_alone(model, v, x_BLD, 2).sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss))(shapes)).count("dot_general[")
+
+    assert products("none") < products("full")
+
+
+def test_both_results_are_split_as_the_batch_is(variables, x_BLD):
+    seen = []
+
+    def constrain(x):
+        seen.append(x.shape)
+        return x
+
+    jax.eval_shape(transformer(constrain=constrain).apply, variables, x_BLD, 2)
+    assert seen[-2:] == [(3, 6, 16), (3, 16)]
+
+
+def test_rows_are_those_of_a_device(variables, mesh, monkeypatch):
+    monkeypatch.setattr(layers, "ROWS_TO_LEAVE_LAST", 12)
+    x_BLD = jnp.zeros((16, 6, 16))
+    for devices, blocks in ((1, 2), (8, 2), (2, 2)):
+        model = transformer(unroll=1, constrain=constrain_batch(mesh(devices)))
+        program = str(jax.make_jaxpr(lambda v, m=model: read_alone(m, v, x_BLD, 0))(variables))
+        assert f"length={blocks}" in program
+    monkeypatch.setattr(layers, "ROWS_TO_LEAVE_LAST", 13)
+    model = transformer(unroll=1, constrain=constrain_batch(mesh(8)))
+    program = str(jax.make_jaxpr(lambda v: read_alone(model, v, x_BLD, 0))(variables))
+    assert "length=3" in program
 
 
 def test_keys_may_end_at_another_place_in_each_sequence():

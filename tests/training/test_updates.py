@@ -50,14 +50,46 @@ def test_updates_are_computed_twice_where_they_cost_less_than_memory(name, twice
     assert not is_made_twice(mesh(8), make_optimizer(cfg, 20))
 
 
-@pytest.mark.parametrize("function", [jnp.linalg.qr, jnp.linalg.svd, jnp.linalg.cholesky])
-def test_factorisations_are_computed_once(function, mesh):
+def convolved(x):
+    return jax.lax.conv(x[None, None], x[None, None], (1, 1), "SAME")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        jnp.linalg.qr,
+        jnp.linalg.svd,
+        jnp.linalg.cholesky,
+        jnp.linalg.eigh,
+        jnp.linalg.det,
+        jnp.dot(np.eye(8), np.eye(8)).__matmul__,
+        convolved,
+        jnp.sort,
+        jnp.fft.fft,
+    ],
+)
+def test_products_factorisations_and_sorts_are_computed_once(function, mesh):
     def update(grads, state, params=None):
-        found = [jnp.asarray(part).sum() for part in function(jnp.eye(8))]
+        found = [jnp.abs(part).sum() for part in jax.tree.leaves(function(jnp.eye(8)))]
         return jax.tree.map(lambda g: g * found[0], grads), state
 
     optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), update)
     assert not is_made_twice(mesh(1), optimizer)
+
+
+def test_what_calls_the_host_is_computed_once(mesh):
+    def update(grads, state, params=None):
+        jax.debug.callback(lambda x: None, grads["logit_scale"])
+        return grads, state
+
+    def pure(grads, state, params=None):
+        size = jax.ShapeDtypeStruct((), jnp.float32)
+        factor = jax.pure_callback(lambda x: x, size, grads["logit_scale"])
+        return jax.tree.map(lambda g: g * factor, grads), state
+
+    for each in (update, pure):
+        optimizer = optax.GradientTransformation(lambda params: optax.EmptyState(), each)
+        assert not is_made_twice(mesh(1), optimizer)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
