@@ -2,6 +2,7 @@
 
 # X: queries, keys and values side by side, 3 D.
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -244,27 +245,9 @@ class Transformer(nn.Module):
         # Once here, and not before each attention, where it would cost a copy.
         x_BLD = jnp.pad(x_BLD, ((0, 0), (0, padded - L), (0, 0)))
 
-        def settings(blocks: int) -> dict:
-            """Of a block among so many in a scan."""
-            # What stands outside a loop XLA would merge with what is computed again: a scan of
-            # one turn, or the blocks that are left over by its turns. Else no barrier is needed.
-            looped = blocks >= 2 * self.unroll and blocks % self.unroll == 0
-            return {
-                "heads": self.heads,
-                "mlp_width": self.mlp_width,
-                "depth": self.depth,
-                "activation": self.activation,
-                "norm_epsilon": self.norm_epsilon,
-                "causal": self.causal,
-                "kind": kind,
-                "dtype": self.dtype,
-                "length": L if padded > L else None,
-                "looped": looped,
-                # Around the whole block stands a barrier already, where there is remat.
-                "prevent_cse": not looped and self.remat == "none",
-                "mesh": mesh,
-                "constrain": self.constrain,
-            }
+        settings = functools.partial(
+            self._settings, kind=kind, length=L if padded > L else None, mesh=mesh
+        )
 
         def scan(name: str, blocks: int, x_BLD: jax.Array, params: Any = None) -> jax.Array:
             """So many blocks, with these parameters in place of all that are there."""
@@ -304,9 +287,33 @@ class Transformer(nn.Module):
 
             if self.remat != "none":
                 block = jax.checkpoint(block, policy=REMAT_POLICIES[self.remat])
-            return block(last, x_BLD)
+            return self.constrain(block(last, x_BLD))
 
-        return self.constrain(apply(None))[:, :L], self.constrain(apply(read))
+        return apply(None)[:, :L], apply(read)
+
+    def _settings(
+        self, blocks: int, *, kind: AttentionKind, length: int | None, mesh: Mesh | None
+    ) -> dict:
+        """Of a block among so many in a scan."""
+        # What stands outside a loop XLA would merge with what is computed again: a scan of
+        # one turn, or the blocks that are left over by its turns. Else no barrier is needed.
+        looped = blocks >= 2 * self.unroll and blocks % self.unroll == 0
+        return {
+            "heads": self.heads,
+            "mlp_width": self.mlp_width,
+            "depth": self.depth,
+            "activation": self.activation,
+            "norm_epsilon": self.norm_epsilon,
+            "causal": self.causal,
+            "kind": kind,
+            "dtype": self.dtype,
+            "length": length,
+            "looped": looped,
+            # Around the whole block stands a barrier already, where there is remat.
+            "prevent_cse": not looped and self.remat == "none",
+            "mesh": mesh,
+            "constrain": self.constrain,
+        }
 
     def _leaves_last(self, blocks: int, rows: int) -> bool:
         """Whether it is cheaper to have the last block apart: outside a loop, and of many rows."""

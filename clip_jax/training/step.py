@@ -108,19 +108,7 @@ def train_step(
         unchanged |= {"ema": state.ema, "ema_batch_stats": state.ema_batch_stats}
 
     def after() -> dict:
-        step, opt_state = update() if twice else made
-        params = optax.apply_updates(before, step)
-        most = jnp.log(cfg.loss.max_logit_scale)
-        params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, most)
-        found = {"params": params, "batch_stats": gradients.batch_stats, "opt_state": opt_state}
-        if state.ema is not None:
-            decay = average_decay(cfg.optimizer, state.step)
-            found["ema"], found["ema_batch_stats"] = jax.tree.map(
-                lambda old, new: decay * old + (1 - decay) * new,
-                (state.ema, state.ema_batch_stats),
-                (params, gradients.batch_stats),
-            )
-        return found
+        return _stepped(state, before, update() if twice else made, gradients.batch_stats, cfg)
 
     changed = updates.chosen(sound, after, unchanged, in_place=twice)
     metrics = {
@@ -140,6 +128,29 @@ def train_step(
         state.replace(step=state.step + 1, health=health, **changed),
         metrics,
     )
+
+
+def _stepped(
+    state: TrainState,
+    before: dict,
+    made: tuple[dict, optax.OptState],
+    batch_stats: dict,
+    cfg: TrainConfig,
+) -> dict:
+    """The parts of the state that a step changes, after it."""
+    step, opt_state = made
+    params = optax.apply_updates(before, step)
+    most = jnp.log(cfg.loss.max_logit_scale)
+    params["logit_scale"] = jnp.clip(params["logit_scale"], 0.0, most)
+    after = {"params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+    if state.ema is not None:
+        decay = average_decay(cfg.optimizer, state.step)
+        after["ema"], after["ema_batch_stats"] = jax.tree.map(
+            lambda old, new: decay * old + (1 - decay) * new,
+            (state.ema, state.ema_batch_stats),
+            (params, batch_stats),
+        )
+    return after
 
 
 def average_decay(cfg: OptimizerConfig, step: jax.Array) -> jax.Array | float:

@@ -214,7 +214,8 @@ def test_no_shared_memory_has_a_name_that_a_kill_could_leave(read, numbered):
     before = set(os.listdir("/dev/shm"))
     with read(numbered(50), workers=2) as batches:
         next(batches)
-        assert set(os.listdir("/dev/shm")) == before
+        # Names may go meanwhile: those of what a library of another test left behind.
+        assert set(os.listdir("/dev/shm")) <= before
 
 
 def test_closing_leaves_no_process_and_no_thread(read, numbered):
