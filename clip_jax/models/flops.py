@@ -51,8 +51,9 @@ def training_flops(
 
     A backward pass costs two forward ones; a tower that `frozen` names ("image", "text") has one
     of its last `unlocked_blocks` alone.
-    What rematerialisation and accumulation compute a second time does not count: the figure is of
-    the model, so that spending less on the same step shows as a higher utilisation.
+    What rematerialisation and accumulation compute a second time does not count, and what the last
+    block leaves out, where one position is read, does: the figure is of the model, so that spending
+    less on the same step shows as a higher utilisation.
     """
     total = sum((1.0 if head.frozen else 3.0) * head.flops(config) for head in heads)
     for name, tower in config.towers.items():

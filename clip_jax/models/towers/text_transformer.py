@@ -79,7 +79,7 @@ class TextConfig(TextTower, group="text."):
         return TextTransformer(self, embed_dim, compute)
 
     def flops(self, embed_dim: int, *, train: bool = False) -> float:
-        """Every position counts."""
+        """Every position counts, in the last block too."""
         del train
         blocks = block_flops(self, self.context_length) * self.depth
         return blocks + (2 * self.width * embed_dim if self.projection else 0)
