@@ -9,18 +9,16 @@ from clip_jax.hardware import traced_for
 from clip_jax.models import attention, layers
 from clip_jax.models.attention import plain_attention
 from clip_jax.models.clip import create_model, init_variables
-from clip_jax.models.layers import Transformer
 from clip_jax.models.reading import at, leave_last
 from clip_jax.sharding import constrain_batch
+from tests.models import test_layers
 from tests.models.test_gpu_blocks import HOPPER, distance
 
 READ = {"first": 0, "last": 5, "of each": jnp.asarray([4, 1, 5])}
 
 
-def transformer(**changes) -> Transformer:
-    base = {"depth": 3, "heads": 2, "mlp_width": 32, "activation": "gelu", "norm_epsilon": 1e-5}
-    base |= {"causal": True, "kind": "plain", "remat": "none", "dtype": jnp.float32, "unroll": 3}
-    return Transformer(**base | changes)
+def transformer(**changes) -> layers.Transformer:
+    return test_layers.transformer(**{"unroll": 3} | changes)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +28,7 @@ def x_BLD():
 
 @pytest.fixture(scope="module")
 def variables(x_BLD):
-    shapes = jax.eval_shape(transformer().init, jax.random.key(0), x_BLD)
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 4, s.dtype), shapes)
+    return test_layers.drawn(x_BLD)
 
 
 def read_after(model, variables, x_BLD, read):

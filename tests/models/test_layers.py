@@ -22,11 +22,16 @@ def x_BLD():
     return jnp.asarray(np.random.default_rng(1).normal(size=(2, 6, 16)), jnp.float32)
 
 
-@pytest.fixture(scope="module")
-def variables(x_BLD):
+def drawn(x_BLD):
+    """Variables of that transformer."""
     shapes = jax.eval_shape(transformer().init, jax.random.key(0), x_BLD)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda s: jnp.asarray(rng.normal(size=s.shape) / 4, s.dtype), shapes)
+
+
+@pytest.fixture(scope="module")
+def variables(x_BLD):
+    return drawn(x_BLD)
 
 
 def loss_and_gradients(model, variables, x_BLD):

@@ -156,10 +156,8 @@ class VisionTransformer(nn.Module):
         norm = {"epsilon": cfg.norm_epsilon, "dtype": dtype}
         if cfg.pre_norm:
             x_BLD = LayerNorm(name="pre_norm", **norm)(x_BLD)
-        blocks, post_norm = (
-            transformer(cfg, self.compute, causal=False),
-            LayerNorm(name="post_norm", **norm),
-        )
+        blocks = transformer(cfg, self.compute, causal=False)
+        post_norm = LayerNorm(name="post_norm", **norm)
         if cfg.pool == "class":
             x_BLD, x_BD = blocks(x_BLD, 0)
             x_BD = post_norm(x_BD)
